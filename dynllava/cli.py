@@ -1,0 +1,47 @@
+"""``dynllava``: finds the commands in :mod:`dynllava.commands` and runs one of them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from dynllava import __version__, commands
+from dynllava.errors import UserError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with one sub-parser per module of :mod:`dynllava.commands`."""
+    parser = argparse.ArgumentParser(
+        prog="dynllava", description="Benchmark and analysis toolkit around Dynamic-LLaVA."
+    )
+    parser.add_argument("--version", action="version", version=f"dynllava {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for info in sorted(pkgutil.iter_modules(commands.__path__), key=lambda item: item.name):
+        module = importlib.import_module(f"dynllava.commands.{info.name}")
+        sub = subparsers.add_parser(
+            info.name.replace("_", "-"), help=module.HELP, description=module.__doc__
+        )
+        module.configure(sub)
+        sub.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``dynllava`` and return its exit code (0 success, 1 failure, 2 wrong usage)."""
+    args = build_parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UserError as error:
+        print(f"dynllava {args.command}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader of our output (``| head``) has gone: nothing is left to report.
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The embedded default model, its synthetic scenes and tasks."""

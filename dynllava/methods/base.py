@@ -1,0 +1,295 @@
+"""What a compression method is: hyper-parameters, a declared schedule, pure selection functions.
+
+The decoder (:mod:`dynllava.decoder`) owns the loop, the gathering and the cache.  A method only
+answers questions: *which tokens go on into layer i*, *what must be observed in layer i's
+attention*, and *how many tokens does each layer process*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from dynllava.errors import UserError
+
+if TYPE_CHECKING:
+    from dynllava.cache import LayerStore
+    from dynllava.tokens import TokenStream
+
+
+@dataclass(frozen=True)
+class PromptShape:
+    """Token counts of one prompt, in order: text, image, text.
+
+    A text-only prompt has ``image == 0``.
+    """
+
+    text_before: int
+    image: int
+    text_after: int
+
+    @property
+    def total(self) -> int:
+        """All prompt tokens."""
+        return self.text_before + self.image + self.text_after
+
+
+@dataclass(frozen=True)
+class ModelDims:
+    """Sizes that closed-form costs need (language model, and the predictors' own)."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    predictor_dim: int = 512
+    predictor_heads: int = 8
+    predictor_feedforward: int = 2048
+    predictor_blocks: int = 2
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One matmul-class operation outside the stock decoder layers, ``count`` times m x k x n.
+
+    ``phase`` is ``"prefill"`` (once a prompt) or ``"decode"`` (once an output token).
+    MACs = ``count * m * k * n``.
+    """
+
+    name: str
+    component: str
+    layer: int
+    phase: str
+    m: int
+    k: int
+    n: int
+    count: int = 1
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulate operations."""
+        return self.count * self.m * self.k * self.n
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tokens per layer as a function of prompt and output, for one row.
+
+    Attributes
+    ----------
+    prefill_rows : tuple of int
+        [layers] tokens that each layer processes in prefill.
+    prefill_kv : tuple of int
+        [layers] entries that each layer's cache holds after prefill.
+    drops_output : tuple of bool
+        [layers] whether dropped output tokens are missing from this layer.
+    kv_limit : tuple of (int or None)
+        [layers] most entries the cache holds (H2O's budget), ``None`` = no limit.
+    output_keep : str or float
+        How many of t output tokens are kept where ``drops_output``: a rate in [0, 1]
+        (``floor(rate * t + 0.5)``), or ``"alternate"`` (``ceil(t / 2)``).
+    """
+
+    prefill_rows: tuple[int, ...]
+    prefill_kv: tuple[int, ...]
+    drops_output: tuple[bool, ...]
+    kv_limit: tuple[int | None, ...]
+    output_keep: float | str = 1.0
+
+    def kept_outputs(self, outputs: int) -> int:
+        """Return how many of ``outputs`` output tokens the dropping layers keep (expected)."""
+        if self.output_keep == "alternate":
+            return math.ceil(outputs / 2)
+        return math.floor(float(self.output_keep) * outputs + 0.5)
+
+    def kv_lengths(self, outputs: int, kept: int | None = None) -> list[int]:
+        """Return [layers] cache entries after ``outputs`` output tokens were fed.
+
+        ``kept`` is the realised number of kept ones; by default the expected one.
+        """
+        kept = self.kept_outputs(outputs) if kept is None else kept
+        lengths = []
+        for stored, drops, limit in zip(
+            self.prefill_kv, self.drops_output, self.kv_limit, strict=True
+        ):
+            length = stored + (kept if drops else outputs)
+            lengths.append(length if limit is None else min(length, limit))
+        return lengths
+
+    def attended_lengths(self, outputs: int, kept: int | None = None) -> list[int]:
+        """Return [layers] keys that the next decode query attends to, itself included."""
+        return [length + 1 for length in self.kv_lengths(outputs, kept)]
+
+    def nocache_rows(self, outputs: int, kept: int | None = None) -> list[int]:
+        """Return [layers] tokens processed by one call without a cache.
+
+        ``outputs`` output tokens follow the prompt; ``kept`` counts those kept among the first
+        ``outputs - 1``, since the last one always takes part in its own step.
+        """
+        if outputs == 0:
+            return list(self.prefill_rows)
+        kept = self.kept_outputs(outputs - 1) if kept is None else kept
+        return [
+            rows + (kept + 1 if drops else outputs)
+            for rows, drops in zip(self.prefill_rows, self.drops_output, strict=True)
+        ]
+
+
+@dataclass
+class Probe:
+    """What the decoder must observe in one layer's attention; nothing else is computed.
+
+    Attributes
+    ----------
+    query_rows : Tensor [B, R] int64 or None
+        Query rows whose softmax probabilities over all keys are wanted.  Observed as
+        ``rows`` float32 [B, H, R, L].
+    column_sums : bool
+        Sum over the valid queries of the causal attention, per head.  Observed as ``sums``
+        float32 [B, H, L].
+    """
+
+    query_rows: torch.Tensor | None = None
+    column_sums: bool = False
+
+
+@dataclass
+class Observed:
+    """What a :class:`Probe` saw (see there for shapes)."""
+
+    rows: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
+
+
+@dataclass
+class Selection:
+    """Which tokens go on, as seen from one layer's input.
+
+    Attributes
+    ----------
+    keep : Tensor [B, L] bool
+        True = the token goes on.  Positions past a row's length are ignored.
+    merged : Tensor [B, C, D] or None
+        New tokens that stand for dropped ones (SparseVLM's recycling); they are put
+        behind the row's last kept image token.
+    merged_length : Tensor [B] int64 or None
+        How many of the C merged tokens each row has.
+    renumber : bool
+        Renumber positions 0.. within the shortened row (SparseVLM v1.5) instead of keeping
+        the original ones.
+    """
+
+    keep: torch.Tensor
+    merged: torch.Tensor | None = None
+    merged_length: torch.Tensor | None = None
+    renumber: bool = False
+
+
+@dataclass
+class StepContext:
+    """What a method may look at in one forward call.
+
+    Attributes
+    ----------
+    stream : TokenStream
+        Tokens at the input of the current layer.
+    image_predictor, output_predictor : Module or None
+        The model's predictors (Dynamic-LLaVA only).
+    decoding : bool
+        True when the call continues an existing cache.
+    state : dict
+        The method's own scratch space for this call (e.g. SparseVLM's raters).
+    num_layers : int
+        Decoder layers.
+    sample_ids : Tensor [B] int64
+        Stable identity of each row, so that hashing methods do not depend on batching.
+    record : dict
+        What the method wants reported (scores, logits, kept indices) after the call.
+    """
+
+    stream: TokenStream
+    image_predictor: torch.nn.Module | None
+    output_predictor: torch.nn.Module | None
+    decoding: bool
+    num_layers: int
+    sample_ids: torch.Tensor
+    state: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Method:
+    """Base class: keeps every token everywhere.
+
+    Subclasses are dataclasses whose fields are the method's hyper-parameters.
+    """
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    prunes: ClassVar[str] = "nothing"
+    saves: ClassVar[tuple[str, ...]] = ()
+    positions: ClassVar[str] = "original"
+    certificate: ClassVar[str] = ""
+
+    def validate(self, num_layers: int) -> None:
+        """Raise :class:`UserError` if a parameter does not fit a model of ``num_layers``."""
+
+    def probe(self, layer: int, ctx: StepContext) -> Probe | None:
+        """Return what must be observed in the attention of ``layer`` (0-based), or None."""
+        return None
+
+    def select(self, layer: int, ctx: StepContext, observed: Observed | None) -> Selection | None:
+        """Return which tokens enter ``layer``; ``observed`` comes from layer ``layer - 1``.
+
+        While decoding with a cache, ``keep`` says whose K/V is stored from this layer on.
+        """
+        return None
+
+    def cache_budget(self, layer: int, prompt_rows: torch.Tensor) -> torch.Tensor | None:
+        """Return [B, 2] int64 heavy and recent budgets of ``layer``'s cache, or None."""
+        return None
+
+    def rolls_positions(self) -> bool:
+        """Return whether cached keys are re-rotated to their slot index (H2O "streaming")."""
+        return False
+
+    def compact_positions(self) -> bool:
+        """Return whether a decode query's position is the layer's own cache length."""
+        return False
+
+    def schedule(self, shape: PromptShape, num_layers: int) -> Schedule:
+        """Return the declared tokens per layer for one row."""
+        total = (shape.total,) * num_layers
+        return Schedule(total, total, (False,) * num_layers, (None,) * num_layers)
+
+    def overhead(self, shape: PromptShape, dims: ModelDims) -> list[Operation]:
+        """Return the method's own matmul-class operations (predictors, scores, clustering)."""
+        return []
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the hyper-parameters as plain values."""
+        return dataclasses.asdict(self)
+
+
+def check_fraction(name: str, value: float, *, low_open: bool = True) -> None:
+    """Raise :class:`UserError` unless ``value`` is a share in (0, 1] (or [0, 1])."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    low_ok = number and (value > 0 if low_open else value >= 0)
+    if not number or math.isnan(value) or not low_ok or value > 1:
+        raise UserError(f"{name}={value!r}: accepted is a number in {'(' if low_open else '['}0, 1]")
+
+
+def check_layer(name: str, value: int, num_layers: int, *, first: int = 0) -> None:
+    """Raise :class:`UserError` unless ``value`` is a layer index in [first, num_layers - 1]."""
+    if not isinstance(value, int) or isinstance(value, bool) or not first <= value < num_layers:
+        raise UserError(
+            f"{name}={value!r}: accepted is a layer index from {first} to {num_layers - 1}"
+        )

@@ -1,0 +1,1 @@
+"""FLOPs, KV memory, latency, devices: the cost ledger."""

@@ -1,0 +1,1 @@
+"""Numbers published in papers, as CSV (see README.md)."""
