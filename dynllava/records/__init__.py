@@ -1,0 +1,34 @@
+"""Run records: what a run scored and what it cost, in one schema and one append-only store."""
+
+from dynllava.records.hashing import hash_files, hash_rows
+from dynllava.records.lmms_eval_results import import_lmms_eval
+from dynllava.records.schema import (
+    SCHEMA_VERSION,
+    Counted,
+    Environment,
+    Measured,
+    MethodInfo,
+    ModelInfo,
+    RunRecord,
+    Score,
+    TaskInfo,
+)
+from dynllava.records.store import Problem, RecordStore, read_tree
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Counted",
+    "Environment",
+    "Measured",
+    "MethodInfo",
+    "ModelInfo",
+    "Problem",
+    "RecordStore",
+    "RunRecord",
+    "Score",
+    "TaskInfo",
+    "hash_files",
+    "hash_rows",
+    "import_lmms_eval",
+    "read_tree",
+]
