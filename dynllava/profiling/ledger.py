@@ -1,0 +1,193 @@
+"""One ledger: the multiply-accumulates of a run, by mode, component and layer.
+
+A run generates ``outputs`` tokens: the first comes from the prefill, the other ``outputs - 1``
+are each fed once.  Its modes:
+
+``prefill``
+    One call on the prompt; logits of the last position only, as ``generate`` computes them.
+``decode``
+    ``outputs - 1`` steps with a cache, one query each.
+``decode_nocache``
+    ``outputs - 1`` calls on the prompt and all output tokens so far; the selection of image
+    tokens is made anew in every call.  The vision tower runs once (its embeddings are kept).
+
+Every number is per batch, includes the method's own overhead, and is in MAC (one MAC is two
+FLOPs); realised instead of declared token counts enter as a changed :class:`Schedule`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from dynllava.errors import UserError
+from dynllava.methods.base import Method, ModelDims, Operation, PromptShape, Schedule
+from dynllava.profiling import flops
+from dynllava.profiling.spec import ModelSpec
+
+MODES = ("prefill", "decode", "decode_nocache")
+
+LayerCounter = Callable[[ModelDims, int, int, int], dict[str, int]]
+"""(dims, queries, keys, batch) -> MACs by component of one decoder layer."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is executed.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        The model.
+    method : Method
+        The compression method.
+    shape : PromptShape
+        Tokens of one prompt.
+    outputs : int
+        Generated tokens, the first (from prefill) included.
+    batch : int
+        Equal sequences.
+    schedule : Schedule
+        Tokens per layer: the method's declared schedule, or a realised one.
+    """
+
+    spec: ModelSpec
+    method: Method
+    shape: PromptShape
+    outputs: int = 1
+    batch: int = 1
+    schedule: Schedule = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for name in ("outputs", "batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: accepted is 1 or more")
+        if self.schedule is None:
+            layers = self.spec.dims.layers
+            self.method.validate(layers)
+            object.__setattr__(self, "schedule", self.method.schedule(self.shape, layers))
+
+    def realised(self, *, output_keep: float | None = None, **changes: object) -> Run:
+        """Return the run with realised token counts in place of declared ones.
+
+        ``output_keep`` is the realised share of kept output tokens; other ``changes`` are
+        fields of :class:`Schedule`, e.g. ``prefill_rows``.
+        """
+        if output_keep is not None:
+            changes["output_keep"] = output_keep
+        return replace(self, schedule=replace(self.schedule, **changes))
+
+    def dense(self) -> Run:
+        """Return the same run without compression."""
+        return Run(self.spec, Method(), self.shape, self.outputs, self.batch)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """MACs of one component in one layer (None: outside the decoder layers), whole batch."""
+
+    component: str
+    layer: int | None
+    macs: int
+
+
+def layer_calls(run: Run, mode: str) -> Counter[tuple[int, int, int]]:
+    """Return how often layer l runs q queries on k keys, as a counter of (l, q, k)."""
+    calls: Counter[tuple[int, int, int]] = Counter()
+    schedule = run.schedule
+    if mode == "prefill":
+        for layer, rows in enumerate(schedule.prefill_rows):
+            calls[layer, rows, rows] += 1
+    elif mode == "decode":
+        for fed in range(run.outputs - 1):
+            for layer, keys in enumerate(schedule.attended_lengths(fed)):
+                calls[layer, 1, keys] += 1
+    elif mode == "decode_nocache":
+        for fed in range(1, run.outputs):
+            for layer, rows in enumerate(schedule.nocache_rows(fed)):
+                calls[layer, rows, rows] += 1
+    else:
+        raise UserError(f"mode {mode!r}: accepted are {', '.join(MODES)}")
+    return calls
+
+
+def operation_calls(run: Run, mode: str) -> list[tuple[Operation, int]]:
+    """Return the method's own operations and how often each is executed."""
+    steps = run.outputs - 1
+    # Without a cache, call number ``fed`` judges again every output token fed so far.
+    repeats = {
+        "prefill": {"prefill": 1, "decode": 0},
+        "decode": {"prefill": 0, "decode": steps},
+        "decode_nocache": {"prefill": steps, "decode": steps * (steps + 1) // 2},
+    }[mode]
+    operations = run.method.overhead(run.shape, run.spec.dims)
+    return [(item, repeats[item.phase]) for item in operations if repeats[item.phase]]
+
+
+def head_rows(run: Run, mode: str) -> int:
+    """Return the positions per sequence at which logits are computed (one a call)."""
+    return 1 if mode == "prefill" else run.outputs - 1
+
+
+def entries(
+    run: Run,
+    mode: str,
+    *,
+    vision: bool = True,
+    layer_counter: LayerCounter = flops.decoder_layer,
+) -> list[Entry]:
+    """Return the ledger of one mode.
+
+    Parameters
+    ----------
+    run : Run
+        What is executed.
+    mode : str
+        One of :data:`MODES`.
+    vision : bool
+        Whether vision tower and projector are included (in ``prefill`` only).
+    layer_counter : callable
+        Where a decoder layer's MACs come from: the closed form or a counter.
+    """
+    dims, batch = run.spec.dims, run.batch
+    totals: Counter[tuple[str, int | None]] = Counter()
+    for (layer, queries, keys), times in layer_calls(run, mode).items():
+        for component, macs in layer_counter(dims, queries, keys, batch).items():
+            totals[component, layer] += times * macs
+    for operation, times in operation_calls(run, mode):
+        totals[operation.component, operation.layer] += times * batch * operation.macs
+    totals["lm_head", None] += flops.lm_head(dims, head_rows(run, mode), batch)
+    if vision and mode == "prefill" and run.shape.image and run.spec.vision is not None:
+        totals["vision_tower", None] += flops.vision_tower(run.spec.vision, batch)
+        totals["projector", None] += flops.projector(run.spec, batch)
+    ordered = sorted(totals.items(), key=lambda item: (item[0][1] is None, item[0][1] or 0))
+    return [Entry(component, layer, macs) for (component, layer), macs in ordered]
+
+
+def by_component(items: Iterable[Entry]) -> dict[str, int]:
+    """Return MACs by component, in table order; components that did not run are 0."""
+    totals = dict.fromkeys(flops.COMPONENTS, 0)
+    for item in items:
+        totals[item.component] = totals.get(item.component, 0) + item.macs
+    return totals
+
+
+def by_layer(items: Iterable[Entry], layers: int) -> list[int]:
+    """Return [layers] MACs of each decoder layer, the method's overhead there included."""
+    totals = [0] * layers
+    for item in items:
+        if item.layer is not None:
+            totals[item.layer] += item.macs
+    return totals
+
+
+def total(items: Iterable[Entry]) -> int:
+    """Return the MACs of all entries."""
+    return sum(item.macs for item in items)
+
+
+def image_tokens_per_layer(run: Run) -> list[int]:
+    """Return [layers] image tokens (merged ones included) processed in prefill."""
+    text = run.shape.total - run.shape.image
+    return [rows - text for rows in run.schedule.prefill_rows]
