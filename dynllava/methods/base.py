@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from dynllava.errors import UserError
+from dynllava.tokens import Segment, TokenStream
 
 if TYPE_CHECKING:
-    from dynllava.cache import LayerStore
-    from dynllava.tokens import TokenStream
+    from dynllava.cache import LayerStore, Lengths, SparseCache
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,10 @@ class Selection:
     ----------
     keep : Tensor [B, L] bool
         True = the token goes on.  Positions past a row's length are ignored.
+    hide : bool
+        The tokens stay and are computed, but as keys they are invisible from this layer on, in
+        this call only (FastV's re-ranking decoder).  While decoding, ``keep`` then covers the
+        cached entries and this call's token.
     merged : Tensor [B, C, D] or None
         New tokens that stand for dropped ones (SparseVLM's recycling); they are put
         behind the row's last kept image token.
@@ -187,6 +191,7 @@ class Selection:
     """
 
     keep: torch.Tensor
+    hide: bool = False
     merged: torch.Tensor | None = None
     merged_length: torch.Tensor | None = None
     renumber: bool = False
@@ -208,6 +213,11 @@ class StepContext:
         The method's own scratch space for this call (e.g. SparseVLM's raters).
     num_layers : int
         Decoder layers.
+    output_index : Tensor [B, L] int64
+        How many output tokens of the row came before each token (a token's own ordinal if
+        it is an output token).
+    cache : SparseCache or None
+        The cache, for methods that look at what was stored.
     sample_ids : Tensor [B] int64
         Stable identity of each row, so that hashing methods do not depend on batching.
     record : dict
@@ -220,8 +230,16 @@ class StepContext:
     decoding: bool
     num_layers: int
     sample_ids: torch.Tensor
+    output_index: torch.Tensor
+    cache: SparseCache | None = None
     state: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+
+    def last_prompt_row(self) -> torch.Tensor:
+        """Return [B] int64: stream row of each row's last prompt token."""
+        rows = torch.arange(self.stream.size, device=self.stream.segment.device)
+        prompt = self.stream.valid() & ~self.stream.is_segment(Segment.OUTPUT)
+        return torch.where(prompt, rows, 0).amax(1)
 
 
 @dataclass
@@ -253,12 +271,30 @@ class Method:
         """
         return None
 
-    def cache_budget(self, layer: int, prompt_rows: torch.Tensor) -> torch.Tensor | None:
-        """Return [B, 2] int64 heavy and recent budgets of ``layer``'s cache, or None."""
+    def output_layer(self) -> int | None:
+        """Return the first layer that may lack output tokens, or None if none does."""
         return None
 
-    def rolls_positions(self) -> bool:
-        """Return whether cached keys are re-rotated to their slot index (H2O "streaming")."""
+    def check_checkpoint(self, sparse_config: dict[str, Any]) -> None:
+        """Raise :class:`UserError` if the checkpoint was not trained for these parameters."""
+
+    def make_store(
+        self, layer: int, stream: TokenStream, lengths: Lengths, chunk: int
+    ) -> LayerStore:
+        """Return the cache of ``layer`` for the prompt tokens in ``stream``.
+
+        Methods that evict per head return a store of their own.
+        """
+        from dynllava.cache import LayerStore
+
+        return LayerStore(lengths, chunk)
+
+    def scores_stepwise(self) -> bool:
+        """Return whether a continuation must be scored token by token.
+
+        True where what a token sees depends on decisions made while decoding that have no mask
+        formula (eviction).
+        """
         return False
 
     def compact_positions(self) -> bool:
@@ -293,3 +329,30 @@ def check_layer(name: str, value: int, num_layers: int, *, first: int = 0) -> No
         raise UserError(
             f"{name}={value!r}: accepted is a layer index from {first} to {num_layers - 1}"
         )
+
+
+def top_image_tokens(
+    scores: torch.Tensor, stream: TokenStream, counts: torch.Tensor
+) -> torch.Tensor:
+    """Return [B, L] bool: every other token, and the image tokens with the highest scores.
+
+    Parameters
+    ----------
+    scores : Tensor [B, L] float
+        Score of each image token; other columns are ignored.
+    stream : TokenStream
+        The tokens.
+    counts : Tensor [B] int64
+        Image tokens to keep per row.
+
+    Notes
+    -----
+    Equal scores go to the earlier token, so that a choice never depends on the sort kernel.
+    """
+    is_image = stream.is_segment(Segment.IMAGE)
+    masked = scores.masked_fill(~is_image.to(scores.device), float("-inf"))
+    order = torch.argsort(masked, dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
+    return (~is_image) | ((rank < counts.to(rank.device)[:, None]).to(is_image.device) & is_image)

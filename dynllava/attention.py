@@ -1,0 +1,262 @@
+"""The one attention function of dynllava, registered under its own name.
+
+Stock attention modules hand it q, k and v after RoPE.  It stores K/V, attends through a
+standard kernel (sdpa, eager, flash) and adds only what a method asked to observe: a few query rows,
+column sums, or the training policy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from dynllava.methods.base import Observed, Probe
+
+NAME = "dynllava"
+KERNELS = ("sdpa", "eager", "flash_attention_2")
+QUERY_BLOCK = 256
+
+
+@dataclass
+class LayerCall:
+    """What one layer's attention must do in this call.
+
+    Attributes
+    ----------
+    kernel : str
+        One of :data:`KERNELS`.
+    phase : str
+        ``"prompt"`` (the keys are this call's own), ``"step"`` (one token on a cache) or
+        ``"extend"`` (several tokens on a cache).
+    store : LayerStore or None
+        Where K/V goes; None without a cache.
+    length : Tensor [B] int64
+        Valid tokens of this call per row.
+    slots : Tensor [B, 1, q] int64 or None
+        Cache slots that the new entries are written to (step, extend).
+    mask : Tensor bool, broadcastable to [B, H, q, keys], or None
+        Visible keys; None = causal (prompt) or everything (step).
+    span : int
+        Cached entries that a step or extension looks at.
+    probe, observed : Probe or None, Observed or None
+        What to observe, and what was observed.
+    policy : Tensor [B, L] float or None
+        Training's key policy (masked softmax, paper Eq. 7).
+    rotary : callable or None
+        ``rotary(x, position_ids) -> (cos, sin)``, for stores that re-rotate keys.
+    """
+
+    kernel: str
+    phase: str
+    store: Any = None
+    length: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    span: int = 0
+    probe: Probe | None = None
+    observed: Observed | None = None
+    policy: torch.Tensor | None = None
+    rotary: Any = None
+
+
+def register() -> None:
+    """Register the attention function with transformers (idempotent)."""
+    AttentionInterface.register(NAME, sparse_attention)
+
+
+def sparse_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sparse_call: LayerCall | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as ``sparse_call`` says.
+
+    Parameters
+    ----------
+    module : Module
+        The stock attention module.
+    query : Tensor [B, H, q, d]
+        After RoPE.
+    key, value : Tensor [B, Hkv, q, d]
+        After RoPE.
+    attention_mask : None
+        Unused: the call carries the mask.
+    scaling : float
+        Softmax scale.
+    dropout : float
+        Attention dropout (prompt phase).
+    sparse_call : LayerCall
+        Set by the decoder.
+
+    Returns
+    -------
+    tuple
+        Output [B, q, H, d] and None.
+    """
+    call = sparse_call
+    if call is None:
+        raise RuntimeError("this attention runs inside dynllava's decoder only")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if call.phase == "prompt":
+        out = _prompt(module, query, key, value, scaling, dropout, call)
+    else:
+        if call.slots is not None:
+            call.slots = call.slots.to(query.device)
+        if call.mask is not None:
+            call.mask = call.mask.to(query.device)
+        attend_cache = call.store.step if call.phase == "step" else call.store.extend
+        out = attend_cache(query, key, value, scaling, call)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _prompt(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    dropout: float,
+    call: LayerCall,
+) -> torch.Tensor:
+    if call.policy is not None:
+        # Training imports inference nowhere; the seam is this one lazily imported function.
+        from dynllava.training.masked_softmax import policy_attention
+
+        return policy_attention(query, key, value, call.policy.to(query.device), scaling)
+    if call.probe is not None:
+        call.observed = observe(query, key, call.probe, scaling, call.length.to(query.device))
+    if call.store is not None:
+        call.store.fill_prompt(key, value, call)
+    mask = None if call.mask is None else call.mask.to(query.device)
+    if call.kernel == "flash_attention_2" and mask is None:
+        flash = AttentionInterface()["flash_attention_2"]
+        out, _ = flash(
+            module, query, key, value, None, dropout=dropout, scaling=scaling, is_causal=True
+        )
+        return out.transpose(1, 2)
+    return attend(query, key, value, scaling, mask=mask, causal=mask is None, kernel=call.kernel)
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    *,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+    kernel: str = "sdpa",
+) -> torch.Tensor:
+    """Plain attention with grouped-query support.
+
+    Parameters
+    ----------
+    query : Tensor [B, H, q, d]
+    key, value : Tensor [B, Hkv, k, d]
+    scaling : float
+        Softmax scale.
+    mask : Tensor bool, broadcastable to [B, 1, q, k], optional
+        True = visible.
+    causal : bool
+        Lower-triangular visibility (q == k).
+    kernel : str
+        ``"eager"`` computes the softmax explicitly in float32, anything else uses sdpa.
+
+    Returns
+    -------
+    Tensor [B, H, q, d]
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and query.shape[2] == 1:
+        # One query token: its heads become queries of their key/value head, nothing is copied.
+        batch, heads, _, dim = query.shape
+        packed = query.reshape(batch, heads // groups, groups, dim)
+        out = attend(packed, key, value, scaling, mask=mask, kernel=kernel)
+        return out.reshape(batch, heads, 1, dim)
+    if groups > 1:
+        key = key.repeat_interleave(groups, 1)
+        value = value.repeat_interleave(groups, 1)
+    if kernel == "eager":
+        weights = softmax_weights(query, key, scaling, mask=mask, causal=causal)
+        return weights.to(query.dtype) @ value
+    causal = causal and query.shape[2] > 1
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scaling
+    )
+
+
+def softmax_weights(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scaling: float,
+    *,
+    mask: torch.Tensor | None = None,
+    causal: bool = False,
+    first_row: int = 0,
+) -> torch.Tensor:
+    """Return float32 attention probabilities [B, H, q, k]; heads of q and k already match.
+
+    ``first_row`` is the row number of the first query, for blocks of a causal square.
+    """
+    scores = (query @ key.transpose(-1, -2)).float() * scaling
+    if causal:
+        rows = torch.arange(query.shape[2], device=query.device) + first_row
+        columns = torch.arange(key.shape[2], device=query.device)
+        scores = scores.masked_fill(columns[None, :] > rows[:, None], float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1)
+
+
+def observe(
+    query: torch.Tensor, key: torch.Tensor, probe: Probe, scaling: float, length: torch.Tensor
+) -> Observed:
+    """Compute what ``probe`` asks for, never a full attention matrix.
+
+    Parameters
+    ----------
+    query : Tensor [B, H, L, d]
+    key : Tensor [B, Hkv, L, d]
+    length : Tensor [B] int64
+        Valid tokens per row; padded queries are left out of the column sums.
+    """
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    rows = sums = None
+    if probe.query_rows is not None:
+        index = probe.query_rows.to(query.device)
+        chosen = query.gather(
+            2, index[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[-1])
+        )
+        visible = torch.arange(key.shape[2], device=query.device) <= index[:, :, None]
+        rows = softmax_weights(chosen, key, scaling, mask=visible[:, None])
+    if probe.column_sums:
+        sums = column_sums(query, key, scaling, length)
+    return Observed(rows=rows, sums=sums)
+
+
+def column_sums(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, length: torch.Tensor
+) -> torch.Tensor:
+    """Return [B, H, L] float32: causal attention summed over each row's valid queries.
+
+    Works in blocks of :data:`QUERY_BLOCK` queries: memory grows with L, not with its square.
+    """
+    total = query.new_zeros(query.shape[:2] + key.shape[2:3], dtype=torch.float32)
+    for start in range(0, query.shape[2], QUERY_BLOCK):
+        block = query[:, :, start : start + QUERY_BLOCK]
+        # Later keys are invisible to the whole block.
+        end = start + block.shape[2]
+        weights = softmax_weights(block, key[:, :, :end], scaling, causal=True, first_row=start)
+        real = torch.arange(start, end, device=query.device)[None, :] < length[:, None]
+        total[:, :, :end] += (weights * real[:, None, :, None]).sum(2)
+    return total

@@ -1,0 +1,541 @@
+"""Dynamic-LLaVA as a Hugging Face model, and the wrapper for stock LLaVA models."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
+
+from dynllava import attention
+from dynllava.cache import DEFAULT_CHUNK, SparseCache
+from dynllava.config import DynamicLlavaConfig
+from dynllava.decoder import DecoderResult, Pass, PolicyHook, make_context
+from dynllava.errors import UserError
+from dynllava.methods import create
+from dynllava.methods.base import Method
+from dynllava.predictors import ImagePredictor, OutputPredictor
+from dynllava.report import CallReport
+from dynllava.tokens import Segment, TokenStream, align_left, restore_columns
+
+SAMPLE_ID_MODULUS = 2_147_483_647
+
+
+class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+    """LLaVA whose decoder runs under a compression method.
+
+    The method is ``dynamic_llava`` with the checkpoint's parameters unless :meth:`set_method` says
+    otherwise.  Positions are computed from ``attention_mask``; a ``position_ids`` argument is
+    ignored.
+    """
+
+    config_class = DynamicLlavaConfig
+    _supports_flash_attn = True
+    _supports_sdpa = True
+
+    def __init__(self, config: DynamicLlavaConfig) -> None:
+        super().__init__(config)
+        sparsity = config.sparsity()
+        hidden = config.text_config.hidden_size
+        self.image_predictor: ImagePredictor | None = None
+        self.output_predictor: OutputPredictor | None = None
+        if sparsity.use_vision_predictor:
+            self.image_predictor = ImagePredictor(
+                hidden,
+                sparsity.d_model,
+                sparsity.nhead,
+                sparsity.dim_feedforward,
+                sparsity.num_layers,
+            )
+        if sparsity.use_output_text_predictor:
+            self.output_predictor = OutputPredictor(hidden, sparsity.d_model)
+        self.last_report: CallReport | None = None
+        self.kv_chunk = DEFAULT_CHUNK
+        self._stock: tuple[nn.Module, ...] = ()
+        self._take_over_attention()
+        self.set_method(default_method(config))
+        self.post_init()
+
+    def _take_over_attention(self) -> None:
+        """Route the decoder layers' attention through ours; remember the kernel asked for."""
+        attention.register()
+        text_config = self.model.language_model.config
+        chosen = text_config._attn_implementation
+        if chosen != attention.NAME:
+            self.kernel = check_kernel(chosen)
+        text_config._attn_implementation = attention.NAME
+        refuse_sliding_windows(text_config)
+
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
+        """Choose the kernel: sdpa, eager or flash_attention_2."""
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        self._take_over_attention()
+
+    # ------------------------------------------------------------------ method
+
+    def set_method(self, method: str | Method, **parameters: Any) -> None:
+        """Switch the compression method in place.
+
+        Parameters
+        ----------
+        method : str or Method
+            A registered name with its parameters, or a method.
+
+        Raises
+        ------
+        UserError
+            If a parameter does not fit this model or checkpoint.
+        """
+        chosen = create(method, **parameters) if isinstance(method, str) else method
+        chosen.validate(self.config.text_config.num_hidden_layers)
+        chosen.check_checkpoint(getattr(self.config, "sparse_config", None) or {})
+        self.method = chosen
+
+    def unwrap(self) -> LlavaForConditionalGeneration:
+        """Return the stock model that was wrapped; it was never changed."""
+        if not self._stock:
+            raise UserError("this model was loaded, not wrapped: there is no stock model to return")
+        return self._stock[0]
+
+    def new_cache(self) -> SparseCache:
+        """Return an empty cache for one batch."""
+        return SparseCache(self.kv_chunk)
+
+    # ------------------------------------------------------------------ forward
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: SparseCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        use_cache: bool | None = None,
+        image_mask: torch.Tensor | None = None,
+        prompt_length: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        outputs_fed: bool | None = None,
+        policy_hook: PolicyHook | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> LlavaCausalLMOutputWithPast:
+        """Run the model under its method.
+
+        Parameters
+        ----------
+        input_ids : Tensor [B, L] int64
+            Tokens with ``config.image_token_index`` at image positions.
+        pixel_values : Tensor [images, 3, S, S]
+            One image for each row that has image positions.
+        attention_mask : Tensor [B, L or more], optional
+            0 = padding, on any side.
+        past_key_values : SparseCache, optional
+            Continued if not empty: one token a row is an output token, several are a new turn
+            and are all stored.
+        inputs_embeds : Tensor [B, L, D], optional
+            Instead of ``input_ids``; then ``image_mask`` [B, L] bool marks image positions.
+        labels : Tensor [B, L] int64, optional
+            -100 = no loss.
+        logits_to_keep : int
+            0 = all columns of the caller's layout (zero logits where a token was dropped or
+            padded), 1 = each row's last token.
+        prompt_length : Tensor [B] int64, optional
+            Prompt tokens per row, padding not counted; later tokens are output tokens (no-cache
+            decoding).  Default: everything is prompt.
+        sample_ids : Tensor [B] int64, optional
+            Stable identity of each row; default: a hash of the prompt.
+        outputs_fed : bool, optional
+            Several tokens fed on a cache are output tokens and judged (scoring a continuation).
+        policy_hook : PolicyHook, optional
+            Training: masked softmax instead of dropping.
+
+        Returns
+        -------
+        LlavaCausalLMOutputWithPast
+            ``logits`` [B, L, V] or [B, 1, V].
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("pass exactly one of input_ids and inputs_embeds")
+        first = input_ids if input_ids is not None else inputs_embeds
+        if first.shape[0] == 0 or first.shape[1] == 0:
+            raise UserError(f"an empty batch of shape {tuple(first.shape)}: at least one token")
+        cache = self._cache_for(past_key_values, use_cache, labels)
+        continuing = cache is not None and not cache.is_empty
+        embeds, is_image = self._embed(input_ids, inputs_embeds, pixel_values, image_mask)
+        if continuing and pixel_values is not None:
+            raise UserError("a second image on an existing cache is not supported: start anew")
+        batch, columns = embeds.shape[:2]
+        if attention_mask is None:
+            valid = torch.ones(batch, columns, dtype=torch.bool, device=embeds.device)
+        else:
+            valid = attention_mask[:, -columns:].bool().to(embeds.device)
+        stream = self._stream(embeds, valid, is_image, prompt_length, cache, outputs_fed)
+        if sample_ids is None:
+            sample_ids = (
+                cache.sample_ids if continuing else prompt_hash(input_ids, valid, embeds.device)
+            )
+        result, record = self._run(stream, cache, sample_ids, policy_hook)
+        if cache is not None:
+            self._commit(cache, result, stream, sample_ids, columns, continuing)
+        self._report(result, record, cache, continuing)
+
+        hidden = self._select_hidden(result.stream, columns, logits_to_keep)
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return LlavaCausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _cache_for(
+        self, cache: SparseCache | None, use_cache: bool | None, labels: torch.Tensor | None
+    ) -> SparseCache | None:
+        if cache is not None:
+            if not isinstance(cache, SparseCache):
+                raise UserError(
+                    f"past_key_values is a {type(cache).__name__}: accepted is a SparseCache"
+                )
+            return cache
+        if use_cache is None:
+            use_cache = not self.training and labels is None
+        return self.new_cache() if use_cache else None
+
+    def _embed(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        image_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return embeddings [B, L, D] with image features in place, and the image mask [B, L]."""
+        if input_ids is not None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+            image_mask = input_ids == self.config.image_token_id
+        elif image_mask is None:
+            image_mask = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool)
+        image_mask = image_mask.to(inputs_embeds.device)
+        if pixel_values is None:
+            if input_ids is not None and input_ids.shape[1] > 1 and bool(image_mask.any()):
+                raise UserError("the prompt has an image placeholder but no image was given")
+            return inputs_embeds, image_mask
+        features = self.model.get_image_features(pixel_values=pixel_values, return_dict=True)
+        features = torch.stack(list(features.pooler_output))
+        self._check_images(image_mask, features)
+        features = features.reshape(-1, features.shape[-1]).to(inputs_embeds)
+        return inputs_embeds.masked_scatter(image_mask[..., None], features), image_mask
+
+    def _check_images(self, image_mask: torch.Tensor, features: torch.Tensor) -> None:
+        counts = image_mask.sum(1).tolist()
+        images, tokens = features.shape[:2]
+        for row, count in enumerate(counts):
+            if count not in (0, tokens):
+                raise UserError(
+                    f"row {row} has {count} image positions: accepted is one image of {tokens}"
+                )
+        with_image = sum(count > 0 for count in counts)
+        if with_image != images:
+            raise UserError(f"{with_image} rows have an image placeholder but {images} were given")
+
+    def _stream(
+        self,
+        embeds: torch.Tensor,
+        valid: torch.Tensor,
+        is_image: torch.Tensor,
+        prompt_length: torch.Tensor | None,
+        cache: SparseCache | None,
+        outputs_fed: bool | None,
+    ) -> TokenStream:
+        batch, columns = valid.shape
+        segment = torch.where(is_image, int(Segment.IMAGE), int(Segment.TEXT))
+        if cache is not None and not cache.is_empty:
+            start = cache.seen.to(embeds.device)
+            if outputs_fed if outputs_fed is not None else columns == 1:
+                segment = torch.full_like(segment, int(Segment.OUTPUT))
+        else:
+            start = torch.zeros(batch, dtype=torch.int64, device=embeds.device)
+            if prompt_length is not None:
+                rank = valid.cumsum(1) - 1
+                is_output = rank >= prompt_length.to(rank.device)[:, None]
+                segment = torch.where(is_output, int(Segment.OUTPUT), segment)
+        return align_left(embeds, valid, segment, start)
+
+    def _run(
+        self,
+        stream: TokenStream,
+        cache: SparseCache | None,
+        sample_ids: torch.Tensor,
+        policy_hook: PolicyHook | None,
+    ) -> tuple[DecoderResult, dict[str, Any]]:
+        continuing = cache is not None and not cache.is_empty
+        ctx = make_context(
+            stream,
+            self.config.text_config.num_hidden_layers,
+            sample_ids,
+            cache,
+            decoding=continuing,
+            predictors={"image": self.image_predictor, "output": self.output_predictor},
+        )
+        run = Pass(self.model.language_model, self.method, ctx, cache, self.kernel)
+        if not continuing:
+            return run.prompt(policy_hook), ctx.record
+        return (run.step() if stream.size == 1 else run.extend()), ctx.record
+
+    def _commit(
+        self,
+        cache: SparseCache,
+        result: DecoderResult,
+        stream: TokenStream,
+        sample_ids: torch.Tensor,
+        columns: int,
+        continuing: bool,
+    ) -> None:
+        cache.columns += columns
+        is_output = stream.is_segment(Segment.OUTPUT)
+        outputs = is_output.sum(1)
+        if not continuing:
+            cache.seen, cache.outputs = stream.length.clone(), outputs
+            cache.sample_ids = sample_ids.to(stream.length.device)
+            return
+        cache.seen = cache.seen + stream.length
+        cache.outputs = cache.outputs + outputs
+        if stream.size == 1:
+            stored = result.kept[:, 0] if result.kept is not None else torch.ones_like(is_output)[:, 0]
+            cache.decisions.append(stored)
+
+    def _report(
+        self,
+        result: DecoderResult,
+        record: dict[str, Any],
+        cache: SparseCache | None,
+        continuing: bool,
+    ) -> None:
+        if not continuing or self.last_report is None or self.last_report.cache is not cache:
+            self.last_report = CallReport.of_prompt(result, record, cache)
+        else:
+            self.last_report.record = record
+        if cache is not None:
+            self.last_report.decisions = cache.decisions
+
+    def _select_hidden(
+        self, stream: TokenStream, columns: int, logits_to_keep: int | torch.Tensor
+    ) -> torch.Tensor:
+        if isinstance(logits_to_keep, int) and logits_to_keep == 1:
+            if stream.size == 1:
+                return stream.hidden
+            last = (stream.length - 1).clamp(min=0).to(stream.hidden.device)
+            index = last[:, None, None].expand(-1, 1, stream.hidden.shape[-1])
+            return stream.hidden.gather(1, index)
+        hidden = restore_columns(stream.hidden, stream, columns)
+        if isinstance(logits_to_keep, int):
+            return hidden if logits_to_keep == 0 else hidden[:, -logits_to_keep:]
+        return hidden[:, logits_to_keep]
+
+    # ------------------------------------------------------------------ generation
+
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """Generate as :meth:`transformers.GenerationMixin.generate` does.
+
+        The number of prompt tokens is passed on explicitly, so that without a cache the selection
+        stays that of the prompt.
+        """
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        embeds = kwargs.get("inputs_embeds")
+        first = ids if ids is not None else embeds
+        if first is not None and "prompt_length" not in kwargs:
+            mask = kwargs.get("attention_mask")
+            mask = torch.ones(first.shape[:2], device=first.device) if mask is None else mask
+            kwargs["prompt_length"] = mask.long().sum(1)
+        return super().generate(inputs, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Give ``generate`` a sparse cache."""
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
+            model_kwargs["past_key_values"] = self.new_cache()
+            return
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: torch.Tensor,
+        continuation_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        continuation_mask: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        return_logits: bool = False,
+    ) -> torch.Tensor:
+        """Return the log-probabilities of a continuation, decode-time sparsification active.
+
+        The prompt is run first and alone, so that choosing image tokens never sees the answer.
+
+        Parameters
+        ----------
+        input_ids : Tensor [B, L] int64
+            Prompts.
+        continuation_ids : Tensor [B, T] int64
+            Continuations, right-padded.
+        pixel_values, attention_mask
+            As in :meth:`forward`, for the prompts.
+        continuation_mask : Tensor [B, T], optional
+            0 = padding.
+        return_logits : bool
+            Return the logits [B, T, V] that predict the continuation instead.
+
+        Returns
+        -------
+        Tensor [B, T] float32
+            Log-probability of each continuation token; 0 where padded.
+        """
+        mask = torch.ones_like(continuation_ids) if continuation_mask is None else continuation_mask
+        cache = self.new_cache()
+        first = self(
+            input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            logits_to_keep=1,
+            sample_ids=sample_ids,
+        ).logits
+        logits = [first]
+        fed, fed_mask = continuation_ids[:, :-1], mask[:, :-1]
+        if fed.shape[1] and self.method.scores_stepwise():
+            for column in range(fed.shape[1]):
+                logits.append(
+                    self(fed[:, column : column + 1], past_key_values=cache, logits_to_keep=1).logits
+                )
+        elif fed.shape[1]:
+            logits.append(
+                self(
+                    fed, attention_mask=fed_mask, past_key_values=cache, outputs_fed=True
+                ).logits
+            )
+        stacked = torch.cat(logits, 1)
+        if return_logits:
+            return stacked
+        scores = stacked.float().log_softmax(-1)
+        chosen = scores.gather(2, continuation_ids[..., None].to(scores.device))[..., 0]
+        return chosen.masked_fill(~mask.bool().to(chosen.device), 0.0)
+
+
+def default_method(config: DynamicLlavaConfig) -> Method:
+    """Return ``dynamic_llava`` with the parameters a checkpoint was trained for."""
+    sparsity = config.sparsity()
+    return create(
+        "dynamic_llava",
+        sparse_layer=sparsity.sparse_layer,
+        vision_keep_rate=sparsity.vision_keep_rate if sparsity.use_vision_predictor else 1.0,
+        output_keep_rate=(
+            sparsity.output_text_keep_rate if sparsity.use_output_text_predictor else 1.0
+        ),
+        output_threshold=sparsity.output_threshold,
+    )
+
+
+def check_kernel(name: str | None) -> str:
+    """Return the attention kernel ``name``, refusing what the decoder cannot use."""
+    name = name or "sdpa"
+    if name not in attention.KERNELS:
+        raise UserError(
+            f"attn_implementation={name!r}: accepted are {', '.join(attention.KERNELS)}"
+        )
+    return name
+
+
+def refuse_sliding_windows(text_config: Any) -> None:
+    """Refuse text models with layers that see a window only: dropped tokens would shift it."""
+    kinds = getattr(text_config, "layer_types", None) or []
+    if "sliding_attention" in kinds or (
+        not kinds and getattr(text_config, "sliding_window", None) is not None
+    ):
+        raise UserError("text models with sliding-window attention are not supported")
+
+
+def prompt_hash(
+    input_ids: torch.Tensor | None, valid: torch.Tensor, device: torch.device
+) -> torch.Tensor:
+    """Return [B] int64 identities that depend on each row's tokens, not on padding or batch."""
+    if input_ids is None:
+        return torch.zeros(valid.shape[0], dtype=torch.int64, device=device)
+    rank = (valid.cumsum(1) - 1).clamp(min=0)
+    weight = (rank * 2_654_435_761 + 40_503) % SAMPLE_ID_MODULUS
+    mixed = ((input_ids + 1) * weight) % SAMPLE_ID_MODULUS
+    return (mixed * valid).sum(1) % SAMPLE_ID_MODULUS
+
+
+def wrap(
+    model: LlavaForConditionalGeneration, method: str | Method = "full", **parameters: Any
+) -> DynamicLlavaForConditionalGeneration:
+    """Wrap a loaded stock LLaVA with a method; weights are shared, the stock model stays as it is.
+
+    Parameters
+    ----------
+    model : LlavaForConditionalGeneration
+        The stock model.
+    method : str or Method
+        A registered name with its parameters, or a method.
+
+    Returns
+    -------
+    DynamicLlavaForConditionalGeneration
+        Its :meth:`~DynamicLlavaForConditionalGeneration.unwrap` returns ``model``.
+    """
+    values = copy.deepcopy(model.config).to_dict()
+    values.pop("model_type", None)
+    sparse_config = {"use_vision_predictor": False, "use_output_text_predictor": False}
+    config = DynamicLlavaConfig(**{**values, "sparse_config": sparse_config})
+    kernel = check_kernel(model.config.text_config._attn_implementation)
+    config.text_config._attn_implementation = kernel
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = DynamicLlavaForConditionalGeneration(config)
+    inner, stock = wrapped.model, model.model
+    inner.vision_tower = stock.vision_tower
+    inner.multi_modal_projector = stock.multi_modal_projector
+    share_decoder(inner.language_model, stock.language_model)
+    wrapped.lm_head = model.lm_head
+    wrapped.generation_config = copy.deepcopy(model.generation_config)
+    wrapped._stock = (model,)
+    wrapped.train(model.training)
+    wrapped.set_method(method, **parameters)
+    return wrapped
+
+
+def share_decoder(target: nn.Module, stock: nn.Module) -> None:
+    """Make ``target`` use the stock decoder's modules, with attention modules of its own.
+
+    Only the attention modules read the configuration that names the attention function, so they
+    alone are new; their projections are the stock model's objects.
+    """
+    for name, module in stock.named_children():
+        if name != "layers":
+            setattr(target, name, module)
+    for own, shared in zip(target.layers, stock.layers, strict=True):
+        for name, module in shared.named_children():
+            if name != "self_attn":
+                setattr(own, name, module)
+        for name, module in shared.self_attn.named_children():
+            setattr(own.self_attn, name, module)
+
+
+AutoConfig.register(DynamicLlavaConfig.model_type, DynamicLlavaConfig, exist_ok=True)
+AutoModelForImageTextToText.register(
+    DynamicLlavaConfig, DynamicLlavaForConditionalGeneration, exist_ok=True
+)

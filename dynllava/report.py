@@ -1,0 +1,92 @@
+"""What a call did: kept tokens, decisions, tokens per layer, KV bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dynllava.cache import SparseCache
+from dynllava.decoder import DecoderResult
+from dynllava.tokens import Segment, TokenStream
+
+
+@dataclass
+class CallReport:
+    """What the latest ``generate()`` or ``forward()`` did.
+
+    Everything is kept as tensors and turned into lists on access, so that asking is what
+    synchronises, not decoding.
+    """
+
+    layer_counts: list[torch.Tensor] = field(default_factory=list)
+    selections: list[tuple[int, TokenStream]] = field(default_factory=list)
+    final_stream: TokenStream | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+    decisions: list[torch.Tensor] = field(default_factory=list)
+    cache: SparseCache | None = None
+
+    @classmethod
+    def of_prompt(
+        cls, result: DecoderResult, record: dict[str, Any], cache: SparseCache | None
+    ) -> CallReport:
+        """Return the report of a prompt pass."""
+        return cls(result.layer_tokens, result.selections, result.stream, record, [], cache)
+
+    @property
+    def image_tokens(self) -> list[int]:
+        """Image tokens per row that reached the last layer, merged ones included."""
+        if self.final_stream is None:
+            return []
+        return self.final_stream.is_segment(Segment.IMAGE).sum(1).tolist()
+
+    @property
+    def kept_image_indices(self) -> list[list[int]]:
+        """Per row: image-relative indices (0 = first image token) that reached the last layer."""
+        return _image_indices(self.final_stream)
+
+    def kept_image_indices_by_layer(self) -> dict[int, list[list[int]]]:
+        """Return layer -> per row: image-relative indices that entered it after a dropping."""
+        return {layer: _image_indices(stream) for layer, stream in self.selections}
+
+    @property
+    def output_kept(self) -> list[list[bool]]:
+        """Per row: for each fed output token, whether the dropping layers store it."""
+        if not self.decisions:
+            return []
+        return torch.stack(self.decisions, 1).tolist()
+
+    @property
+    def layer_tokens(self) -> list[list[int]]:
+        """Per layer, per row: tokens that entered the layer in the prompt pass."""
+        return [count.tolist() for count in self.layer_counts]
+
+    @property
+    def kv_lengths(self) -> list[list[int]]:
+        """Per layer, per row: cache entries stored now."""
+        return [] if self.cache is None else self.cache.kv_lengths().tolist()
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the stored K and V, all layers and rows."""
+        return 0 if self.cache is None else self.cache.stored_bytes()
+
+    @property
+    def kv_bytes_per_row(self) -> list[int]:
+        """Bytes of the stored K and V per row, all layers."""
+        if self.cache is None:
+            return []
+        return torch.stack([s.stored_bytes().cpu() for s in self.cache.stores]).sum(0).tolist()
+
+    @property
+    def kv_bytes_allocated(self) -> int:
+        """Bytes allocated for K and V, all layers and rows."""
+        return 0 if self.cache is None else self.cache.allocated_bytes()
+
+
+def _image_indices(stream: TokenStream | None) -> list[list[int]]:
+    if stream is None:
+        return []
+    rows = stream.image_index.tolist()
+    return [[index for index in row if index >= 0] for row in rows]
