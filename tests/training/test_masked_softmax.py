@@ -30,10 +30,8 @@ def reference(query, key, value, policy, scaling):
     weight = (policy[:, None, None, :] * (1 - own) + own).tril()
     scores = query @ key.mT * scaling
     highest = scores.masked_fill(weight == 0, -math.inf).amax(-1, keepdim=True).detach()
-    numerator = (
-        weight * (scores - highest).masked_fill(weight.new_ones(own.shape).triu(1) > 0, 0)
-    numerator = weight * numerator.exp()
-    )
+    excess = (scores - highest).masked_fill(weight.new_ones(own.shape).triu(1) > 0, 0)
+    numerator = weight * excess.exp()
     return numerator / numerator.sum(-1, keepdim=True) @ value
 
 

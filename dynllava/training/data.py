@@ -1,0 +1,261 @@
+"""Instruction data: LLaVA's JSON, JSON lines, parquet and Hugging Face datasets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from dynllava.errors import UserError
+from dynllava.training.images import (
+    UNREADABLE,
+    ImagePreparation,
+    missing_files,
+    open_image,
+)
+from dynllava.training.losses import IGNORED
+from dynllava.training.templates import PLACEHOLDER, check_template, render, turns_of
+
+
+def load_records(path: str, split: str = "train") -> Sequence[dict[str, Any]]:
+    """Return the records of a file, a saved dataset or a dataset on the hub.
+
+    Parameters
+    ----------
+    path : str
+        ``.json`` (a list, as ``llava_v1_5_mix665k.json``), ``.jsonl``, ``.parquet``, a folder
+        written by ``Dataset.save_to_disk``, or a dataset name on the hub.
+    split : str
+        Of a hub dataset or saved dataset dictionary.
+    """
+    file = Path(path)
+    if file.suffix in (".json", ".jsonl"):
+        return _read_json(file)
+    if file.suffix == ".parquet" and not file.is_file():
+        raise UserError(f"data file {path} does not exist")
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"reading {path} needs the package datasets (extra 'train')") from error
+    if file.suffix == ".parquet":
+        loaded = datasets.load_dataset("parquet", data_files=str(file), split="train")
+    elif file.is_dir():
+        loaded = datasets.load_from_disk(str(file))
+        loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+    else:
+        try:
+            loaded = datasets.load_dataset(path, split=split)
+        except (OSError, ValueError) as error:
+            raise UserError(f"data {path!r} is no file, folder or dataset: {error}") from error
+    if isinstance(loaded.features.get("image"), datasets.Image):
+        # Decoded by us, in the workers, so that an unreadable image is skipped and not fatal.
+        loaded = loaded.cast_column("image", datasets.Image(decode=False))
+    return loaded
+
+
+def _read_json(file: Path) -> list[dict[str, Any]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data file {file} cannot be read: {error}") from error
+    try:
+        if file.suffix == ".jsonl":
+            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            records = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"data file {file}: {error}") from error
+    if not isinstance(records, list):
+        raise UserError(f"data file {file} holds no list of records")
+    return records
+
+
+@dataclass
+class Statistics:
+    """What a dataset holds, counted without opening an image."""
+
+    records: int = 0
+    with_image: int = 0
+    turns: int = 0
+    answer_words: int = 0
+
+    def lines(self) -> list[str]:
+        """Return the counts as printable lines."""
+        text_only = self.records - self.with_image
+        return [
+            f"records        {self.records} ({self.with_image} with image, {text_only} text only)",
+            f"turns          {self.turns}",
+            f"answer words   {self.answer_words} ({self.answer_words / self.turns:.1f} a turn)",
+        ]
+
+
+class Encoder:
+    """Tokens and labels of a conversation.
+
+    Parameters
+    ----------
+    processor : LlavaProcessor
+        With a fast tokenizer (character offsets say which tokens are answers).
+    template : str
+        Key of :data:`dynllava.training.templates.SYSTEMS`.
+    image_tokens : int
+        Language-model tokens of one image.
+    max_length : int
+        Longer conversations are cut.
+    """
+
+    def __init__(self, processor: Any, template: str, image_tokens: int, max_length: int) -> None:
+        check_template(template)
+        self.tokenizer = processor.tokenizer
+        if not self.tokenizer.is_fast:
+            raise UserError("training needs a fast tokenizer (character offsets)")
+        self.template = template
+        self.image_text = processor.image_token * image_tokens
+        self.max_length = max_length
+
+    def __call__(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int], bool]:
+        """Return token ids, labels (-100 outside answers) and whether they were cut."""
+        text, spans = render(turns, self.template, self.tokenizer.eos_token, self.image_text)
+        encoded = self.tokenizer(text, return_offsets_mapping=True)
+        ids, labels, span = encoded["input_ids"], [], 0
+        for token, (start, stop) in zip(ids, encoded["offset_mapping"], strict=True):
+            while span < len(spans) and start >= spans[span][1]:
+                span += 1
+            answer = span < len(spans) and stop > spans[span][0] and stop > start
+            labels.append(token if answer else IGNORED)
+        return ids[: self.max_length], labels[: self.max_length], len(ids) > self.max_length
+
+
+class InstructionDataset(Dataset):
+    """Records as model inputs; images are opened when an item is asked for.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        ``conversations``, and ``image`` unless text only; see :func:`load_records`.
+    processor : LlavaProcessor
+    image_folder : str or Path, optional
+        Image paths are relative to it and must stay inside.
+    template, image_aspect, max_length, image_tokens
+        See :class:`Encoder` and :class:`~dynllava.training.images.ImagePreparation`.
+    skip_missing : bool
+        Leave out records whose image file does not exist instead of refusing the data.
+
+    Raises
+    ------
+    UserError
+        Before any training: no records, a malformed one, or missing image files.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        processor: Any,
+        image_folder: str | Path | None = None,
+        *,
+        template: str = "vicuna_v1",
+        image_aspect: str = "pad",
+        max_length: int = 2048,
+        image_tokens: int = 576,
+        skip_missing: bool = False,
+    ) -> None:
+        if len(records) == 0:
+            raise UserError("the data holds no records")
+        self.records = records
+        self.folder = None if image_folder is None else Path(image_folder)
+        self.encode = Encoder(processor, template, image_tokens, max_length)
+        self.prepare = ImagePreparation(processor.image_processor, image_aspect)
+        self.statistics = Statistics()
+        self.lengths: list[int] = []
+        self.has_image: list[bool] = []
+        names = self._scan(image_tokens)
+        missing = missing_files(names, self.folder or Path())
+        self.missing = missing
+        self.indices = list(range(len(records)))
+        if missing:
+            self._drop_missing(names, skip_missing)
+
+    def _scan(self, image_tokens: int) -> list[tuple[str, str]]:
+        """Check every record, count, and return the image files that are needed."""
+        names = []
+        for index in range(len(self.records)):
+            where, record = self._where(index), self.records[index]
+            if not isinstance(record, dict) or "conversations" not in record:
+                raise UserError(f"{where}: no conversations")
+            turns = turns_of(record["conversations"], where)
+            image = record.get("image")
+            placeholders = sum(text.count(PLACEHOLDER) for turn in turns for text in turn)
+            wanted = 0 if image is None else 1
+            if placeholders != wanted:
+                raise UserError(f"{where}: {placeholders} image placeholders, {wanted} images")
+            name = image.get("path") if isinstance(image, dict) else image
+            if isinstance(name, str) and not (isinstance(image, dict) and image.get("bytes")):
+                names.append((where, name))
+            words = [sum(len(text.split()) for text in side) for side in zip(*turns, strict=True)]
+            self.statistics.records += 1
+            self.statistics.with_image += wanted
+            self.statistics.turns += len(turns)
+            self.statistics.answer_words += words[1]
+            self.lengths.append(sum(words) + wanted * image_tokens)
+            self.has_image.append(bool(wanted))
+        return names
+
+    def _drop_missing(self, names: list[tuple[str, str]], skip: bool) -> None:
+        count, first = len(self.missing), ", ".join(self.missing[:5])
+        if not skip:
+            raise UserError(
+                f"{count} of {len(names)} image files are not in {self.folder}: {first}"
+                f"{' ...' if count > 5 else ''} (data.skip_missing=true leaves them out)"
+            )
+        gone = set(self.missing)
+        self.indices = [i for i in self.indices if self.records[i].get("image") not in gone]
+        if not self.indices:
+            raise UserError(f"all {count} image files are missing from {self.folder}")
+        self.lengths = [self.lengths[i] for i in self.indices]
+        self.has_image = [self.has_image[i] for i in self.indices]
+
+    def _where(self, index: int) -> str:
+        record = self.records[index]
+        name = record.get("id") if isinstance(record, dict) else None
+        return f"record {index}" if name is None else f"record {index} (id {name})"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """Return one record's tensors; an unreadable image is replaced by the next record.
+
+        Keys: ``input_ids``, ``labels`` (int64 [L]), ``pixel_values`` (float32 [3, H, W] or
+        None), ``sample_id``, ``truncated``, ``skipped`` (what could not be read on the way).
+        """
+        skipped: list[str] = []
+        for offset in range(len(self)):
+            index = self.indices[(item + offset) % len(self)]
+            record, where = self.records[index], self._where(index)
+            pixels = None
+            if record.get("image") is not None:
+                try:
+                    pixels = self.prepare(open_image(record["image"], self.folder, where))
+                except UNREADABLE as error:
+                    skipped.append(f"{where}: {_image_name(record['image'])}: {error}")
+                    continue
+            ids, labels, truncated = self.encode(turns_of(record["conversations"], where))
+            return {
+                "input_ids": torch.tensor(ids),
+                "labels": torch.tensor(labels),
+                "pixel_values": None if pixels is None else torch.from_numpy(pixels),
+                "sample_id": index,
+                "truncated": truncated,
+                "skipped": skipped,
+            }
+        raise UserError(f"no readable image in {len(self)} records", exit_code=1)
+
+
+def _image_name(image: Any) -> str:
+    name = image.get("path") if isinstance(image, dict) else image
+    return name if isinstance(name, str) else "embedded image"

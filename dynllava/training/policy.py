@@ -1,0 +1,246 @@
+"""The training policy: which keys the layers behind the sparse layer may see, with gradient.
+
+Built at the input of the sparse layer from the predictors' logits (paper section 3.3):
+
+* image tokens: one hard Gumbel sample each,
+* tokens of an answer of at least ``min_answer_length`` tokens (LEN_OT): one each,
+* everything else, padding included: 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from dynllava.errors import UserError
+from dynllava.methods.base import check_fraction
+from dynllava.tokens import Segment, take_rows
+from dynllava.training.gumbel import gumbel_keep
+from dynllava.training.losses import IGNORED, keep_rate_loss
+
+ANSWERS = ("last", "all")
+MASKINGS = ("softmax", "zero")
+
+
+@dataclass(frozen=True)
+class SparsityTargets:
+    """What the predictors are trained for.
+
+    Attributes
+    ----------
+    vision_keep_rate, output_keep_rate : float
+        Wanted shares of kept tokens; 1 leaves the predictor out.
+    mask_loss_weight : float
+        Lambda of Eq. 10.
+    min_answer_length : int
+        LEN_OT: shorter answers are not masked (equal length is).
+    answers : str
+        ``"last"`` masks the last answer of a conversation (official), ``"all"`` every one.
+    dense_share : float
+        Share of samples that run without any masking, to protect the dense model.
+    masking : str
+        ``"softmax"`` is the masked softmax; ``"zero"`` multiplies hidden states by the mask
+        and attends plainly (the ablation of the paper's table 7).
+    """
+
+    vision_keep_rate: float = 0.2
+    output_keep_rate: float = 0.5
+    mask_loss_weight: float = 100.0
+    min_answer_length: int = 50
+    answers: str = "last"
+    dense_share: float = 0.0
+    masking: str = "softmax"
+
+    def validate(self) -> None:
+        """Raise :class:`UserError` naming the first value that is not accepted."""
+        check_fraction("vision_keep_rate", self.vision_keep_rate)
+        check_fraction("output_keep_rate", self.output_keep_rate)
+        check_fraction("dense_share", self.dense_share, low_open=False)
+        for name, known in (("answers", ANSWERS), ("masking", MASKINGS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(known)}")
+        for name in ("mask_loss_weight", "min_answer_length"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+                raise UserError(f"{name}={value!r}: accepted is a number from 0")
+
+
+class Noise(Protocol):
+    """Where the Gumbel noise comes from."""
+
+    def gumbel(self, name: str, count: int, device: torch.device) -> torch.Tensor:
+        """Return noise [B, count, 2] of the draw ``name`` (``image`` or ``output``)."""
+
+
+@dataclass
+class Decision:
+    """One predictor's part of a step.
+
+    Attributes
+    ----------
+    logits : Tensor [B, K, 2]
+        Of the row's tokens, in order; index 0 = keep.
+    mask : Tensor [B, K] float32
+        Sampled decisions, 1 where none was taken.
+    decided : Tensor [B, K] bool
+        Tokens that were really decided.
+    loss : Tensor []
+        Unweighted keep-rate loss.
+    """
+
+    logits: torch.Tensor
+    mask: torch.Tensor
+    decided: torch.Tensor
+    loss: torch.Tensor
+
+    def kept_share(self) -> torch.Tensor:
+        """Return the share of kept among the decided tokens, NaN where there were none."""
+        return (self.mask.detach() * self.decided).sum() / self.decided.sum()
+
+
+class TrainingPolicy:
+    """Builds the policy of one forward pass and keeps what the loss needs.
+
+    Parameters
+    ----------
+    targets : SparsityTargets
+    tau : float
+        Gumbel temperature.
+    labels : Tensor [B, columns] int64
+        In the caller's columns; answers are where they are not -100.
+    noise : Noise
+    dense : Tensor [B] bool, optional
+        Rows that run without masking.
+    """
+
+    def __init__(
+        self,
+        targets: SparsityTargets,
+        tau: float,
+        labels: torch.Tensor,
+        noise: Noise,
+        dense: torch.Tensor | None = None,
+    ) -> None:
+        self.targets = targets
+        self.tau = tau
+        self.labels = labels
+        self.noise = noise
+        self.dense = dense
+        self.image: Decision | None = None
+        self.output: Decision | None = None
+        self.policy: torch.Tensor | None = None
+
+    def build(self, ctx: Any) -> torch.Tensor | None:
+        """Return the key policy [B, L] float32 for the stream of ``ctx`` (see ``PolicyHook``).
+
+        None where the masking is ``"zero"``: the stream of ``ctx`` is then masked instead.
+        """
+        stream = ctx.stream
+        image = stream.is_segment(Segment.IMAGE)
+        # Only records with an image train the predictors.
+        rows = image.any(1)
+        if self.dense is not None:
+            rows = rows & ~self.dense.to(rows.device)
+        policy = torch.ones(image.shape, dtype=torch.float32, device=image.device)
+        if self.targets.vision_keep_rate < 1:
+            self.image, policy = self._decide_image(ctx, policy, image, rows)
+        if self.targets.output_keep_rate < 1:
+            self.output, policy = self._decide_output(ctx, policy, rows)
+        self.policy = policy
+        if self.targets.masking == "softmax":
+            return policy
+        hidden = stream.hidden * policy[..., None].to(stream.hidden.dtype)
+        ctx.stream = replace(stream, hidden=hidden)
+        return None
+
+    def mask_loss(self) -> torch.Tensor | float:
+        """Return the weighted sum of the keep-rate losses."""
+        terms = [part.loss for part in (self.image, self.output) if part is not None]
+        return self.targets.mask_loss_weight * sum(terms)
+
+    def _decide_image(
+        self, ctx: Any, policy: torch.Tensor, image: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[Decision, torch.Tensor]:
+        order, present = gather_order(image)
+        hidden = take_rows(ctx.stream.hidden, order)
+        # A row without image would mask every key of the predictor: let it see what is there.
+        seen = present | ~present.any(1, keepdim=True)
+        logits = ctx.image_predictor(hidden, None if bool(present.all()) else seen)
+        decided = present & rows[:, None]
+        rate = self.targets.vision_keep_rate
+        return self._decision("image", logits, order, present, decided, rows, rate, policy)
+
+    def _decide_output(
+        self, ctx: Any, policy: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[Decision, torch.Tensor]:
+        spans = self._answers(ctx.stream)
+        if self.targets.answers == "last":
+            spans = spans * (spans == spans.amax(1, keepdim=True))
+        order, present = gather_order(spans > 0)
+        logits = ctx.output_predictor(take_rows(ctx.stream.hidden, order))
+        long = answer_lengths(spans) >= max(1, self.targets.min_answer_length)
+        decided = present & long.gather(1, order) & rows[:, None]
+        rate = self.targets.output_keep_rate
+        return self._decision("output", logits, order, present, decided, rows, rate, policy)
+
+    def _decision(
+        self,
+        name: str,
+        logits: torch.Tensor,
+        order: torch.Tensor,
+        present: torch.Tensor,
+        decided: torch.Tensor,
+        rows: torch.Tensor,
+        rate: float,
+        policy: torch.Tensor,
+    ) -> tuple[Decision, torch.Tensor]:
+        noise = self.noise.gumbel(name, order.shape[1], logits.device)
+        sample = gumbel_keep(logits, noise, self.tau)
+        # Multiplying instead of selecting keeps the predictor in the graph of every batch, with
+        # a gradient of zero where nothing was decided: sharded runs need all parameters.
+        chosen = decided.to(sample.dtype)
+        mask = sample * chosen + (1 - chosen)
+        loss = keep_rate_loss(mask, decided, rate, rows)
+        # Absent tokens point at columns of others: they write back what stands there.
+        policy = policy.scatter(1, order, torch.where(present, mask, policy.gather(1, order)))
+        return Decision(logits, mask, decided, loss), policy
+
+    def _answers(self, stream: Any) -> torch.Tensor:
+        """Return [B, L] int64: 1-based number of the answer a token belongs to, else 0."""
+        column = stream.column.clamp(min=0)
+        labels = self.labels.to(column.device).gather(1, column)
+        labelled = (labels != IGNORED) & (stream.column >= 0)
+        starts = labelled.clone()
+        starts[:, 1:] &= ~labelled[:, :-1]
+        return starts.cumsum(1) * labelled
+
+
+def gather_order(member: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where each row's members are, left-aligned.
+
+    Parameters
+    ----------
+    member : Tensor [B, L] bool
+
+    Returns
+    -------
+    order : Tensor [B, K] int64
+        Columns, members first; K is the largest count, at least 1.
+    present : Tensor [B, K] bool
+        False behind a row's last member.
+    """
+    count = member.sum(1)
+    width = max(int(count.max()), 1)
+    order = torch.argsort((~member).to(torch.uint8), dim=1, stable=True)[:, :width]
+    return order, torch.arange(width, device=member.device) < count[:, None]
+
+
+def answer_lengths(spans: torch.Tensor) -> torch.Tensor:
+    """Return [B, L] int64: the length of the answer each token belongs to, 0 outside."""
+    size = spans.shape[1] + 1
+    counts = torch.zeros(spans.shape[0], size, dtype=torch.int64, device=spans.device)
+    counts.scatter_add_(1, spans, torch.ones_like(spans))
+    counts[:, 0] = 0
+    return counts.gather(1, spans)
