@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from dynllava.methods.base import ModelDims, Operation
-from dynllava.profiling import counters, flops, ledger
+from dynllava.profiling import counters, ledger
 from dynllava.profiling.spec import ModelSpec, VisionDims
 
 COUNTER_NAMES = ("fvcore", "torch")
+PREDICTORS = ("image_predictor", "output_predictor")
 
 
 @dataclass(frozen=True)
@@ -62,19 +63,21 @@ def count_run(
     for (_, queries, keys), times in ledger.layer_calls(run, mode).items():
         for component, macs in layer(dims, queries, keys, batch).items():
             totals[component] += times * macs
+    predictors: dict[str, int] = {}
     for operation, times in ledger.operation_calls(run, mode):
-        if operation.component != "predictors":
+        if operation.component in PREDICTORS:
+            predictors[operation.component] = times
+        else:
             totals[operation.component] += times * count_operation(counter, operation, batch)
-    for phase, times in predictor_calls(run, mode).items():
-        totals["predictors"] += times * count_predictor(
-            counter, dims, phase, run.shape.image, batch
-        )
+    for component, times in predictors.items():
+        macs = count_predictor(counter, dims, component, run.shape.image, batch)
+        totals[component] += times * macs
     rows = ledger.head_rows(run, mode)
     if rows:
         totals["lm_head"] += rows * counters.count_linear(
             counter, dims.hidden, dims.vocab, 1, batch
         )
-    result: dict[str, int | None] = {name: totals[name] for name in flops.COMPONENTS}
+    result: dict[str, int | None] = dict(ledger.in_table_order(totals))
     spec = run.spec
     if mode == "prefill" and run.shape.image and spec.vision is not None:
         result["projector"] = count_projector(counter, spec, batch)
@@ -82,15 +85,6 @@ def count_run(
             None if counter == "fvcore" else batch * count_vision_on_meta(spec.vision)
         )
     return result
-
-
-def predictor_calls(run: ledger.Run, mode: str) -> dict[str, int]:
-    """Return how often the image ("prefill") and output ("decode") predictors run."""
-    calls = {}
-    for operation, times in ledger.operation_calls(run, mode):
-        if operation.component == "predictors":
-            calls[operation.phase] = times
-    return calls
 
 
 @functools.lru_cache(maxsize=4096)
@@ -108,13 +102,13 @@ class _Product(nn.Module):
 
 
 @functools.lru_cache(maxsize=256)
-def count_predictor(counter: str, dims: ModelDims, phase: str, images: int, batch: int) -> int:
-    """Return MACs of the real image predictor ("prefill") or output predictor ("decode")."""
+def count_predictor(counter: str, dims: ModelDims, which: str, tokens: int, batch: int) -> int:
+    """Return MACs of the real image predictor on ``tokens``, or output predictor on one."""
     from dynllava.predictors import ImagePredictor, OutputPredictor
 
     module: nn.Module
     with torch.device("meta"):
-        if phase == "prefill":
+        if which == "image_predictor":
             module = ImagePredictor(
                 dims.hidden,
                 dims.predictor_dim,
@@ -122,8 +116,8 @@ def count_predictor(counter: str, dims: ModelDims, phase: str, images: int, batc
                 dims.predictor_feedforward,
                 dims.predictor_blocks,
             )
-            mask = torch.ones(batch, images, dtype=torch.bool)
-            inputs: tuple[torch.Tensor, ...] = (torch.empty(batch, images, dims.hidden), mask)
+            mask = torch.ones(batch, tokens, dtype=torch.bool)
+            inputs: tuple[torch.Tensor, ...] = (torch.empty(batch, tokens, dims.hidden), mask)
         else:
             module = OutputPredictor(dims.hidden, dims.predictor_dim)
             inputs = (torch.empty(batch, 1, dims.hidden),)

@@ -50,7 +50,7 @@ class Count:
 
 
 def sdpa_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """fvcore rule for ``aten::scaled_dot_product_attention``: b h n_q n_k (d_k + d_v) MACs."""
+    """Rule of fvcore for ``aten::scaled_dot_product_attention``: b h n_q n_k (d_k + d_v) MACs."""
     query, key, value = (inputs[i].type().sizes() for i in range(3))
     *batch, queries, key_dim = query
     macs = queries * key[-2] * (key_dim + value[-1])

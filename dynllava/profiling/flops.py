@@ -20,12 +20,13 @@ COMPONENTS = (
     "attention_projections",
     "attention_scores",
     "mlp",
-    "predictors",
+    "image_predictor",
+    "output_predictor",
     "scoring",
     "clustering",
     "lm_head",
 )
-"""Every component of a total, in the order of the tables."""
+"""Components of a total, in the order of the tables; methods may declare more."""
 
 LAYER_COMPONENTS = ("attention_projections", "attention_scores", "mlp")
 

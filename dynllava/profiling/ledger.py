@@ -18,7 +18,7 @@ FLOPs); realised instead of declared token counts enter as a changed :class:`Sch
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dynllava.errors import UserError
@@ -167,10 +167,16 @@ def entries(
 
 def by_component(items: Iterable[Entry]) -> dict[str, int]:
     """Return MACs by component, in table order; components that did not run are 0."""
-    totals = dict.fromkeys(flops.COMPONENTS, 0)
+    totals: Counter[str] = Counter()
     for item in items:
-        totals[item.component] = totals.get(item.component, 0) + item.macs
-    return totals
+        totals[item.component] += item.macs
+    return in_table_order(totals)
+
+
+def in_table_order(totals: Mapping[str, int]) -> dict[str, int]:
+    """Return ``totals`` with all standard components first, then those a method added."""
+    extra = [name for name in totals if name not in flops.COMPONENTS]
+    return {name: totals.get(name, 0) for name in (*flops.COMPONENTS, *extra)}
 
 
 def by_layer(items: Iterable[Entry], layers: int) -> list[int]:
