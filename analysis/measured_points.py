@@ -1,0 +1,204 @@
+"""Run records as :class:`Point`: one per model, method and budget, over all its tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynllava.analysis import benchmarks
+from dynllava.analysis.points import Cost, Point, Value
+
+from dynllava.errors import UserError
+from dynllava.records import RecordStore, RunRecord
+from dynllava.records.store import FILE_NAME
+
+_COUNTED = {
+    "prefill_flops": ("prefill_flops", "prefill_macs", "flops_prefill", "prefill"),
+    "decode_flops": ("decode_flops", "decode_macs", "flops_decode", "decode"),
+    "kv_bytes": ("kv_bytes", "kv_bytes_stored", "kv_bytes_mean", "kv"),
+    "image_tokens": ("mean_image_tokens", "image_tokens", "image_tokens_per_layer"),
+}
+_MEASURED = {"ttft": ("ttft", "time_to_first_token"), "tpot": ("tpot", "time_per_output_token")}
+_TO_UNIT = {
+    ("prefill_flops", "MAC"): 2e-12, ("prefill_flops", "FLOP"): 1e-12,
+    ("decode_flops", "MAC"): 2e-12, ("decode_flops", "FLOP"): 1e-12,
+    ("kv_bytes", "byte"): 2**-20, ("kv_bytes", "bytes"): 2**-20,
+    ("image_tokens", "token"): 1.0, ("image_tokens", "tokens"): 1.0,
+    ("ttft", "s"): 1e3, ("ttft", "ms"): 1.0, ("tpot", "s"): 1e3, ("tpot", "ms"): 1.0,
+}  # fmt: skip
+_SAMPLE_KEYS = ("sample_id", "doc_id", "id", "key", "index")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A record and the store that its samples lie in."""
+
+    record: RunRecord
+    store: RecordStore
+
+    def sample_scores(self) -> dict[str, float]:
+        """Return {sample key: score of the task's metric}; empty without a samples file.
+
+        Samples whose score is missing or not finite are left out.
+        """
+        task = self.record.task
+        if task is None or task.metric is None:
+            return {}
+        scores = {}
+        for number, sample in enumerate(self.store.samples(self.record)):
+            value = sample_score(sample, task.metric)
+            if value is not None and math.isfinite(value):
+                scores[sample_key(sample, number)] = value
+        return scores
+
+
+def sample_key(sample: dict[str, Any], number: int) -> str:
+    """Return the identity of a sample within its data set."""
+    return next((str(sample[key]) for key in _SAMPLE_KEYS if key in sample), str(number))
+
+
+def sample_score(sample: dict[str, Any], metric: str) -> float | None:
+    """Return a sample's score: of ``metric``, else of its only ``score``; None if it has none."""
+    nested = sample.get("scores") or sample.get("metrics")
+    for holder in (nested, sample):
+        if isinstance(holder, dict):
+            for key in (metric, metric.partition(",")[0], "score"):
+                value = holder.get(key)
+                if isinstance(value, (bool, int, float)):
+                    return float(value)
+    return None
+
+
+def read_stores(folder: str | os.PathLike[str]) -> tuple[list[Stored], list[str]]:
+    """Return every readable record under ``folder`` with its store, and what was skipped and why.
+
+    Raises
+    ------
+    UserError
+        If ``folder`` does not exist or a record is of an unknown schema version.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise UserError(f"{root}: no such file or folder")
+    stored: list[Stored] = []
+    notes: list[str] = []
+    for path in [root] if root.is_file() else sorted(root.rglob(FILE_NAME)):
+        store = RecordStore(path)
+        records, problems = store.read()
+        stored += [Stored(record, store) for record in records]
+        notes += [str(problem) for problem in problems]
+    return stored, notes
+
+
+def latest(stored: Iterable[Stored]) -> list[Stored]:
+    """Return the newest successful record of every model, method, task and kind."""
+    newest: dict[str, Stored] = {}
+    for item in stored:
+        if item.record.status == "ok":
+            record = item.record
+            key = json.dumps([configuration(record), record.task and record.task.name, record.kind])
+            if key not in newest or newest[key].record.created <= record.created:
+                newest[key] = item
+    return list(newest.values())
+
+
+def configuration(record: RunRecord) -> list[Any]:
+    """Return what makes two records the same model, method and budget."""
+    method = record.method
+    parameters = json.dumps(method.parameters, sort_keys=True)
+    return [record.model.name, record.model.checkpoint_hash, method.name, parameters, method.budget]
+
+
+def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[Point]:
+    """Return the points of records of kind ``evaluation``, ``bench`` and ``profile``.
+
+    Parameters
+    ----------
+    stored : iterable of Stored
+    samples : bool
+        Read the samples files too (for paired tests).
+
+    A bench or profile record adds its costs to the point of the same configuration.
+    """
+    groups: dict[str, list[Stored]] = {}
+    for item in latest(stored):
+        if item.record.kind != "training":
+            groups.setdefault(json.dumps(configuration(item.record)), []).append(item)
+    points = [_point(items, samples) for items in groups.values()]
+    return [point for point in points if point.scores or point.costs]
+
+
+def _point(items: list[Stored], samples: bool) -> Point:
+    record = items[0].record
+    scores, per_sample = {}, {}
+    costs: dict[str, list[Cost]] = {}
+    for item in items:
+        task = item.record.task
+        if item.record.kind == "evaluation" and task is not None and task.metric is not None:
+            name = benchmarks.canonical(task.name)
+            scores[name] = _score(item.record)
+            if samples:
+                per_sample[name] = item.sample_scores()
+        for axis, cost in record_costs(item.record).items():
+            costs.setdefault(axis, []).append(cost)
+    model = record.model.name.rstrip("/").rpartition("/")[2]
+    return Point(
+        "measured",
+        "own runs",
+        model,
+        record.method.name,
+        method_label(record),
+        scores,
+        {axis: _mean(values) for axis, values in costs.items()},
+        {name: value for name, value in per_sample.items() if value},
+    )
+
+
+def method_label(record: RunRecord) -> str:
+    """Return what plots and tables call the record's method."""
+    if record.method.label:
+        return record.method.label
+    if record.method.name == "full" or record.method.budget is None:
+        return record.method.name
+    return f"{record.method.name} {record.method.budget:g}"
+
+
+def _score(record: RunRecord) -> Value:
+    task = record.task
+    assert task is not None
+    score = record.scores[task.metric or ""]
+    factor = 100 / task.scale if task.scale else 1.0
+    stderr = None if score.stderr is None else factor * score.stderr
+    return Value(factor * score.value, stderr, score.n, task.higher_is_better)
+
+
+def record_costs(record: RunRecord) -> dict[str, Cost]:
+    """Return the costs of one record by axis, in the axis' unit."""
+    found = {}
+    for axis, names in _COUNTED.items():
+        counted = next((record.counted[name] for name in names if name in record.counted), None)
+        factor = counted and _TO_UNIT.get((axis, counted.unit))
+        if counted is not None and factor:
+            note = f"{counted.convention}, {counted.mode}"
+            found[axis] = Cost(counted.value * factor, note)
+    for axis, names in _MEASURED.items():
+        timed = next((record.measured[name] for name in names if name in record.measured), None)
+        factor = timed and _TO_UNIT.get((axis, timed.unit))
+        if timed is not None and factor:
+            note = f"median of {timed.repeats} on {record.environment.device or 'unknown device'}"
+            spread = None if timed.iqr is None else timed.iqr * factor
+            found[axis] = Cost(timed.median * factor, note, spread)
+    return found
+
+
+def _mean(values: list[Cost]) -> Cost:
+    """Return the mean over tasks, which differ in prompt and answer lengths."""
+    if len(values) == 1:
+        return values[0]
+    value = sum(item.value for item in values) / len(values)
+    return Cost(value, f"{values[0].note}; mean over {len(values)} records", values[0].spread)

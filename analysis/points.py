@@ -1,0 +1,170 @@
+"""One method at one budget with its scores and costs, from published tables or run records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from dynllava.analysis import benchmarks
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A cost that accuracy is plotted against.
+
+    Attributes
+    ----------
+    name : str
+        What ``--cost`` accepts.
+    title, unit : str
+        Axis label.
+    kind : str
+        ``"counted"`` or ``"measured"``.
+    """
+
+    name: str
+    title: str
+    unit: str
+    kind: str
+
+
+AXES = {
+    item.name: item
+    for item in (
+        Axis("prefill_flops", "Prefill compute", "TFLOPs", "counted"),
+        Axis("decode_flops", "Decode compute", "TFLOPs", "counted"),
+        Axis("kv_bytes", "KV cache", "MiB", "counted"),
+        Axis("image_tokens", "Mean image tokens per layer", "tokens", "counted"),
+        Axis("ttft", "Time to first token", "ms", "measured"),
+        Axis("tpot", "Time per output token", "ms", "measured"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A score with its standard error and number of samples, where they are known."""
+
+    value: float
+    stderr: float | None = None
+    n: int | None = None
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost in its axis' unit; ``note`` says how it came about."""
+
+    value: float
+    note: str = ""
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method at one budget on one model.
+
+    Attributes
+    ----------
+    origin : str
+        ``"published"`` or ``"measured"``.
+    source : str
+        Publication, or the store of the records.
+    model : str
+    curve : str
+        Method whose budgets form one curve; ``"full"`` is the dense reference.
+    label : str
+        Method with its parameters.
+    scores : dict
+        Benchmark to :class:`Value`.
+    costs : dict
+        Axis name to :class:`Cost`.
+    samples : dict
+        Benchmark to {sample key: score}; empty for published points.
+    """
+
+    origin: str
+    source: str
+    model: str
+    curve: str
+    label: str
+    scores: dict[str, Value] = field(default_factory=dict)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    samples: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is the unpruned model."""
+        return self.curve == "full"
+
+
+def dense_of(points: Iterable[Point], point: Point) -> Point | None:
+    """Return the dense point that ``point`` compares with: same origin, source and model."""
+    key = (point.origin, point.source, point.model)
+    for other in points:
+        if other.is_dense and (other.origin, other.source, other.model) == key:
+            return other
+    return None
+
+
+def slower_than_dense(points: Iterable[Point], point: Point) -> list[str]:
+    """Return the measured axes on which ``point`` takes longer than its dense model."""
+    dense = dense_of(points, point)
+    if dense is None or point.is_dense:
+        return []
+    return [
+        name
+        for name in ("ttft", "tpot")
+        if name in point.costs
+        and name in dense.costs
+        and point.costs[name].value > dense.costs[name].value
+    ]
+
+
+def relative_average(point: Point, dense: Point, names: Iterable[str]) -> Value | None:
+    """Return the mean of score / dense score in percent over benchmarks ``names``.
+
+    None if either misses one of them: averages over different benchmarks do not compare.  The
+    standard error treats benchmarks and the two runs as independent, which is conservative
+    for paired runs; it is None unless every score has one.
+    """
+    ratios, variances = [], []
+    for name in names:
+        ours, theirs = point.scores.get(name), dense.scores.get(name)
+        if ours is None or theirs is None:
+            return None
+        first, second = (ours, theirs) if ours.higher_is_better else (theirs, ours)
+        if not second.value:
+            return None
+        ratio = first.value / second.value
+        ratios.append(ratio)
+        if first.stderr is None or second.stderr is None:
+            variances.append(None)
+        else:
+            relative = second.stderr * ratio
+            variances.append((first.stderr**2 + relative**2) / second.value**2)
+    if not ratios:
+        return None
+    mean = 100 * sum(ratios) / len(ratios)
+    if point is dense:
+        return Value(100.0, 0.0, None)
+    if any(item is None for item in variances):
+        return Value(mean, None, None)
+    stderr = 100 * sum(variances) ** 0.5 / len(ratios)
+    return Value(mean, stderr, None)
+
+
+def common_benchmarks(points: list[Point], share: float = 2 / 3) -> list[str]:
+    """Return the benchmarks an average may use: those that over ``share`` of curves report.
+
+    Points that miss one of them get no average.  Published models: only the paper's 12 count.
+    """
+    reported: dict[str, set[str]] = {}
+    for point in points:
+        for name in point.scores:
+            reported.setdefault(name, set()).add(point.curve)
+    names = list(reported)
+    if any(point.origin == "published" for point in points):
+        names = [name for name in benchmarks.PAPER12 if name in names]
+    curves = {point.curve for point in points if point.scores}
+    return [name for name in names if len(reported[name]) > share * len(curves)]
