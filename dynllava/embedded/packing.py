@@ -1,0 +1,180 @@
+"""Several questions about one image in one row: the training batches of the language stage.
+
+A row is ``<s> USER: <image> * 144`` followed by one segment per question. A segment sees the
+image and itself, never another segment, and its positions continue after the image, so each
+question looks exactly as it does alone at inference.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .model import IMAGE_TOKENS
+from .questions import Question, ask
+from .scenes import Scene
+from .tokenizer import BOS, EOS, IMAGE, PAD, split_words, vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+PREFIX = 3 + IMAGE_TOKENS  # <s> USER : and the image
+MENTION_LAYER, SUBJECT_LAYER, POINTER_LAYER = 2, 3, 4
+CAPTION_WEIGHT = 0.2
+# How often each family is asked; multi-step families need most practice.
+PRACTICE = {
+    "attribute": 3,
+    "existence": 2,
+    "counting": 4,
+    "relation": 5,
+    "multiple_choice": 4,
+    "digit": 1,
+    "position": 1,
+}
+
+
+@dataclass
+class Packed:
+    """One batch.
+
+    Attributes
+    ----------
+    tokens, positions, labels, segments : torch.Tensor
+        int64 ``[B, L]``; label -100 where nothing is predicted; segment 0 is the image prefix,
+        -1 padding.
+    weights : torch.Tensor
+        float32 ``[B, L]``, loss weight of predicting the *next* token.
+    families : list of list of (str, int)
+        Per row, each short question's family and the place its first answer token is
+        predicted from.
+    links : dict of int to (torch.Tensor, torch.Tensor, torch.Tensor)
+        Per decoder layer: row ``[N]`` and query place ``[N]`` (int64), and bool ``[N, L]``
+        places that the query should attend to.
+    """
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    labels: torch.Tensor
+    segments: torch.Tensor
+    weights: torch.Tensor
+    families: list[list[tuple[str, int]]]
+    links: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+def draw_questions(scene: Scene, rng: random.Random, count: int = 7) -> list[Question]:
+    """Practice questions of a scene; a third of the scenes get a caption and one question."""
+    caption = ask(scene, "caption", rng) if rng.random() < 0.4 else None
+    chosen = [] if caption is None else [caption]
+    names, weights = list(PRACTICE), list(PRACTICE.values())
+    for family in rng.choices(names, weights, k=count if caption is None else 1):
+        question = ask(scene, family, rng)
+        if question is not None and all(question.text != other.text for other in chosen):
+            chosen.append(question)
+    return chosen
+
+
+def pack(scenes: Sequence[Scene], questions: Sequence[Sequence[Question]]) -> Packed:
+    """Lay out one row per scene."""
+    import torch
+
+    ids = {word: index for index, word in enumerate(vocabulary())}
+    prefix = [ids[BOS], ids["USER"], ids[":"]] + [ids[IMAGE]] * IMAGE_TOKENS
+    rows, all_links, families = [], [], []
+    for index, (scene, asked) in enumerate(zip(scenes, questions, strict=True)):
+        row = _Row(prefix)
+        for segment, question in enumerate(asked, start=1):
+            all_links += row.add(segment, question, scene, index, ids)
+        rows.append(row)
+        families.append(row.families)
+    length = max(len(row.tokens) for row in rows)
+    pads = (ids[PAD], 0, -100, -1, 0.0)
+    columns = []
+    for name, pad in zip(("tokens", "positions", "labels", "segments", "weights"), pads, strict=True):
+        values = [getattr(row, name) + [pad] * (length - len(row.tokens)) for row in rows]
+        columns.append(torch.tensor(values))
+    links = {}
+    for layer in {link[0] for link in all_links}:
+        here = [link for link in all_links if link[0] == layer]
+        goal = torch.zeros(len(here), length, dtype=torch.bool)
+        for number, link in enumerate(here):
+            goal[number, link[3]] = True
+        links[layer] = (torch.tensor([k[1] for k in here]), torch.tensor([k[2] for k in here]), goal)
+    return Packed(*columns, families, links)
+
+
+def attention_masks(packed: Packed, blind: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Additive masks of the open layers and of the first two layers.
+
+    Parameters
+    ----------
+    packed : Packed
+    blind : torch.Tensor
+        bool ``[B]``: rows whose text may not look at the image in the first two layers.
+
+    Returns
+    -------
+    open_mask, early_mask : torch.Tensor
+        float32 ``[B, 1, L, L]`` with 0 and -inf.
+    """
+    import torch
+
+    segments = packed.segments
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    keys, queries = segments[:, None, :], segments[:, :, None]
+    seen = causal & ((keys == 0) | (keys == queries)) & (keys >= 0)
+    seen |= torch.eye(length, dtype=torch.bool)  # pads look at themselves: no empty softmax
+    places = torch.arange(length)
+    picture = (places >= PREFIX - IMAGE_TOKENS) & (places < PREFIX)
+    hidden = blind[:, None, None] & (queries > 0) & picture
+    masks = []
+    for allowed in (seen, seen & ~hidden):
+        mask = torch.zeros(allowed.shape).masked_fill_(~allowed, float("-inf"))
+        masks.append(mask[:, None])
+    return masks[0], masks[1]
+
+
+class _Row:
+    """Token columns of one row while it grows."""
+
+    def __init__(self, prefix: list[int]) -> None:
+        self.tokens = list(prefix)
+        self.positions = list(range(len(prefix)))
+        self.labels = [-100] * len(prefix)
+        self.segments = [0] * len(prefix)
+        self.weights = [0.0] * len(prefix)
+        self.families: list[tuple[str, int]] = []
+
+    def add(
+        self, segment: int, question: Question, scene: Scene, row: int, ids: dict[str, int]
+    ) -> list[tuple[int, int, int, np.ndarray]]:
+        """Append a question; returns its links as (layer, row, query place, goal places)."""
+        start = len(self.tokens)
+        asked = [ids[word] for word in split_words(question.text)] + [ids["ASSISTANT"], ids[":"]]
+        answer = [ids[word] for word in split_words(question.answer)] + [ids[EOS]]
+        last = start + len(asked) - 1
+        body = asked + answer
+        self.tokens += body
+        self.positions += range(PREFIX, PREFIX + len(body))
+        self.segments += [segment] * len(body)
+        # The label of a place is the token after it.
+        self.labels += [-100] * (len(asked) - 1) + answer + [-100]
+        weight = CAPTION_WEIGHT if question.family == "caption" else 1.0
+        self.weights += [0.0] * (len(asked) - 1) + [weight] * len(answer) + [0.0]
+        if question.family not in ("caption", "position"):
+            self.families.append((question.family, last))
+
+        shown = [PREFIX - IMAGE_TOKENS + np.flatnonzero(scene.patches == k) for k in range(7)]
+        links = [(MENTION_LAYER, row, start + word, shown[k]) for word, k in question.mentions]
+        links += [(SUBJECT_LAYER, row, last + word, shown[k]) for word, k in question.answer_links]
+        if question.pointers:
+            words = start + np.array(question.pointers)
+            links.append((POINTER_LAYER, row, last, words))
+        # Looking at all counted objects alike would hide how many they are.
+        if len(question.subjects) == 1:
+            links.append((SUBJECT_LAYER, row, last, shown[question.subjects[0]]))
+        return links
