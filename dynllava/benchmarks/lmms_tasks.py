@@ -7,6 +7,7 @@ conversation, a list with one text per round.
 from __future__ import annotations
 
 import ast
+import json
 from typing import Any
 
 from lmms_eval.api.instance import Instance
@@ -26,20 +27,24 @@ def rounds(doc: Doc) -> tuple[list[str], list[str]]:
     return list(questions), list(answers)
 
 
-def context(doc: Doc, answers: list[str], turns: dict[str, str] | None) -> str:
-    """Return the user's text of round ``len(answers)``, with the rounds before it.
+def context(doc: Doc, answers: list[str]) -> str:
+    """Return the prompt of round ``len(answers)``, with the rounds before it.
 
-    ``turns`` holds what the conversation template puts before an answer (``assistant``) and
-    before the next question (``user``); the model's own template adds the outermost ones.
+    Round 0 is the question itself; later rounds are the conversation as JSON, from which the
+    model adapter makes turns in its own template.
     """
+    turns = _turns(doc, answers)
+    if len(turns) == 1:
+        return turns[0]
+    speakers = ("human", "gpt")
+    return json.dumps([{"from": speakers[n % 2], "value": text} for n, text in enumerate(turns)])
+
+
+def _turns(doc: Doc, answers: list[str]) -> list[str]:
+    """Return question, answer, question ... up to the question of round ``len(answers)``."""
     questions, _ = rounds(doc)
-    if not answers:
-        return questions[0]
-    assert turns is not None, "a conversation needs lmms_eval_specific_kwargs: assistant, user"
-    text = ""
-    for question, answer in zip(questions, answers, strict=False):
-        text += f"{question}{turns['assistant']}{answer}{turns['user']}"
-    return text + questions[len(answers)]
+    turns = [text for pair in zip(questions, answers, strict=False) for text in pair]
+    return [*turns, questions[len(answers)]]
 
 
 def doc_to_visual(doc: Doc) -> list[Any]:
@@ -54,7 +59,7 @@ def doc_to_target(doc: Doc) -> str:
 
 def doc_to_text(
     doc: Doc,
-    lmms_eval_specific_kwargs: dict[str, str] | None = None,
+    lmms_eval_specific_kwargs: Doc | None = None,
     previous_output: list[str] | None = None,
     round_idx: int | None = None,
     previous_round_info: Any = None,
@@ -64,12 +69,34 @@ def doc_to_text(
     The tuple is (images, prompt, whether the conversation is over, answers so far, None).
     """
     if not round_idx:
-        return context(doc, [], None)
+        return context(doc, [])
     said = list(previous_output or [])
     if round_idx >= len(rounds(doc)[0]):
         return None, None, True, said, None
-    prompt = context(doc, said, lmms_eval_specific_kwargs)
-    return doc_to_visual(doc), prompt, False, said, None
+    return doc_to_visual(doc), context(doc, said), False, said, None
+
+
+def doc_to_messages(
+    doc: Doc,
+    previous_output: list[str] | None = None,
+    round_idx: int | None = None,
+    previous_round_info: Any = None,
+) -> Any:
+    """Return the chat messages; from round 1 on, lmms-eval's tuple for a conversation.
+
+    The tuple is (messages, whether the conversation is over, answers so far, None).
+    """
+    said = list(previous_output or []) if round_idx else []
+    if round_idx and round_idx >= len(rounds(doc)[0]):
+        return None, True, said, None
+    roles = ("user", "assistant")
+    messages = [
+        {"role": roles[number % 2], "content": [{"type": "text", "text": text}]}
+        for number, text in enumerate(_turns(doc, said))
+    ]
+    image = {"type": "image", "url": doc_to_visual(doc)[0]}
+    messages[0]["content"] = [image, *messages[0]["content"]]
+    return (messages, False, said, None) if round_idx else messages
 
 
 def meteor_results(doc: Doc, results: list[Any]) -> dict[str, float]:
@@ -109,7 +136,7 @@ class PerplexityTask(ConfigurableTask):
         _, answers = rounds(doc)
         requests = []
         for number, answer in enumerate(answers):
-            text = context(doc, answers[:number], self.lmms_eval_specific_kwargs)
+            text = context(doc, answers[:number])
             arguments = (text, answer, self.doc_to_visual, doc_id, self.config.task, split)
             requests.append(Instance("loglikelihood", arguments, number, **kwargs))
         return requests

@@ -14,7 +14,7 @@ pytest.importorskip("lmms_eval")
 from benchmark_fixtures import picture
 from benchmark_scripted import ScriptedModel, evaluate
 
-from dynllava.benchmarks import build, text_metrics
+from dynllava.benchmarks import build, lmms_tasks, text_metrics
 from dynllava.benchmarks.registry import GENERATION, SUITES
 from dynllava.errors import UserError
 
@@ -203,18 +203,36 @@ def run_ids(run):
 
 def test_conversations_carry_the_rounds_before(run):
     model, _ = run
-    last = model.prompts["lvis_vqa_multi_ppl"][0]
+    last = json.loads(model.prompts["lvis_vqa_multi_ppl"][0])
     number = run[1]["samples"]["lvis_vqa_multi_ppl"][0]["doc"]["id"][1:]
     answer = ("word " * 38).strip()
-    assert last.startswith(
-        f"Question {number}.0? ASSISTANT: {answer}</s>USER: Question {number}.1?"
-    )
-    assert last.endswith(f"</s>USER: Question {number}.7?")
+    assert [turn["from"] for turn in last] == ["human", "gpt"] * 7 + ["human"]
+    assert [turn["value"] for turn in last[:3]] == [
+        f"Question {number}.0?",
+        answer,
+        f"Question {number}.1?",
+    ]
+    assert last[-1]["value"] == f"Question {number}.7?"
     assert model.continuations["lvis_vqa_multi_ppl"][0] == answer
     # When answers are generated, the model's own earlier answers are in the prompt.
-    second = model.prompts["lvis_vqa_multi_meteor"][1]
-    assert second.endswith(".7?")
-    assert "ASSISTANT: </s>USER:" in second
+    second = json.loads(model.prompts["lvis_vqa_multi_meteor"][1])
+    assert [turn["value"] for turn in second[9::2]] == [""] * 3
+
+
+def test_chat_messages_hold_the_same_turns():
+    doc = {"image": picture("chat"), "question": ["Q0", "Q1"], "answer": ["A0", "A1"]}
+    first = lmms_tasks.doc_to_messages(doc)
+    assert [part["type"] for part in first[0]["content"]] == ["image", "text"]
+    messages, over, said, _ = lmms_tasks.doc_to_messages(doc, ["mine"], 1)
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert [message["content"][-1]["text"] for message in messages] == ["Q0", "mine", "Q1"]
+    assert (over, said) == (False, ["mine"])
+    assert lmms_tasks.doc_to_messages(doc, ["mine", "too"], 2) == (
+        None,
+        True,
+        ["mine", "too"],
+        None,
+    )
 
 
 def test_meteor_stems_but_knows_no_synonyms():
