@@ -13,7 +13,7 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from dynllava import attention
 from dynllava.cache import DEFAULT_CHUNK, SparseCache
-from dynllava.config import DynamicLlavaConfig
+from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.decoder import DecoderResult, Pass, PolicyHook, make_context
 from dynllava.errors import UserError
 from dynllava.methods import create
@@ -39,10 +39,18 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
     def __init__(self, config: DynamicLlavaConfig) -> None:
         super().__init__(config)
-        sparsity = config.sparsity()
-        hidden = config.text_config.hidden_size
         self.image_predictor: ImagePredictor | None = None
         self.output_predictor: OutputPredictor | None = None
+        self._build_predictors(config.sparsity())
+        self.last_report: CallReport | None = None
+        self.kv_chunk = DEFAULT_CHUNK
+        self._stock: tuple[nn.Module, ...] = ()
+        self._take_over_attention()
+        self.set_method(default_method(config))
+        self.post_init()
+
+    def _build_predictors(self, sparsity: SparsityConfig) -> None:
+        hidden = self.config.text_config.hidden_size
         if sparsity.use_vision_predictor:
             self.image_predictor = ImagePredictor(
                 hidden,
@@ -53,12 +61,14 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             )
         if sparsity.use_output_text_predictor:
             self.output_predictor = OutputPredictor(hidden, sparsity.d_model)
-        self.last_report: CallReport | None = None
-        self.kv_chunk = DEFAULT_CHUNK
-        self._stock: tuple[nn.Module, ...] = ()
-        self._take_over_attention()
-        self.set_method(default_method(config))
-        self.post_init()
+
+    def add_predictors(self, sparsity: SparsityConfig) -> None:
+        """Give a model without predictors fresh, untrained ones."""
+        self.config.sparse_config = sparsity.to_dict()
+        self._build_predictors(sparsity)
+        for predictor in (self.image_predictor, self.output_predictor):
+            if predictor is not None:
+                predictor.to(self.lm_head.weight.device, self.lm_head.weight.dtype)
 
     def _take_over_attention(self) -> None:
         """Route the decoder layers' attention through ours; remember the kernel asked for."""

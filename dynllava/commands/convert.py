@@ -1,0 +1,23 @@
+"""Convert a checkpoint between the official and the Hugging Face format."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "convert a checkpoint (official <-> Hugging Face)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("source", type=Path, help="checkpoint folder")
+    parser.add_argument("target", type=Path, help="folder to create")
+    parser.add_argument("--to", choices=("hf", "official"), default="hf", help="target format")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert and say where the result is."""
+    from dynllava.checkpoints import convert
+
+    print(f"wrote {convert(args.source, args.target, args.to)} ({args.to} format)")
+    return 0

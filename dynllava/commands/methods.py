@@ -1,0 +1,53 @@
+"""List the compression methods: parameters, what they prune, when they save, certificates."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+
+HELP = "list the compression methods"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one block a method."""
+    from dynllava.methods import registry
+
+    rows = []
+    for name, method in registry().items():
+        rows.append(
+            {
+                "name": name,
+                "summary": method.summary,
+                "parameters": {
+                    field.name: field.default
+                    if field.default is not dataclasses.MISSING
+                    else field.default_factory()
+                    for field in dataclasses.fields(method)
+                    if field.init
+                },
+                "prunes": method.prunes,
+                "saves": list(method.saves),
+                "positions": method.positions,
+                "certificate": method.certificate or "none (no official code)",
+                "source": method.source,
+            }
+        )
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    for row in rows:
+        parameters = ", ".join(f"{key}={value!r}" for key, value in row["parameters"].items())
+        print(f"{row['name']}: {row['summary']}")
+        print(f"  parameters   {parameters or 'none'}")
+        print(f"  prunes       {row['prunes']}")
+        print(f"  saves in     {', '.join(row['saves']) or 'nothing'}")
+        print(f"  positions    {row['positions']}")
+        print(f"  certificate  {row['certificate']}")
+        print(f"  source       {row['source']}")
+    return 0

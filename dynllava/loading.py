@@ -1,0 +1,249 @@
+"""Load a model of any accepted kind with one call."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynllava.checkpoints import (
+    OFFICIAL_TYPES,
+    check_state,
+    hf_config,
+    official_state,
+    read_config,
+    read_tensors,
+)
+from dynllava.config import DynamicLlavaConfig, SparsityConfig
+from dynllava.errors import UserError
+from dynllava.methods import create
+from dynllava.methods.base import Method
+from dynllava.modeling import DynamicLlavaForConditionalGeneration, check_kernel
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+#: Names in stored files -> names in the module tree, for folders that transformers wrote.
+_STORED_PREFIXES = (
+    ("model.language_model.model.", "model.language_model."),
+    ("model.vision_tower.vision_model.", "model.vision_tower."),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+)
+
+
+def load_model(
+    pretrained: str | Path,
+    method: str | Method | None = None,
+    method_args: dict[str, Any] | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    attn_implementation: str = "sdpa",
+    device_map: str | dict[str, Any] | None = None,
+) -> tuple[DynamicLlavaForConditionalGeneration, Any]:
+    """Load a model and its processor.
+
+    Parameters
+    ----------
+    pretrained : str or Path
+        ``"embedded"``, a local folder, or a hub name.  Accepted kinds: Dynamic-LLaVA in Hugging
+        Face or official format, LLaVA-1.5 in Hugging Face or official format.
+    method : str or Method, optional
+        Default: ``dynamic_llava`` where the checkpoint has predictors, else ``full``.
+    method_args : dict, optional
+        The method's parameters.
+    dtype : str or torch.dtype
+        float32, bfloat16 or float16.
+    device : str or torch.device
+        Where to put the model (ignored with ``device_map``).
+    attn_implementation : str
+        sdpa, eager or flash_attention_2.
+    device_map : str or dict, optional
+        As in ``from_pretrained``.
+
+    Returns
+    -------
+    tuple
+        The model in eval mode, and the processor (None if the folder has no tokenizer).
+
+    Raises
+    ------
+    UserError
+        If the checkpoint cannot be read or the method does not fit it.
+    """
+    folder = resolve(pretrained)
+    kind = read_config(folder).get("model_type")
+    if kind not in ("dynamic_llava", "llava", *OFFICIAL_TYPES):
+        raise UserError(
+            f"{folder}: model_type={kind!r}; accepted are dynamic_llava, llava, "
+            f"{', '.join(OFFICIAL_TYPES)}"
+        )
+    model = _build(folder, kind, check_kernel(attn_implementation), parse_dtype(dtype))
+    model = _place(model, device, device_map)
+    if method is None and not _trained_predictors(model):
+        method = "full"
+    if method is not None:
+        chosen = create(method, **(method_args or {})) if isinstance(method, str) else method
+        if chosen.name == "dynamic_llava":
+            _ensure_predictors(model)
+        model.set_method(chosen)
+    elif method_args:
+        name = model.method.name
+        model.set_method(name, **{**model.method.parameters(), **method_args})
+    return model.eval(), load_processor(folder)
+
+
+def resolve(pretrained: str | Path) -> Path:
+    """Return the local folder of ``pretrained`` (``"embedded"``, a folder, or a hub name)."""
+    if str(pretrained) == "embedded":
+        from dynllava.embedded import model_path
+
+        return Path(model_path())
+    folder = Path(pretrained)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(pretrained).startswith("."):
+        raise UserError(f"{pretrained}: no such folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(pretrained)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{pretrained}: neither a local folder nor a reachable hub model ({first_line})"
+        ) from None
+
+
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the torch dtype of a name."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r}: accepted are {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def load_processor(folder: Path) -> Any:
+    """Return the processor of a checkpoint folder, or None if it has no tokenizer."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    from transformers import AutoProcessor, LlavaProcessor
+
+    if (folder / "processor_config.json").is_file():
+        return LlavaProcessor.from_pretrained(folder)
+    try:
+        return AutoProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: the processor cannot be read ({error})") from None
+
+
+def read_hf_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Return a Hugging Face LLaVA folder's tensors under the names of the module tree."""
+    state = {}
+    for name, tensor in read_tensors(folder).items():
+        for stored, own in _STORED_PREFIXES:
+            if name.startswith(stored):
+                name = own + name[len(stored) :]
+                break
+        state[name] = tensor
+    return state
+
+
+def _build(
+    folder: Path, kind: str, kernel: str, dtype: torch.dtype
+) -> DynamicLlavaForConditionalGeneration:
+    values = read_config(folder)
+    if kind in OFFICIAL_TYPES:
+        state, values = official_state(folder, values)
+        config = DynamicLlavaConfig(**values)
+    else:
+        state = read_hf_state(folder)
+        values.pop("model_type")
+        if kind == "llava":
+            values["sparse_config"] = {
+                "use_vision_predictor": False,
+                "use_output_text_predictor": False,
+            }
+        config = DynamicLlavaConfig(**values)
+    config._attn_implementation = kernel
+    with torch.device("meta"):
+        model = DynamicLlavaForConditionalGeneration(config)
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+    check_state(model, state, folder)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    _rebuild_buffers(model)
+    _load_generation_config(model, folder)
+    return model
+
+
+def _rebuild_buffers(model: torch.nn.Module) -> None:
+    """Compute the buffers that checkpoints do not hold (they were created on the meta device)."""
+    language_model = model.model.language_model
+    language_model.rotary_emb = type(language_model.rotary_emb)(config=language_model.config)
+    for module in model.modules():
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None and buffer.is_meta and name == "position_ids":
+                positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+                module.register_buffer(name, positions, persistent=False)
+
+
+def _load_generation_config(model: DynamicLlavaForConditionalGeneration, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if "official_config" in model.config.to_dict():
+        # The added placeholder row must never be generated.
+        model.generation_config.suppress_tokens = [model.config.image_token_index]
+
+
+def _place(
+    model: DynamicLlavaForConditionalGeneration,
+    device: str | torch.device,
+    device_map: str | dict[str, Any] | None,
+) -> DynamicLlavaForConditionalGeneration:
+    if device_map is None:
+        try:
+            return model.to(device)
+        except RuntimeError as error:
+            raise UserError(f"device={device!r}: {str(error).splitlines()[0]}") from None
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    if isinstance(device_map, str):
+        if device_map != "auto":
+            return model.to(device_map)
+        device_map = infer_auto_device_map(
+            model, no_split_module_classes=["LlamaDecoderLayer", "CLIPEncoderLayer"]
+        )
+    return dispatch_model(model, device_map=device_map)
+
+
+def _trained_predictors(model: DynamicLlavaForConditionalGeneration) -> bool:
+    return model.image_predictor is not None or model.output_predictor is not None
+
+
+def _ensure_predictors(model: DynamicLlavaForConditionalGeneration) -> None:
+    """Give a plain LLaVA fresh predictors, and say that they are untrained."""
+    if _trained_predictors(model):
+        return
+    warnings.warn(
+        "this checkpoint has no predictors: dynamic_llava runs with fresh, untrained ones, which "
+        "choose tokens arbitrarily; train them first (dynllava train)",
+        stacklevel=3,
+    )
+    model.add_predictors(SparsityConfig())
+
+
+__all__ = ["hf_config", "load_model", "load_processor", "parse_dtype", "resolve"]
