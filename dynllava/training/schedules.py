@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 
 def gumbel_tau(step: int, max_steps: int, start: float = 1.0, end: float = 0.1) -> float:
     """Return the Gumbel temperature of a step, exponential from ``start`` to ``end``.
@@ -13,8 +11,3 @@ def gumbel_tau(step: int, max_steps: int, start: float = 1.0, end: float = 0.1) 
     """
     share = min(1.0, step / max(1, max_steps))
     return start * (end / start) ** share
-
-
-def warmup_steps(ratio: float, total: int) -> int:
-    """Return the warm-up steps of a share of ``total``, rounded up."""
-    return math.ceil(ratio * total)
