@@ -172,7 +172,8 @@ def _score(record: RunRecord) -> Value:
     task = record.task
     assert task is not None
     score = record.scores[task.metric or ""]
-    factor = 100 / task.scale if task.scale else 1.0
+    # As published: percent, but MME and perplexity in their own units.
+    factor = 100 if task.scale == 1 else 1
     stderr = None if score.stderr is None else factor * score.stderr
     return Value(factor * score.value, stderr, score.n, task.higher_is_better)
 

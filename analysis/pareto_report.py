@@ -99,7 +99,7 @@ def _page(
     shown = [panel for panel in (mean, *panels) if panel.curves()]
     if not shown:
         return [], {}, []
-    title = f"Accuracy against {AXES[cost].title.lower()}, {model}"
+    title = f"Accuracy against {AXES[cost].title.lower()}, {style.model_name(model)}"
     origin = _sources(points)
     files = {}
     if mean in shown:
@@ -133,11 +133,9 @@ def _summary_table(panel: pareto_data.Panel) -> list[str]:
     ]
     for row in pareto_data.summarise(panel):
         volume = "-" if row.hypervolume is None else f"{row.hypervolume:.4f}"
+        name = style.name(row.curve).replace("|", "\\|")
         area = "-" if row.area is None else f"{row.area:.4f}"
-        lines.append(
-            f"| {style.name(row.curve).replace('|', chr(92) + '|')} | {row.origin} | {row.budgets} | {volume} | {area} | "
-            f"{row.note} |"
-        )
+        lines.append(f"| {name} | {row.origin} | {row.budgets} | {volume} | {area} | {row.note} |")
     return lines
 
 

@@ -71,6 +71,12 @@ def name(curve: str) -> str:
     return _NAMES.get(curve, curve)
 
 
+def model_name(model: str) -> str:
+    """Return what titles call a model."""
+    return _MODELS.get(model, model)
+
+
+_MODELS = {"llava-1.5-7b": "LLaVA-1.5-7B", "llava-1.5-13b": "LLaVA-1.5-13B"}
 _NAMES = {
     "full": "Dense", "dynamic_llava": "Dynamic-LLaVA", "dynamic_llava I": "Dynamic-LLaVA I",
     "dynamic_llava I|T": "Dynamic-LLaVA I|T",

@@ -1,0 +1,230 @@
+"""Tables as Markdown, LaTeX, CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Sequence
+
+from dynllava.analysis.table_cells import Cell, TableData
+
+from dynllava.errors import UserError
+
+FORMATS = ("markdown", "latex", "csv", "html")
+
+
+def render(table: TableData, kind: str, *, heading: bool = False) -> str:
+    """Return ``table`` in one of :data:`FORMATS`.
+
+    Parameters
+    ----------
+    table : TableData
+    kind : str
+    heading : bool
+        Begin with a heading ``Table N`` (Markdown ``##``, HTML ``h2``).
+    """
+    if kind not in FORMATS:
+        raise UserError(f"format {kind!r}: accepted are {', '.join(FORMATS)}")
+    return {"markdown": _markdown, "latex": _latex, "csv": _csv, "html": _html}[kind](
+        table, heading
+    )
+
+
+def caption(table: TableData) -> str:
+    """Return ``Table 3: title``, or the title alone for own runs."""
+    return table.title if table.number == "ours" else f"Table {table.number}: {table.title}"
+
+
+def cell_parts(cell: Cell, exploded: bool) -> tuple[str, str]:
+    """Return (value, what follows it) as plain text."""
+    if cell.origin == "missing":
+        return "n/a", ""
+    if cell.delta is not None:
+        digits = len(re.match(r"-?\d*\.?(\d*)", cell.text).group(1))  # type: ignore[union-attr]
+        return cell.text, f" ({cell.delta:+.{max(digits, 1)}f})"
+    if cell.origin == "computed":
+        ratio = cell.ratio
+        if exploded and ratio is not None:
+            return cell.text, f" / {cell.printed} / {ratio:.3f}"
+        if not cell.agrees:
+            return cell.text, f" [printed {cell.printed}]"
+        if exploded:
+            return cell.text, " / not printed / n/a"
+    return cell.text, ""
+
+
+def _headers(table: TableData) -> list[str]:
+    return [
+        f"{name}: computed / printed / ratio" if index in table.exploded else name
+        for index, name in enumerate(table.headers)
+    ]
+
+
+def missing_notes(table: TableData) -> list[str]:
+    """Return one line for each reason why cells are missing, with the columns."""
+    reasons: dict[str, list[str]] = {}
+    for row in table.rows:
+        for header, cell in zip(table.headers, row, strict=True):
+            if cell.origin == "missing" or (cell.origin == "published" and cell.reason):
+                names = reasons.setdefault(cell.reason, [])
+                if header not in names:
+                    names.append(header)
+    return [f"n/a, {reason}: {', '.join(names)}." for reason, names in reasons.items()]
+
+
+def mismatch_notes(table: TableData) -> list[str]:
+    """Return one line for each computed cost that differs beyond rounding."""
+    return [
+        f"{label}: {header}: computed {cell.value:.4g}, printed {cell.printed}, "
+        f"ratio {cell.ratio:.3f}: {cell.reason}."
+        for label, header, cell in table.mismatches()
+    ]
+
+
+def _markdown(table: TableData, heading: bool) -> str:
+    def escape(text: str) -> str:
+        return (
+            text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+        )
+
+    lines = [f"## Table {table.number}", "", f"{table.title}.", ""] if heading else []
+    lines.append("| " + " | ".join(escape(name) for name in _headers(table)) + " |")
+    lines.append("|" + "---|" * len(table.headers))
+    for row in table.rows:
+        shown = []
+        for index, cell in enumerate(row):
+            value, rest = (escape(part) for part in cell_parts(cell, index in table.exploded))
+            value = {1: f"**{value}**", 2: f"<u>{value}</u>"}.get(cell.rank, value)
+            shown.append(value + rest)
+        lines.append("| " + " | ".join(shown) + " |")
+    notes = [escape(note) for note in (*table.notes, *missing_notes(table))]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def _latex(table: TableData, heading: bool) -> str:
+    def escape(text: str) -> str:
+        return "".join(_LATEX.get(letter, letter) for letter in text)
+
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape(table.title)}}}",
+        r"\begin{tabular}{" + "".join(_alignment(table)) + "}",
+        r"\toprule",
+        " & ".join(escape(name) for name in _headers(table)) + r" \\",
+        r"\midrule",
+    ]
+    for row in table.rows:
+        shown = []
+        for index, cell in enumerate(row):
+            value, rest = (escape(part) for part in cell_parts(cell, index in table.exploded))
+            value = {1: rf"\textbf{{{value}}}", 2: rf"\underline{{{value}}}"}.get(cell.rank, value)
+            shown.append(value + rest)
+        lines.append(" & ".join(shown) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    notes = [*table.notes, *missing_notes(table)]
+    return "\n".join([*(f"% {note}" for note in notes), *lines]) + "\n"
+
+
+def _alignment(table: TableData) -> list[str]:
+    text = [
+        all(row[index].origin == "text" for row in table.rows)
+        for index in range(len(table.headers))
+    ]
+    return ["l" if is_text else "r" for is_text in text]
+
+
+def _csv(table: TableData, heading: bool) -> str:
+    """Return plain values: cost columns also as printed and ratio, scores also as difference."""
+    costs = {
+        index
+        for index in range(len(table.headers))
+        if any(row[index].origin == "computed" for row in table.rows)
+    }
+    scores = {
+        index
+        for index in range(len(table.headers))
+        if any(row[index].delta is not None for row in table.rows)
+    }
+    names: list[str] = []
+    for index, name in enumerate(table.headers):
+        names.append(name)
+        names += [f"{name} printed", f"{name} ratio"] if index in costs else []
+        names += [f"{name} difference"] if index in scores else []
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for row in table.rows:
+        values: list[str] = []
+        for index, cell in enumerate(row):
+            exact = cell.origin == "computed" and cell.value is not None
+            values.append(f"{cell.value:.6g}" if exact else _plain(cell))
+            if index in costs:
+                ratio = cell.ratio
+                printed = cell.printed if cell.origin == "computed" else _plain(cell)
+                values += [printed, "" if ratio is None else f"{ratio:.4f}"]
+            if index in scores:
+                values.append("" if cell.delta is None else f"{cell.delta:.6g}")
+        writer.writerow(values)
+    return buffer.getvalue()
+
+
+def _plain(cell: Cell) -> str:
+    # A label that starts like a formula must not become one in a spreadsheet.
+    formula = cell.origin == "text" and cell.text.startswith(("=", "+", "@", "-"))
+    return f"'{cell.text}" if formula else cell.text
+
+
+def _html(table: TableData, heading: bool) -> str:
+    alignment = _alignment(table)
+    parts = [f"<h2>Table {table.number}</h2>"] if heading else []
+    parts += ['<div class="scroll"><table>', f"<caption>{html.escape(caption(table))}</caption>"]
+    cells = "".join(
+        f'<th scope="col" class="{side}">{html.escape(name)}</th>'
+        for side, name in zip(alignment, _headers(table), strict=True)
+    )
+    parts.append(f"<thead><tr>{cells}</tr></thead><tbody>")
+    for row in table.rows:
+        shown = []
+        for index, (side, cell) in enumerate(zip(alignment, row, strict=True)):
+            value, rest = (html.escape(part) for part in cell_parts(cell, index in table.exploded))
+            value = {1: f"<b>{value}</b>", 2: f"<u>{value}</u>"}.get(cell.rank, value)
+            title = html.escape(cell.reason, quote=True)
+            hint = f' title="{title}"' if title else ""
+            follow = f'<span class="delta">{rest}</span>' if rest else ""
+            shown.append(f'<td class="{side} {cell.origin}"{hint}>{value}{follow}</td>')
+        parts.append(f"<tr>{''.join(shown)}</tr>")
+    parts.append("</tbody></table></div>")
+    notes = [*table.notes, *missing_notes(table)]
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    parts.append(f'<ul class="notes">{items}</ul>')
+    return "\n".join(parts) + "\n"
+
+
+def document(tables: Sequence[TableData], kind: str) -> str:
+    """Return all tables in one document that ends with the cells that differ from print."""
+    if kind == "csv":
+        return "\n".join(f"# {caption(table)}\n{render(table, kind)}" for table in tables)
+    body = "\n".join(render(table, kind, heading=True) for table in tables)
+    differing = [(table.number, note) for table in tables for note in mismatch_notes(table)]
+    title = "Cells whose computed cost differs from the printed one by more than rounding"
+    lines = [f"Table {number}: {note}" for number, note in differing] or ["None."]
+    if kind == "latex":
+        return body + "\n" + "\n".join(f"% {line}" for line in [title, *lines]) + "\n"
+    if kind == "html":
+        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+        return (
+            '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Tables</title>\n'
+            f"{body}\n<h2>{title}</h2>\n<ul>{items}</ul>\n</html>\n"
+        )
+    escaped = [line.replace("|", "\\|") for line in lines]
+    return f"{body}\n## {title}\n\n" + "\n".join(f"- {line}" for line in escaped) + "\n"

@@ -1,0 +1,232 @@
+"""The paper's tables 1-17 as data: costs computed, scores published or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dynllava.analysis import benchmarks, published, style
+from dynllava.analysis.points import Point
+from dynllava.analysis.table_cells import Cell, TableData, compare, computed
+from dynllava.analysis.table_cells import published as published_cell
+from dynllava.analysis.table_specs import SPECS, Spec
+
+KEPT_OUTPUTS = {"lvis_single": 84, "lvis_multi": 181, "sharegpt4v": 763}
+"""Output tokens that Dynamic-LLaVA-13B I|T computes in its sparse layers (table 3)."""
+
+
+def build(number: int, own: Sequence[Point] = (), *, with_ours: bool = False) -> TableData:
+    """Return the paper's table ``number``.
+
+    Parameters
+    ----------
+    number : int
+        1 to 17.
+    own : sequence of Point
+        Own runs; used only if ``with_ours``.
+    with_ours : bool
+        Append the rows of own runs that have scores of the table's benchmarks.
+
+    Raises
+    ------
+    UserError
+        If there is no such table.
+    """
+    data = published.table(number)
+    if number == 8:
+        return _token_statistics(data, with_ours)
+    spec = SPECS[number]
+    names = [column.name for column in data.columns]
+    sources: list[dict[str, Any]] = list(data.rows)
+    rows = [[_cell(row, name, spec) for name in names] for row in sources]
+    notes = list(spec.notes)
+    if with_ours:
+        extra = _own_rows(names, spec, own)
+        sources += [row for row, _ in extra]
+        rows += [cells for _, cells in extra]
+        if not extra:
+            notes.append("No own run has scores of this table's benchmarks or its quantities.")
+    if spec.scores:
+        scored = [index for index, name in enumerate(names) if _is_score(name, spec)]
+        rows = compare(
+            rows,
+            scored,
+            lambda index: sources[index].get("_group") or spec.group(sources[index]),
+            lambda index: spec.dense(sources[index]),
+            lambda column: not benchmarks.higher_is_better(names[column]),
+        )
+    return TableData(
+        number,
+        data.title,
+        tuple(_header(data, name) for name in names),
+        tuple(tuple(row) for row in rows),
+        tuple(names.index(name) for name in spec.exploded),
+        (f"Scores and token counts: {data.source}.", *notes),
+    )
+
+
+def _cell(row: dict[str, Any], name: str, spec: Spec) -> Cell:
+    if name in spec.formulas:
+        return computed(spec.formulas[name](row), row[name], spec.reasons(row, name))
+    if name in spec.text:
+        value = row[name]
+        return Cell(value.text if isinstance(value, published.Printed) else value or "")
+    return published_cell(row[name])
+
+
+def _is_score(name: str, spec: Spec) -> bool:
+    return name not in spec.text and (name not in spec.formulas or name == "average")
+
+
+def _header(data: published.PublishedTable, name: str) -> str:
+    title = benchmarks.TITLES.get(name, "")
+    if title and name != "average":
+        return title
+    words = name.replace("_tflops", " TFLOPs").replace("tflops", "TFLOPs")
+    words = words.replace("_mem_", " memory ").replace("_", " ")
+    words = words.replace("kv ", "KV ").replace("ppl", "PPL").replace("meteor", "METEOR")
+    unit = data.unit(name)
+    shown = unit in ("s", "ms", "ms/token", "GB", "h") and f" {unit}" not in words
+    return f"{words} ({unit})" if shown else words
+
+
+def _own_rows(
+    names: list[str], spec: Spec, own: Sequence[Point]
+) -> list[tuple[dict[str, Any], list[Cell]]]:
+    """Return rows of own runs: those with a score in one of the table's columns."""
+    scored = [name for name in names if _is_score(name, spec)]
+    rows = []
+    for point in own:
+        keyed = "benchmark" in names
+        tasks = [task for task in point.scores if task in published_tasks()] if keyed else [""]
+        for task in tasks:
+            cells = [_own_cell(point, name, task, spec) for name in names]
+            if any(cells[names.index(name)].value is not None for name in scored):
+                row = {"method": point.curve, "context": "", "_group": ("own", point.model, task)}
+                rows.append((row, cells))
+    return rows
+
+
+def published_tasks() -> set[str]:
+    """Return the generation benchmarks of table 3."""
+    return {row["benchmark"] for row in published.table(3)}
+
+
+def _own_cell(point: Point, name: str, task: str, spec: Spec) -> Cell:
+    fixed = {"model": point.model, "method": f"{point.label} (own run)", "benchmark": task}
+    if name in fixed:
+        return Cell(fixed[name])
+    axis = {"prefill_tflops": "prefill_flops", "image_tokens": "image_tokens"}.get(name)
+    if axis and axis in point.costs:
+        value = point.costs[axis].value
+        return Cell(f"{value:.4g}", "text" if name in spec.text else "measured", value)
+    if name in spec.text:
+        return Cell("")
+    score = point.scores.get(task if name in ("ppl", "meteor") else name)
+    wanted = not (name in ("ppl", "meteor") and score and score.higher_is_better == (name == "ppl"))
+    if score is None or not wanted:
+        return Cell("", "missing", reason="no own run")
+    return Cell(f"{score.value:.4g}", "measured", score.value)
+
+
+def _token_statistics(data: published.PublishedTable, with_ours: bool) -> TableData:
+    """Table 8: totals and what remains of them, from the first three rows."""
+    names = [column.name for column in data.columns]
+    tasks = names[1:]
+    given = {row["quantity"]: row for row in data}
+    image, text, outputs = (
+        {task: int(given[f"{kind}_tokens"][task].value) for task in tasks}
+        for kind in ("image", "text", "output")
+    )
+    rows = []
+    for row in data:
+        cells = [Cell(row["quantity"])]
+        for task in tasks:
+            images, out = image[task], outputs[task]
+            if "fastv" in row["quantity"]:
+                images = round(images * 0.25)
+            elif "dynamic" in row["quantity"]:
+                images, out = int(images * 0.2), KEPT_OUTPUTS.get(task, out)
+            elif "total" not in row["quantity"] and "13b" not in row["quantity"]:
+                cells.append(published_cell(row[task]))
+                continue
+            cells.append(
+                computed(
+                    images + text[task] + out,
+                    row[task],
+                    "the printed total is not the sum of the printed parts (576 + 56 + 159 = 791)",
+                )
+            )
+        rows.append(tuple(cells))
+    notes = [
+        f"Token counts: {data.source}. Totals are computed from its first three rows.",
+        "Dynamic-LLaVA: kept output tokens of table 3; short answers keep every token.",
+    ]
+    if with_ours:
+        notes.append("No own run: the table is about the published benchmarks.")
+    headers = ("quantity", *(benchmarks.title(task) for task in tasks))
+    return TableData(8, data.title, headers, tuple(rows), (), tuple(notes))
+
+
+def ours(own: Sequence[Point]) -> list[TableData]:
+    """Return one table of own runs per model: scores, costs, differences to dense."""
+    tables = []
+    for model in dict.fromkeys(point.model for point in own if point.scores):
+        points = [point for point in own if point.model == model and point.scores]
+        points.sort(key=lambda point: (not point.is_dense, point.curve, -_tokens(point)))
+        tasks = list(dict.fromkeys(name for point in points for name in point.scores))
+        axes = [axis for axis in _AXIS_HEADERS if any(axis in point.costs for point in points)]
+        rows = [_own_summary(point, axes, tasks) for point in points]
+        lower = {
+            task for point in points for task in tasks
+            if task in point.scores and not point.scores[task].higher_is_better
+        }  # fmt: skip
+        start = 1 + len(axes)
+        rows = compare(
+            rows,
+            range(start, start + len(tasks)),
+            lambda index: None,
+            lambda index, points=points: points[index].is_dense,
+            lambda column, tasks=tasks, lower=lower, start=start: tasks[column - start] in lower,
+        )
+        headers = ("method", *(_AXIS_HEADERS[axis] for axis in axes),
+                   *(benchmarks.title(task) for task in tasks))  # fmt: skip
+        notes = ["Own runs, newest record of each configuration; ± standard error, (n) samples."]
+        if not any(point.is_dense for point in points):
+            notes.append("No dense run of this model: differences cannot be given.")
+        title = f"Own runs of {style.model_name(model)}"
+        tables.append(TableData("ours", title, headers, tuple(map(tuple, rows)), (), tuple(notes)))
+    return tables
+
+
+_AXIS_HEADERS = {
+    "image_tokens": "image tokens per layer",
+    "prefill_flops": "prefill TFLOPs",
+    "decode_flops": "decode TFLOPs",
+    "kv_bytes": "KV MiB",
+    "ttft": "TTFT ms",
+    "tpot": "TPOT ms",
+}
+
+
+def _tokens(point: Point) -> float:
+    return point.costs["image_tokens"].value if "image_tokens" in point.costs else 0.0
+
+
+def _own_summary(point: Point, axes: list[str], tasks: list[str]) -> list[Cell]:
+    cells = [Cell(point.label)]
+    for axis in axes:
+        cost = point.costs.get(axis)
+        if cost is None:
+            cells.append(Cell("", "missing", reason="not recorded"))
+        else:
+            cells.append(Cell(f"{cost.value:.4g}", "measured", cost.value))
+    for task in tasks:
+        score = point.scores.get(task)
+        if score is None:
+            cells.append(Cell("", "missing", reason="no run of this task"))
+            continue
+        error = f" ± {score.stderr:.2g}" if score.stderr is not None else ""
+        count = f" ({score.n})" if score.n else ""
+        cells.append(Cell(f"{score.value:.4g}{error}{count}", "measured", score.value))
+    return cells
