@@ -1,0 +1,148 @@
+"""The arguments behind ``--model_args``: parsed, checked, one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynllava import methods
+from dynllava.environment import code_version
+from dynllava.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float16")
+AUTO_BATCH_SIZE = 32
+
+
+@dataclass
+class ModelArguments:
+    """What ``--model_args`` accepts beside the method's own parameters.
+
+    Attributes
+    ----------
+    pretrained : str
+        Local folder, hub name, or ``embedded``.
+    method : str or None
+        A name from :func:`dynllava.methods.names`; None: what the checkpoint was trained for.
+    dtype : str or None
+        None: float16 on a GPU, as the published evaluations, and float32 elsewhere.
+    attn_implementation, device, device_map : str or None
+        As in transformers; ``device_map=auto`` spreads one model over several devices.
+    conv_template : str or None
+        ``vicuna_v1``, ``plain`` or ``embedded`` (the checkpoint's own); None: by checkpoint.
+    batch_size : int or str
+        A number, or ``auto``: starts at ``max_batch_size`` and halves when memory runs out.
+    max_new_tokens : int
+        For tasks that set none.
+    code_version : str or None
+        Must be this code's version if given; see :func:`check_cache`.
+    parameters : dict
+        The method's hyper-parameters.
+    """
+
+    pretrained: str = "embedded"
+    method: str | None = None
+    dtype: str | None = None
+    attn_implementation: str = "sdpa"
+    device: str | None = None
+    device_map: str | None = None
+    conv_template: str | None = None
+    batch_size: int | str = 1
+    max_batch_size: int = AUTO_BATCH_SIZE
+    max_new_tokens: int = 1024
+    code_version: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the first batch."""
+        return self.max_batch_size if self.batch_size == "auto" else int(self.batch_size)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> ModelArguments:
+        """Return the checked arguments.
+
+        Raises
+        ------
+        UserError
+            For an unknown or impossible argument.
+        """
+        own = {item.name for item in dataclasses.fields(cls)} - {"parameters"}
+        given = {key: value for key, value in values.items() if value is not None}
+        parameters = {key: _value(item) for key, item in given.items() if key not in own}
+        arguments = cls(
+            **{key: value for key, value in given.items() if key in own}, parameters=parameters
+        )
+        arguments._check(own)
+        return arguments
+
+    def _check(self, own: set[str]) -> None:
+        accepted = list(inspect_parameters(self.method))
+        for key in self.parameters:
+            if key not in accepted:
+                owner = self.method or "the checkpoint's method"
+                raise UserError(
+                    f"unknown argument {key}: accepted are {', '.join(sorted(own))}; "
+                    f"for {owner}: {', '.join(accepted) or 'none'}"
+                )
+        if self.method is not None:
+            methods.create(self.method, **self.parameters)
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"dtype={self.dtype}: accepted are {', '.join(DTYPES)}")
+        for name in ("batch_size", "max_batch_size", "max_new_tokens"):
+            self._check_count(name)
+        running = code_version()
+        if self.code_version is not None and str(self.code_version) != running:
+            raise UserError(f"code_version={self.code_version}: the code that runs is {running}")
+
+    def _check_count(self, name: str) -> None:
+        value = getattr(self, name)
+        if name == "batch_size" and value == "auto":
+            return
+        if isinstance(value, bool) or not str(value).isdecimal() or int(value) < 1:
+            raise UserError(f"{name}={value}: accepted is an integer from 1")
+        setattr(self, name, int(value))
+
+
+def inspect_parameters(method: str | None) -> list[str]:
+    """Return the names of a method's parameters (None: of ``dynamic_llava``)."""
+    known = methods.registry()
+    if method is not None and method not in known:
+        raise UserError(f"method={method}: accepted are {', '.join(known)}")
+    chosen = known.get(method or "dynamic_llava")
+    return [item.name for item in dataclasses.fields(chosen) if item.init] if chosen else []
+
+
+def check_cache(given: str | None) -> None:
+    """Refuse lmms-eval's answer cache unless its key holds the version of this code.
+
+    The cache is keyed by model name and ``--model_args`` alone, so answers of older code would
+    come back without the model being asked.  lmms-eval does not tell a model that a cache is in
+    use, so the calling frame is looked at (read only).
+
+    Raises
+    ------
+    UserError
+        With the argument to add.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_name != "simple_evaluate":
+        frame = frame.f_back
+    if given is None and frame is not None and frame.f_locals.get("use_cache"):
+        raise UserError(
+            "use_cache would return answers of older code: "
+            f"add code_version={code_version()} to model_args"
+        )
+
+
+def _value(value: Any) -> Any:
+    """Return a method parameter: lmms-eval turns numbers and booleans, here lists and none."""
+    if isinstance(value, str) and value[:1] in "[\"'":
+        try:
+            parsed = json.loads(value.strip("'"))
+        except ValueError:
+            raise UserError(f"{value}: not a list in JSON, such as [2,6,15]") from None
+        return tuple(parsed) if isinstance(parsed, list) else parsed
+    return None if value in ("none", "None", "null") else value

@@ -1,0 +1,86 @@
+"""What one request cost, read from the model's report, and how it reaches lmms-eval's results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmms_eval.api.instance import TokenCounts
+
+
+@dataclass
+class EfficiencyCounts(TokenCounts):
+    """Token counts of one request plus what the method kept.
+
+    lmms-eval writes ``to_dict()`` of every request beside the sample, so ``extra`` lands in the
+    samples file.
+    """
+
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts that are known, by name."""
+        return {**super().to_dict(), **self.extra}
+
+
+def request_costs(report: Any, row: int, fed: int) -> dict[str, float]:
+    """Return the efficiency numbers of one row of a batch.
+
+    A row that ended early was fed padding until the longest row of its batch ended; what that
+    padding stored is taken off again, so a row's numbers do not depend on its batch.
+
+    Parameters
+    ----------
+    report : dynllava.report.CallReport
+        Of the ``generate()`` call.
+    row : int
+        Row of the batch.
+    fed : int
+        Output tokens of this row that were fed back to the model (all but the last one).
+
+    Returns
+    -------
+    dict
+        ``image_tokens_kept`` (those that reached the last layer, merged ones included),
+        ``output_tokens_fed`` and ``output_tokens_kept``, ``kv_entries`` (sum over the layers)
+        and ``kv_bytes``.
+    """
+    decisions = report.output_kept
+    output = [bool(kept) for kept in decisions[row]] if decisions else []
+    own, padding = output[:fed], output[fed:]
+    lengths = [layer[row] for layer in report.kv_lengths]
+    prompt = [layer[row] for layer in report.layer_tokens]
+    entries = sum(
+        _own_entries(stored, entered, own, padding)
+        for stored, entered in zip(lengths, prompt, strict=True)
+    )
+    stored_bytes = report.kv_bytes_per_row[row] if lengths else 0
+    return {
+        "image_tokens_kept": report.image_tokens[row],
+        "output_tokens_fed": len(own),
+        "output_tokens_kept": sum(own),
+        "kv_entries": entries,
+        "kv_bytes": round(stored_bytes * entries / sum(lengths)) if sum(lengths) else 0,
+    }
+
+
+def _own_entries(stored: int, prompt: int, own: Sequence[bool], padding: Sequence[bool]) -> int:
+    """Return a layer's cache entries without those of the padding behind the row's end."""
+    added = stored - prompt
+    if added == len(own) + len(padding):
+        return stored - len(padding)
+    if added == sum(own) + sum(padding):
+        return stored - sum(padding)
+    # A cache with a budget (H2O): its length says nothing about the padding.
+    return stored
+
+
+def mean_costs(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of every number over the requests that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    means = {}
+    for name in names:
+        values = [row[name] for row in rows if name in row]
+        means[name] = sum(values) / len(values)
+    return means

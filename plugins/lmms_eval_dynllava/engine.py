@@ -1,0 +1,240 @@
+"""Runs batches of prompts through the model: left padding, answers, log-probabilities, costs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dynllava.errors import UserError
+
+from .efficiency import request_costs
+from .prompts import GenerationArguments, Prompt
+
+
+@dataclass
+class Answer:
+    """What came out of one prompt.
+
+    Attributes
+    ----------
+    text : str
+    input_tokens, output_tokens : int
+        Prompt tokens (image tokens included), generated tokens (the end token included).
+    costs : dict
+        See :func:`~lmms_eval_dynllava.efficiency.request_costs`.
+    """
+
+    text: str
+    input_tokens: int
+    output_tokens: int
+    costs: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Scored:
+    """A continuation's log-probability (natural logarithm), its tokens, and greediness."""
+
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
+class Engine:
+    """A model with its processor.
+
+    Parameters
+    ----------
+    model : DynamicLlavaForConditionalGeneration
+    processor : LlavaProcessor
+    device : torch.device
+        Where inputs go.
+    auto : bool
+        Halve a batch that does not fit into memory instead of failing.
+    """
+
+    def __init__(
+        self, model: Any, processor: Any, device: torch.device, auto: bool = False
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.device = device
+        self.auto = auto
+        self.seconds = 0.0
+        self._limit: int | None = None
+        # Fast tokenizers cannot change their padding in one thread while another one decodes.
+        self._tokenizing = threading.Lock()
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = self.processor.tokenizer.eos_token_id if ids is None else ids
+        return set(ids) if isinstance(ids, (list, tuple)) else {ids}
+
+    def encode(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
+        """Return left-padded inputs of a batch, on the host.
+
+        Raises
+        ------
+        UserError
+            If the processor refuses the batch.
+        """
+        images = [prompt.image for prompt in prompts if prompt.image is not None]
+        try:
+            with self._tokenizing:
+                encoded = self.processor(
+                    images=images or None,
+                    text=[prompt.text for prompt in prompts],
+                    padding=True,
+                    padding_side="left",
+                    return_tensors="pt",
+                )
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{prompts[0].source}: {error}", 1) from error
+        names = ("input_ids", "attention_mask", "pixel_values")
+        return {name: encoded[name] for name in names if encoded.get(name) is not None}
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: dict[str, torch.Tensor],
+        arguments: GenerationArguments,
+    ) -> list[Answer]:
+        """Return the answers of one batch, in its order.
+
+        Raises
+        ------
+        UserError
+            If memory runs out and the batch must not (``auto``) or cannot be halved.
+        """
+        half = (len(prompts) + 1) // 2
+        if self._limit is None or len(prompts) <= self._limit:
+            try:
+                return self._generate(prompts, encoded, arguments)
+            except torch.OutOfMemoryError as error:
+                if not self.auto or len(prompts) == 1:
+                    raise UserError(
+                        f"out of memory with {len(prompts)} prompts in a batch: "
+                        "use a smaller --batch_size, or auto",
+                        1,
+                    ) from error
+                self._limit = half
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return [
+            answer
+            for part in (prompts[:half], prompts[half:])
+            for answer in self.generate(part, self.encode(part), arguments)
+        ]
+
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: dict[str, torch.Tensor],
+        arguments: GenerationArguments,
+    ) -> list[Answer]:
+        inputs = self._to_device(prompts, encoded)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                **arguments.options,
+                eos_token_id=sorted(self.end_ids),
+                pad_token_id=self._pad_id(),
+            )
+        tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
+        self.seconds += time.perf_counter() - start
+        answers = [_until_end(row, self.end_ids) for row in tokens]
+        with self._tokenizing:
+            texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        # With beams, a prompt's rows lie side by side in the report.
+        beams = arguments.options.get("num_beams", 1)
+        prompt_lengths = encoded["attention_mask"].sum(1).tolist()
+        report = self.model.last_report
+        return [
+            Answer(
+                arguments.cut(text),
+                prompt_lengths[row],
+                len(own),
+                request_costs(report, row * beams, max(len(own) - 1, 0)),
+            )
+            for row, (text, own) in enumerate(zip(texts, answers, strict=True))
+        ]
+
+    def continuation_ids(self, prompt: str, continuation: str) -> list[int]:
+        """Return the tokens that ``continuation`` adds to ``prompt``.
+
+        Both are tokenised together, because a tokenizer may cut a word differently at the start
+        of a text; where that changes the prompt's own tokens the continuation stands alone.
+        """
+        with self._tokenizing:
+            tokenizer = self.processor.tokenizer
+            before = tokenizer(prompt)["input_ids"]
+            both = tokenizer(prompt + continuation)["input_ids"]
+            if both[: len(before)] != before:
+                return list(tokenizer(continuation, add_special_tokens=False)["input_ids"])
+        return list(both[len(before) :])
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        encoded: dict[str, torch.Tensor],
+        continuations: Sequence[Sequence[int]],
+    ) -> list[Scored]:
+        """Return the log-probability of each prompt's continuation.
+
+        The method's decode-time sparsification is active and image tokens are chosen from the
+        prompt alone (:meth:`DynamicLlavaForConditionalGeneration.score`).
+        """
+        longest = max(len(row) for row in continuations)
+        ids = torch.full((len(prompts), max(longest, 1)), self._pad_id())
+        mask = torch.zeros_like(ids)
+        for row, tokens in enumerate(continuations):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
+            mask[row, : len(tokens)] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            logits = self.model.score(
+                **self._to_device(prompts, encoded),
+                continuation_ids=ids,
+                continuation_mask=mask,
+                return_logits=True,
+            ).float()
+            ids, mask = ids.to(logits.device), mask.bool().to(logits.device)
+            chosen = logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
+            logprobs = chosen.double().masked_fill(~mask, 0.0).sum(1).tolist()
+            greedy = ((logits.argmax(-1) == ids) | ~mask).all(1).tolist()
+        self.seconds += time.perf_counter() - start
+        return [
+            Scored(*values)
+            for values in zip(logprobs, map(len, continuations), greedy, strict=True)
+        ]
+
+    def _to_device(
+        self, prompts: Sequence[Prompt], encoded: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        inputs = {name: tensor.to(self.device) for name, tensor in encoded.items()}
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        inputs["sample_ids"] = torch.tensor(
+            [prompt.source.sample_id for prompt in prompts], device=self.device
+        )
+        return inputs
+
+    def _pad_id(self) -> int:
+        pad = self.processor.tokenizer.pad_token_id
+        return min(self.end_ids) if pad is None else pad
+
+
+def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
+    """Return a row's own tokens, the end token included, without the batch's padding."""
+    for index, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: index + 1]
+    return tokens
