@@ -67,7 +67,11 @@ def published(value: Printed | str | None, reason: str = "not reported") -> Cell
     return Cell(value.text, "published", number)
 
 
-def computed(value: float | str, printed: Printed | None, reason: str = "") -> Cell:
+def computed(
+    value: float | str,
+    printed: Printed | None,
+    reason: Callable[[float], str] = lambda ratio: "",
+) -> Cell:
     """Return a computed cost at the printed precision (two decimals if nothing is printed).
 
     Parameters
@@ -75,13 +79,13 @@ def computed(value: float | str, printed: Printed | None, reason: str = "") -> C
     value : float or str
         The number, or why it cannot be computed.
     printed : Printed or None
-    reason : str
-        Why a difference is expected; kept only if there is one.
+    reason : callable
+        Computed / printed to why they differ; asked only if they do.
     """
     if isinstance(value, str):
         if printed is None:
             return Cell("", "missing", reason=value)
-        return Cell(printed.text, "published", printed.value, reason=value)
+        return Cell(printed.text, "published", printed.value, reason=f"as printed: {value}")
     if printed is None:
         return Cell(f"{value:.2f}", "computed", value)
     cell = Cell(f"{value:.{printed.decimals}f}", "computed", value, printed.text)
@@ -89,7 +93,7 @@ def computed(value: float | str, printed: Printed | None, reason: str = "") -> C
         # Half-up as the comparison rounds, where format() would round half to even.
         return replace(cell, text=printed.text)
     text = cell.text if cell.text != printed.text else f"{value:.{printed.decimals + 1}f}"
-    return replace(cell, text=text, reason=reason or "computed from the printed token counts")
+    return replace(cell, text=text, reason=reason(cell.ratio or 0.0) or "the cause is not known")
 
 
 @dataclass(frozen=True)

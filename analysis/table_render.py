@@ -74,21 +74,43 @@ def missing_notes(table: TableData) -> list[str]:
     return [f"n/a, {reason}: {', '.join(names)}." for reason, names in reasons.items()]
 
 
-def mismatch_notes(table: TableData) -> list[str]:
-    """Return one line for each computed cost that differs beyond rounding."""
-    return [
-        f"{label}: {header}: computed {cell.value:.4g}, printed {cell.printed}, "
-        f"ratio {cell.ratio:.3f}: {cell.reason}."
-        for label, header, cell in table.mismatches()
-    ]
+def mismatches(tables: Sequence[TableData]) -> dict[str, list[list[str]]]:
+    """Return the cells whose computed cost differs beyond rounding, by reason.
+
+    Each is [table, row, column, computed, printed, ratio].
+    """
+    found: dict[str, list[list[str]]] = {}
+    for table in tables:
+        for label, header, cell in table.mismatches():
+            numbers = [f"{cell.value:.4g}", cell.printed, f"{cell.ratio:.3f}"]
+            found.setdefault(cell.reason, []).append([str(table.number), label, header, *numbers])
+    return found
+
+
+MISMATCH_HEADERS = ("table", "row", "cost", "computed", "printed", "ratio")
+
+
+def mismatch_markdown(tables: Sequence[TableData]) -> str:
+    """Return :func:`mismatches` as one Markdown table a reason."""
+    found = mismatches(tables)
+    if not found:
+        return "None.\n"
+    blocks = []
+    for reason, rows in found.items():
+        lines = [f"**{len(rows)} cells: {reason}.**", ""]
+        lines += ["| " + " | ".join(MISMATCH_HEADERS) + " |", "|" + "---|" * 6]
+        lines += ["| " + " | ".join(_escape_markdown(item) for item in row) + " |" for row in rows]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def _escape_markdown(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return escaped.replace("\n", " ")
 
 
 def _markdown(table: TableData, heading: bool) -> str:
-    def escape(text: str) -> str:
-        return (
-            text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-        )
-
+    escape = _escape_markdown
     lines = [f"## Table {table.number}", "", f"{table.title}.", ""] if heading else []
     lines.append("| " + " | ".join(escape(name) for name in _headers(table)) + " |")
     lines.append("|" + "---|" * len(table.headers))
@@ -215,16 +237,17 @@ def document(tables: Sequence[TableData], kind: str) -> str:
     if kind == "csv":
         return "\n".join(f"# {caption(table)}\n{render(table, kind)}" for table in tables)
     body = "\n".join(render(table, kind, heading=True) for table in tables)
-    differing = [(table.number, note) for table in tables for note in mismatch_notes(table)]
     title = "Cells whose computed cost differs from the printed one by more than rounding"
-    lines = [f"Table {number}: {note}" for number, note in differing] or ["None."]
+    if kind == "markdown":
+        return f"{body}\n## {title}\n\n{mismatch_markdown(tables)}"
+    rows = [
+        f"{', '.join(row)}: {why}" for why, cells in mismatches(tables).items() for row in cells
+    ]
+    rows = [", ".join(MISMATCH_HEADERS), *rows]
     if kind == "latex":
-        return body + "\n" + "\n".join(f"% {line}" for line in [title, *lines]) + "\n"
-    if kind == "html":
-        items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-        return (
-            '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Tables</title>\n'
-            f"{body}\n<h2>{title}</h2>\n<ul>{items}</ul>\n</html>\n"
-        )
-    escaped = [line.replace("|", "\\|") for line in lines]
-    return f"{body}\n## {title}\n\n" + "\n".join(f"- {line}" for line in escaped) + "\n"
+        return body + "\n" + "\n".join(f"% {row}" for row in [title, *rows]) + "\n"
+    items = "".join(f"<li>{html.escape(row)}</li>" for row in rows)
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Tables</title>\n'
+        f"{body}\n<h2>{title}</h2>\n<ul>{items}</ul>\n</html>\n"
+    )

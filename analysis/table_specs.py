@@ -8,15 +8,16 @@ from typing import Any
 
 from dynllava.analysis import costs
 
-from dynllava.profiling.conventions import parse_segments
+from dynllava.profiling.conventions import TABLE10_MISMATCHES, parse_segments
 
 Row = dict[str, Any]
 Formula = Callable[[Row], float | str]
 
-MEANS = (
-    "Eq. 13 is applied to the mean token count; the printed cell is a mean over samples of a "
-    "quadratic"
+ABOVE = (
+    "printed above Eq. 13 on the printed mean token counts: a mean over samples of a quadratic "
+    "lies above the quadratic of the mean, which the table alone cannot confirm"
 )
+BELOW = "printed below Eq. 13 on the printed mean token counts: the cause is not known"
 MEASURED_KV = (
     "computed: bytes of the output tokens' keys and values; printed: maximum GPU memory of the "
     "cache as measured by the authors"
@@ -45,7 +46,7 @@ class Spec:
     dense : callable
         Whether a row is a dense one.
     reasons : callable
-        (row, column) to why a computed cost is expected to differ.
+        (row, column, computed / printed) to why a computed cost differs.
     notes : tuple of str
     scores : bool
         Whether the remaining number columns are scores (compared and ranked).
@@ -56,7 +57,7 @@ class Spec:
     exploded: tuple[str, ...] = ()
     group: Callable[[Row], object] = lambda row: None
     dense: Callable[[Row], bool] = lambda row: row.get("method") == "full"
-    reasons: Callable[[Row, str], str] = lambda row, column: ""
+    reasons: Callable[[Row, str, float], str] = lambda row, column, ratio: ""
     notes: tuple[str, ...] = ()
     scores: bool = True
 
@@ -112,13 +113,15 @@ _GENERATION = {
 }
 
 
-def _generation_reason(row: Row, column: str) -> str:
+def _generation_reason(row: Row, column: str, ratio: float) -> str:
     if column.startswith("kv_mem"):
         return MEASURED_KV
     doubled = (row.get("benchmark"), row.get("model")) == ("lvis_vqa_single", "llava-1.5-7b")
     if column == "decode_tflops_ppl" and doubled and row["method"] in ("random", "structure"):
         return TABLE3_ERROR
-    return MEANS if column.startswith("decode") else ""
+    if not column.startswith("decode"):
+        return ""
+    return ABOVE if ratio < 1 else BELOW
 
 
 _GENERATION_NOTES = (
@@ -142,13 +145,11 @@ def _segments(row: Row) -> float:
     )
 
 
-def _table10_reason(row: Row, column: str) -> str:
-    from dynllava.profiling.conventions import TABLE10_MISMATCHES
-
-    return TABLE10_MISMATCHES.get(row["method"] if "method" in row else row["model"], "")
+def _table10_reason(row: Row, column: str, ratio: float) -> str:
+    return TABLE10_MISMATCHES.get(row["model"], "")
 
 
-def _two_decimals(row: Row, column: str) -> str:
+def _two_decimals(row: Row, column: str, ratio: float) -> str:
     return TWO_DECIMALS if row["method"].startswith("dynamic") else ""
 
 
@@ -157,9 +158,9 @@ def _projector_group(row: Row) -> object:
     return size, row["projector"] == "tokenpacker"
 
 
-def _projector_reason(row: Row, column: str) -> str:
+def _projector_reason(row: Row, column: str, ratio: float) -> str:
     if row["method"] == "llava-tokenpacker-13b-144":
-        return "Eq. 13 gives 4.849 (as in table 10)"
+        return TABLE10_MISMATCHES["tokenpacker-13b-144"]
     if column == "average":
         return "mean of the printed, already rounded scores"
     return ""
@@ -194,8 +195,8 @@ SPECS: dict[int, Spec] = {
     4: Spec(("model", "method", "batch_size"), scores=False, notes=(_MEASURED,)),
     5: Spec(("context", "keep_rate", "language_tokens_ppl", "language_tokens_meteor"),
             {"image_tokens": _image_tokens}, dense=lambda row: row["context"] == "full",
-            reasons=lambda row, column: "int(576 x 0.8) truncates 460.8, as the official code "
-            "does; the table rounds",
+            reasons=lambda *_: "int(576 x 0.8) truncates 460.8, as the official code does; the "
+            "table rounds",
             notes=("Language tokens are what the trained predictor kept: data, not computed.",)),
     6: Spec(("hyperparameter", "value"), group=lambda row: row["hyperparameter"],
             dense=lambda row: False),

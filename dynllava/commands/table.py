@@ -58,8 +58,7 @@ def _text(args: argparse.Namespace) -> str:
         raise UserError(f"table {args.number!r}: accepted are 1 to 17, all and ours")
     table = tables.build(int(args.number), own, with_ours=args.with_ours)
     text = table_render.render(table, args.format)
-    differing = table_render.mismatch_notes(table)
-    if args.format == "markdown" and differing:
-        text += "\nDiffers from print by more than rounding:\n"
-        text += "".join(f"- {note}\n" for note in differing)
+    if args.format == "markdown" and table.mismatches():
+        text += "\nDiffers from print by more than rounding:\n\n"
+        text += table_render.mismatch_markdown([table])
     return text
