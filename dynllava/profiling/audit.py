@@ -60,7 +60,7 @@ def count_run(
     dims, batch = run.spec.dims, run.batch
     totals: Counter[str] = Counter()
     layer = counters.LayerMacs(counter, direct)
-    for (_, queries, keys), times in ledger.layer_calls(run, mode).items():
+    for (queries, keys), times in ledger.shape_calls(run, mode).items():
         for component, macs in layer(dims, queries, keys, batch).items():
             totals[component] += times * macs
     predictors: dict[str, int] = {}

@@ -17,6 +17,7 @@ FLOPs); realised instead of declared token counts enter as a changed :class:`Sch
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -92,24 +93,54 @@ class Entry:
     macs: int
 
 
-def layer_calls(run: Run, mode: str) -> Counter[tuple[int, int, int]]:
-    """Return how often layer l runs q queries on k keys, as a counter of (l, q, k)."""
-    calls: Counter[tuple[int, int, int]] = Counter()
-    schedule = run.schedule
+@dataclass(frozen=True)
+class GroupCalls:
+    """Layers that do exactly the same, and how often each of them runs q queries on k keys."""
+
+    layers: tuple[int, ...]
+    shapes: Mapping[tuple[int, int], int]
+
+
+def layer_calls(run: Run, mode: str) -> tuple[GroupCalls, ...]:
+    """Return what every layer executes in a mode, equal layers grouped."""
+    return _layer_calls(run.schedule, run.outputs, mode)
+
+
+@functools.lru_cache(maxsize=256)
+def _layer_calls(schedule: Schedule, outputs: int, mode: str) -> tuple[GroupCalls, ...]:
+    groups: dict[tuple, list[int]] = {}
+    columns = (schedule.prefill_rows, schedule.prefill_kv, schedule.drops_output, schedule.kv_limit)
+    for layer, signature in enumerate(zip(*columns, strict=True)):
+        groups.setdefault(signature, []).append(layer)
+    # One layer stands for its group: long decodings have thousands of steps.
+    few = Schedule(*zip(*groups, strict=True), output_keep=schedule.output_keep)
+    shapes: list[Counter[tuple[int, int]]] = [Counter() for _ in groups]
     if mode == "prefill":
-        for layer, rows in enumerate(schedule.prefill_rows):
-            calls[layer, rows, rows] += 1
+        for counter, rows in zip(shapes, few.prefill_rows, strict=True):
+            counter[rows, rows] += 1
     elif mode == "decode":
-        for fed in range(run.outputs - 1):
-            for layer, keys in enumerate(schedule.attended_lengths(fed)):
-                calls[layer, 1, keys] += 1
+        for fed in range(outputs - 1):
+            for counter, keys in zip(shapes, few.attended_lengths(fed), strict=True):
+                counter[1, keys] += 1
     elif mode == "decode_nocache":
-        for fed in range(1, run.outputs):
-            for layer, rows in enumerate(schedule.nocache_rows(fed)):
-                calls[layer, rows, rows] += 1
+        for fed in range(1, outputs):
+            for counter, rows in zip(shapes, few.nocache_rows(fed), strict=True):
+                counter[rows, rows] += 1
     else:
         raise UserError(f"mode {mode!r}: accepted are {', '.join(MODES)}")
-    return calls
+    return tuple(
+        GroupCalls(tuple(layers), counter)
+        for layers, counter in zip(groups.values(), shapes, strict=True)
+    )
+
+
+def shape_calls(run: Run, mode: str) -> Counter[tuple[int, int]]:
+    """Return how often any layer runs q queries on k keys, as a counter of (q, k)."""
+    total: Counter[tuple[int, int]] = Counter()
+    for group in layer_calls(run, mode):
+        for shape, times in group.shapes.items():
+            total[shape] += times * len(group.layers)
+    return total
 
 
 def operation_calls(run: Run, mode: str) -> list[tuple[Operation, int]]:
@@ -152,9 +183,14 @@ def entries(
     """
     dims, batch = run.spec.dims, run.batch
     totals: Counter[tuple[str, int | None]] = Counter()
-    for (layer, queries, keys), times in layer_calls(run, mode).items():
-        for component, macs in layer_counter(dims, queries, keys, batch).items():
-            totals[component, layer] += times * macs
+    for group in layer_calls(run, mode):
+        one: Counter[str] = Counter()
+        for (queries, keys), times in group.shapes.items():
+            for component, macs in layer_counter(dims, queries, keys, batch).items():
+                one[component] += times * macs
+        for layer in group.layers:
+            for component, macs in one.items():
+                totals[component, layer] += macs
     for operation, times in operation_calls(run, mode):
         totals[operation.component, operation.layer] += times * batch * operation.macs
     totals["lm_head", None] += flops.lm_head(dims, head_rows(run, mode), batch)

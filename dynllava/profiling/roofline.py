@@ -132,11 +132,8 @@ def _vision_activations(vision: VisionDims) -> int:
 def work_calls(run: ledger.Run, mode: str, dtype: str) -> dict[str, Counter[Work]]:
     """Return component -> how often each work item is executed in a mode."""
     dims, batch, size = run.spec.dims, run.batch, dtype_bytes(dtype)
-    shapes: Counter[tuple[int, int]] = Counter()
-    for (_, queries, keys), times in ledger.layer_calls(run, mode).items():
-        shapes[queries, keys] += times
     work: dict[str, Counter[Work]] = {}
-    for (queries, keys), times in shapes.items():
+    for (queries, keys), times in ledger.shape_calls(run, mode).items():
         for component, item in layer_work(dims, queries, keys, batch, size).items():
             work.setdefault(component, Counter())[item] += times
     for operation, times in ledger.operation_calls(run, mode):
@@ -177,7 +174,7 @@ def bytes_moved(run: ledger.Run, mode: str, dtype: str) -> int:
     """Return weights + KV bytes that a mode moves: what bounds decoding with a cache.
 
     Every weight of the language model is read once a call, every attended key and value once a
-    query call; activations are left out.  The method's own weights count as its declared operations.
+    call; activations are left out.  The second factor of the method's own products counts too.
     """
     dims, batch, size = run.spec.dims, run.batch, dtype_bytes(dtype)
     calls = ledger.head_rows(run, mode)
@@ -189,6 +186,6 @@ def bytes_moved(run: ledger.Run, mode: str, dtype: str) -> int:
     )
     kv = sum(
         times * keys * 2 * dims.kv_heads * dims.head_dim
-        for (_, _, keys), times in ledger.layer_calls(run, mode).items()
+        for (_, keys), times in ledger.shape_calls(run, mode).items()
     )
     return size * (calls * weights + own + batch * kv)

@@ -218,7 +218,7 @@ def _llama_dims(config: Any) -> ModelDims:
 
 def _with_predictor(dims: ModelDims, raw: dict[str, Any]) -> ModelDims:
     """Return ``dims`` with the predictors' sizes that a Dynamic-LLaVA config names."""
-    sparsity = raw.get("sparsity_config") or {}
+    sparsity = raw.get("sparse_config") or {}
     sizes = {
         field: sparsity[key]
         for field, key in (
