@@ -307,7 +307,8 @@ def _write_hf(source: Path, config: dict[str, Any], target: Path) -> None:
     model_config.save_pretrained(target)
     save_file(state, target / "model.safetensors", metadata={"format": "pt"})
     _write_generation_config(source, model_config.image_token_index, target)
-    _write_preprocessor(values, config, target)
+    preprocessor = json.dumps(preprocessor_values(values, config), indent=2)
+    (target / "preprocessor_config.json").write_text(preprocessor + "\n")
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copy(source / name, target / name)
@@ -323,9 +324,10 @@ def _write_generation_config(source: Path, image_token: int, target: Path) -> No
     (target / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
-def _write_preprocessor(values: dict[str, Any], official: dict[str, Any], target: Path) -> None:
+def preprocessor_values(values: dict[str, Any], official: dict[str, Any]) -> dict[str, Any]:
+    """Return the image processor configuration of an official checkpoint."""
     size = values["vision_config"]["image_size"]
-    preprocessor = {
+    return {
         "image_processor_type": "LlavaImageProcessor",
         "do_pad": official.get("image_aspect_ratio") == "pad",
         "do_resize": True,
@@ -341,7 +343,6 @@ def _write_preprocessor(values: dict[str, Any], official: dict[str, Any], target
         "do_convert_rgb": True,
         "patch_size": values["vision_config"]["patch_size"],
     }
-    (target / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
 
 
 def _write_official(source: Path, config: dict[str, Any], target: Path) -> None:

@@ -19,7 +19,7 @@ from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.predictors import ImagePredictor, OutputPredictor
-from dynllava.report import CallReport
+from dynllava.report import CallReport, detached
 from dynllava.tokens import Segment, TokenStream, align_left, restore_columns
 
 SAMPLE_ID_MODULUS = 2_147_483_647
@@ -215,7 +215,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 )
             return cache
         if use_cache is None:
-            use_cache = not self.training and labels is None
+            use_cache = not self.training and labels is None and self.method.uses_cache()
         return self.new_cache() if use_cache else None
 
     def _embed(
@@ -330,7 +330,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if not continuing or self.last_report is None or self.last_report.cache is not cache:
             self.last_report = CallReport.of_prompt(result, record, cache)
         else:
-            self.last_report.record = record
+            self.last_report.record = detached(record)
         if cache is not None:
             self.last_report.decisions = cache.decisions
 
@@ -363,6 +363,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             mask = kwargs.get("attention_mask")
             mask = torch.ones(first.shape[:2], device=first.device) if mask is None else mask
             kwargs["prompt_length"] = mask.long().sum(1)
+        if not self.method.uses_cache():
+            kwargs["use_cache"] = False
         return super().generate(inputs, **kwargs)
 
     def _prepare_cache_for_generation(
@@ -415,6 +417,11 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             Log-probability of each continuation token; 0 where padded.
         """
         mask = torch.ones_like(continuation_ids) if continuation_mask is None else continuation_mask
+        if not self.method.uses_cache():
+            stacked = self._logits_without_cache(
+                input_ids, continuation_ids, pixel_values, attention_mask, sample_ids
+            )
+            return stacked if return_logits else chosen_scores(stacked, continuation_ids, mask)
         cache = self.new_cache()
         first = self(
             input_ids,
@@ -438,11 +445,39 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 ).logits
             )
         stacked = torch.cat(logits, 1)
-        if return_logits:
-            return stacked
-        scores = stacked.float().log_softmax(-1)
-        chosen = scores.gather(2, continuation_ids[..., None].to(scores.device))[..., 0]
-        return chosen.masked_fill(~mask.bool().to(chosen.device), 0.0)
+        return stacked if return_logits else chosen_scores(stacked, continuation_ids, mask)
+
+    def _logits_without_cache(
+        self,
+        input_ids: torch.Tensor,
+        continuation_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        sample_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return the logits [B, T, V] that predict the continuation, one whole pass a token."""
+        prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        logits = []
+        for fed in range(continuation_ids.shape[1]):
+            fed_ids = continuation_ids[:, :fed]
+            out = self(
+                torch.cat([input_ids, fed_ids], 1),
+                pixel_values=pixel_values,
+                attention_mask=torch.cat([prompt_mask, torch.ones_like(fed_ids)], 1),
+                prompt_length=prompt_mask.long().sum(1),
+                sample_ids=sample_ids,
+                use_cache=False,
+                logits_to_keep=1,
+            )
+            logits.append(out.logits)
+        return torch.cat(logits, 1)
+
+
+def chosen_scores(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return float32 [B, T]: log-probabilities of ``ids`` under ``logits``, 0 where masked."""
+    scores = logits.float().log_softmax(-1)
+    chosen = scores.gather(2, ids[..., None].to(scores.device))[..., 0]
+    return chosen.masked_fill(~mask.bool().to(chosen.device), 0.0)
 
 
 def default_method(config: DynamicLlavaConfig) -> Method:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,8 +31,15 @@ class CallReport:
     def of_prompt(
         cls, result: DecoderResult, record: dict[str, Any], cache: SparseCache | None
     ) -> CallReport:
-        """Return the report of a prompt pass."""
-        return cls(result.layer_tokens, result.selections, result.stream, record, [], cache)
+        """Return the report of a prompt pass; hidden states and gradients are let go."""
+        return cls(
+            result.layer_tokens,
+            [(layer, _without_hidden(stream)) for layer, stream in result.selections],
+            _without_hidden(result.stream),
+            detached(record),
+            [],
+            cache,
+        )
 
     @property
     def image_tokens(self) -> list[int]:
@@ -83,6 +90,18 @@ class CallReport:
     def kv_bytes_allocated(self) -> int:
         """Bytes allocated for K and V, all layers and rows."""
         return 0 if self.cache is None else self.cache.allocated_bytes()
+
+
+def detached(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record with its tensors cut from the autograd graph."""
+    return {
+        name: value.detach() if isinstance(value, torch.Tensor) else value
+        for name, value in record.items()
+    }
+
+
+def _without_hidden(stream: TokenStream) -> TokenStream:
+    return replace(stream, hidden=stream.hidden.detach()[..., :0])
 
 
 def _image_indices(stream: TokenStream | None) -> list[list[int]]:

@@ -1,0 +1,199 @@
+"""Is this port faithful?  Compare the library with tensors recorded from official code.
+
+A golden folder holds ``cases.json`` (an index) and safetensors files.  Two index formats are
+read: ``kind / inputs / outputs`` (Dynamic-LLaVA) and ``method / variants / tensors`` (baselines).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynllava.errors import UserError
+
+
+@dataclass
+class Row:
+    """One compared quantity.
+
+    Attributes
+    ----------
+    case, quantity : str
+        What was compared; ``quantity`` is a recorded tensor's name.
+    max_abs_diff : float
+        Largest absolute difference (count of differing entries for integers and booleans).
+    tolerance : float
+        0 for exact quantities.
+    passed : bool
+        ``max_abs_diff <= tolerance`` and shapes agree.
+    """
+
+    case: str
+    quantity: str
+    max_abs_diff: float
+    tolerance: float
+    passed: bool
+
+
+@dataclass
+class CaseResult:
+    """Rows of one case, and the recorded tensors left out with the reason."""
+
+    case: str
+    rows: list[Row] = field(default_factory=list)
+    excluded: dict[str, str] = field(default_factory=dict)
+
+    def exact(self, quantity: str, ours: Any, recorded: torch.Tensor) -> None:
+        """Compare indices, lengths or decisions: every entry must agree."""
+        ours = torch.as_tensor(ours).cpu()
+        if tuple(ours.shape) != tuple(recorded.shape):
+            different = float("inf")
+        else:
+            different = float((ours.to(torch.int64) != recorded.to(torch.int64)).sum())
+        self.rows.append(Row(self.case, quantity, different, 0.0, different == 0))
+
+    def close(
+        self, quantity: str, ours: torch.Tensor, recorded: torch.Tensor, tolerance: float
+    ) -> None:
+        """Compare floats by the largest absolute difference."""
+        ours, recorded = ours.detach().cpu().double(), recorded.double()
+        if tuple(ours.shape) != tuple(recorded.shape):
+            difference = float("inf")
+        elif ours.numel() == 0:
+            difference = 0.0
+        else:
+            # NaN on either side must fail, and max() would let it through silently.
+            gap = (ours - recorded).abs()
+            difference = float("inf") if bool(gap.isnan().any()) else float(gap.max())
+        self.rows.append(Row(self.case, quantity, difference, tolerance, difference <= tolerance))
+
+    def exclude(self, reason: str, *quantities: str) -> None:
+        """List recorded tensors that are evidence of something else."""
+        for quantity in quantities:
+            self.excluded[quantity] = reason
+
+
+@dataclass
+class Certificate:
+    """The outcome for a golden folder."""
+
+    folder: str
+    results: list[CaseResult] = field(default_factory=list)
+    not_covered: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All compared quantities."""
+        return [row for result in self.results for row in result.rows]
+
+    @property
+    def failed(self) -> list[Row]:
+        """Quantities out of tolerance."""
+        return [row for row in self.rows if not row.passed]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``passed``, ``failed``, ``not_covered``, ``excluded`` and ``rows``."""
+        return {
+            "folder": self.folder,
+            "passed": sum(row.passed for row in self.rows),
+            "failed": len(self.failed),
+            "not_covered": self.not_covered,
+            "excluded": {r.case: r.excluded for r in self.results if r.excluded},
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+
+Handler = Callable[[dict[str, Any], Path], CaseResult]
+
+
+def check_folder(
+    folder: Path, only: str | None = None, progress: Callable[[CaseResult], None] | None = None
+) -> Certificate:
+    """Run every covered case of a golden folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder with ``cases.json``.
+    only : str, optional
+        Name of a single case.
+    progress : callable, optional
+        Called with each finished case.
+
+    Raises
+    ------
+    UserError
+        If the folder or its index cannot be read, or a case is unknown.
+    """
+    index = read_index(folder)
+    cases = index["cases"]
+    if only is not None:
+        cases = [case for case in cases if case.get("name") == only]
+        if not cases:
+            names = ", ".join(case.get("name", "?") for case in index["cases"])
+            raise UserError(f"--case {only!r}: accepted are {names}")
+    certificate = Certificate(str(folder))
+    for case in cases:
+        handler = handler_for(case)
+        if handler is None:
+            certificate.not_covered.append(case["name"])
+            continue
+        try:
+            result = handler({**case, "index": index}, folder)
+        except (OSError, KeyError) as error:
+            raise UserError(
+                f"{folder}, case {case['name']}: {type(error).__name__}: {error}"
+            ) from None
+        certificate.results.append(result)
+        if progress is not None:
+            progress(result)
+    if only is None and "gumbel_tau_schedule" in index:
+        tau = _tau_result(index)
+        if tau is not None:
+            certificate.results.append(tau)
+    return certificate
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return ``cases.json`` of a golden folder."""
+    path = folder / "cases.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: no cases.json, so not a golden folder")
+    try:
+        index = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(index, dict) or not isinstance(index.get("cases"), list):
+        raise UserError(f"{path}: an object with a list 'cases' is expected")
+    return index
+
+
+def handler_for(case: dict[str, Any]) -> Handler | None:
+    """Return the function that checks a case, or None if it is not covered."""
+    if "method" in case:
+        baselines = _optional("dynllava.conformance.baselines")
+        known = baselines is not None and case["method"] in baselines.METHODS
+        return baselines.check if known else None
+    from dynllava.conformance import dynamic
+
+    kind = case.get("kind", "")
+    training = _optional("dynllava.training.conformance")
+    if training is not None and kind in training.HANDLERS:
+        return training.HANDLERS[kind]
+    return dynamic.HANDLERS.get(kind)
+
+
+def _tau_result(index: dict[str, Any]) -> CaseResult | None:
+    training = _optional("dynllava.training.conformance")
+    return None if training is None else training.check_tau(index["gumbel_tau_schedule"])
+
+
+def _optional(name: str) -> Any:
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
