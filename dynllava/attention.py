@@ -244,6 +244,33 @@ def observe(
     return Observed(rows=rows, sums=sums)
 
 
+def observe_cached(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    probe: Probe,
+    scaling: float,
+    mask: torch.Tensor | None,
+) -> Observed:
+    """Compute the query rows that ``probe`` asks for in a call on a cache.
+
+    Parameters
+    ----------
+    query : Tensor [B, H, q, d]
+    key : Tensor [B, Hkv, keys, d]
+        Cached entries and this call's tokens.
+    mask : Tensor bool, broadcastable to [B, 1, q, keys], or None
+        True = visible.
+    """
+    heads = query.shape[1]
+    key = key.repeat_interleave(heads // key.shape[1], 1)
+    index = probe.query_rows.to(query.device)[:, None, :, None]
+    chosen = query.gather(2, index.expand(-1, heads, -1, query.shape[-1]))
+    if mask is not None:
+        mask = mask.expand(query.shape[0], -1, query.shape[2], -1)
+        mask = mask.gather(2, index.expand(-1, mask.shape[1], -1, mask.shape[-1]))
+    return Observed(rows=softmax_weights(chosen, key, scaling, mask=mask))
+
+
 def column_sums(
     query: torch.Tensor, key: torch.Tensor, scaling: float, length: torch.Tensor
 ) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache
 
-from dynllava.attention import LayerCall, attend
+from dynllava.attention import LayerCall, attend, observe_cached
 
 DEFAULT_CHUNK = 128
 
@@ -92,6 +92,9 @@ class LayerStore:
     ) -> torch.Tensor:
         """Write one token [B, H, 1, d] behind each row's entries and attend to them and itself."""
         self.write(call.slots, key, value)
+        if call.probe is not None:
+            keys = self.key[:, :, : call.span]
+            call.observed = observe_cached(query, keys, call.probe, scaling, call.mask)
         if call.kernel == "flash_attention_2":
             return flash_step(query, self.key, self.value, scaling, self.lengths.length + 1)
         return attend(
@@ -114,6 +117,8 @@ class LayerStore:
         """Attend q tokens [B, H, q, d] to the cache and among themselves, then write them."""
         keys = torch.cat([self.key[:, :, : call.span], key], 2)
         values = torch.cat([self.value[:, :, : call.span], value], 2)
+        if call.probe is not None:
+            call.observed = observe_cached(query, keys, call.probe, scaling, call.mask)
         out = attend(query, keys, values, scaling, mask=call.mask, kernel=call.kernel)
         self.write(call.slots, key, value)
         return out

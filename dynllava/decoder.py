@@ -166,7 +166,9 @@ class Pass:
         device = self.hidden_keys.device
         causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
         own = torch.eye(size, dtype=torch.bool, device=device)
-        return ((causal & ~self.hidden_keys[:, None, :]) | own)[:, None]
+        visible = causal & ~self.hidden_keys[:, None, :]
+        # A hidden token does not see itself either, unless it would see nothing at all.
+        return (visible | (own & ~visible.any(-1, keepdim=True)))[:, None]
 
     def _open_group(self) -> Lengths:
         lengths = self.stream.host_lengths
@@ -197,7 +199,8 @@ class Pass:
                 self.result.kept = kept
             store = self.cache.stores[index]
             call = LayerCall(
-                self.kernel,
+                # Flash's cached kernel knows lengths only, not hidden entries in between.
+                self.kernel if self.hidden_keys is None else "sdpa",
                 phase,
                 store=store,
                 length=stream.length,

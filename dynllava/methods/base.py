@@ -150,7 +150,8 @@ class Probe:
     ----------
     query_rows : Tensor [B, R] int64 or None
         Query rows whose softmax probabilities over all keys are wanted.  Observed as
-        ``rows`` float32 [B, H, R, L].
+        ``rows`` float32 [B, H, R, L].  While decoding, rows count this call's tokens and L covers
+        the cached entries, then this call's tokens.
     column_sums : bool
         Sum over the valid queries of the causal attention, per head.  Observed as ``sums``
         float32 [B, H, L].
@@ -297,6 +298,17 @@ class Method:
         """
         return False
 
+    def uses_cache(self) -> bool:
+        """Return False for a method that is defined without a cache only."""
+        return True
+
+    def needs_whole_cache(self) -> bool:
+        """Return whether the method looks at cached entries by their place while decoding.
+
+        Such a method cannot be combined with one that evicts entries.
+        """
+        return False
+
     def compact_positions(self) -> bool:
         """Return whether a decode query's position is the layer's own cache length."""
         return False
@@ -320,7 +332,9 @@ def check_fraction(name: str, value: float, *, low_open: bool = True) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     low_ok = number and (value > 0 if low_open else value >= 0)
     if not number or math.isnan(value) or not low_ok or value > 1:
-        raise UserError(f"{name}={value!r}: accepted is a number in {'(' if low_open else '['}0, 1]")
+        raise UserError(
+            f"{name}={value!r}: accepted is a number in {'(' if low_open else '['}0, 1]"
+        )
 
 
 def check_layer(name: str, value: int, num_layers: int, *, first: int = 0) -> None:
@@ -349,10 +363,20 @@ def top_image_tokens(
     -----
     Equal scores go to the earlier token, so that a choice never depends on the sort kernel.
     """
-    is_image = stream.is_segment(Segment.IMAGE)
-    masked = scores.masked_fill(~is_image.to(scores.device), float("-inf"))
+    return keep_highest(scores, stream.is_segment(Segment.IMAGE), counts)
+
+
+def keep_highest(
+    scores: torch.Tensor, candidates: torch.Tensor, counts: torch.Tensor
+) -> torch.Tensor:
+    """Return [B, L] bool: everything but the candidates, and the best ``counts`` [B] of those.
+
+    ``scores`` is [B, L] float, ``candidates`` [B, L] bool; equal scores go to the earlier one.
+    """
+    masked = scores.masked_fill(~candidates.to(scores.device), float("-inf"))
     order = torch.argsort(masked, dim=1, descending=True, stable=True)
     rank = torch.empty_like(order).scatter_(
         1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
     )
-    return (~is_image) | ((rank < counts.to(rank.device)[:, None]).to(is_image.device) & is_image)
+    best = (rank < counts.to(rank.device)[:, None]).to(candidates.device)
+    return ~candidates | best

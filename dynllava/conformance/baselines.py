@@ -1,0 +1,264 @@
+"""FastV, SparseVLM and H2O against tensors recorded from their official code.
+
+Nothing here knows a case: sizes, parameters and variants come from ``cases.json``.  Every recorded
+tensor is either compared or listed as excluded with a reason; one that is neither fails the case.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from dynllava.config import DynamicLlavaConfig
+from dynllava.conformance import CaseResult, Row
+from dynllava.modeling import DynamicLlavaForConditionalGeneration
+
+LOGITS = 2e-4
+SCORES = 1e-5
+#: Inputs, which are read, not compared.
+INPUTS = ("inputs_embeds", "decode_token_ids")
+
+
+@lru_cache(maxsize=4)
+def golden_model(weights: Path, config: Path) -> DynamicLlavaForConditionalGeneration:
+    """Return a model whose language model has the recorded weights.
+
+    Its vision tower is a stub: the recordings start from embeddings.
+    """
+    import json
+
+    stub = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    model = DynamicLlavaForConditionalGeneration(
+        DynamicLlavaConfig(
+            vision_config=stub,
+            text_config=json.loads(config.read_text()),
+            sparse_config={"use_vision_predictor": False, "use_output_text_predictor": False},
+        )
+    )
+    state = load_file(weights)
+    head = {"weight": state.pop("lm_head.weight")}
+    model.lm_head.load_state_dict(head)
+    model.model.language_model.load_state_dict(
+        {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    )
+    return model.eval()
+
+
+class Trace:
+    """Inputs of the decoder layers in one call: hidden states, rotary positions, tokens."""
+
+    def __init__(self, model: DynamicLlavaForConditionalGeneration) -> None:
+        self.layers = model.model.language_model.layers
+        self.hidden: list[torch.Tensor] = []
+        self.positions: list[torch.Tensor] = []
+
+    def __enter__(self) -> Trace:
+        self._hooks = [
+            layer.register_forward_pre_hook(self._layer, with_kwargs=True) for layer in self.layers
+        ]
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _layer(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.hidden.append(args[0])
+        self.positions.append(kwargs["position_ids"])
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows that entered each layer."""
+        return [hidden.shape[1] for hidden in self.hidden]
+
+
+class Session:
+    """One variant of a case, driven with the recorded tokens."""
+
+    def __init__(
+        self, case: dict[str, Any], folder: Path, variant: str, method: str, **parameters: Any
+    ) -> None:
+        self.model = golden_model(folder / case["weights"], folder / case["config"])
+        self.model.set_method(method, **parameters)
+        self.tensors = load_file(folder / case["file"])
+        self.embeds = self.tensors["inputs_embeds"]
+        self.tokens = self.tensors["decode_token_ids"]
+        self.length = self.embeds.shape[1]
+        self.start = case["image_start"]
+        self.image = slice(self.start, self.start + case["image_length"])
+        self.variant = variant
+        self.cache: Any = None
+        self.trace = Trace(self.model)
+
+    def recorded(self, name: str) -> torch.Tensor:
+        """Return a recorded tensor of this variant."""
+        return self.tensors[f"{self.variant}.{name}"]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the method recorded in the latest call."""
+        return self.model.last_report.record
+
+    def prefill(self, *, cache: bool = True) -> torch.Tensor:
+        """Run the prompt; return the logits [L, V], zero rows where a token was dropped."""
+        self.cache = self.model.new_cache() if cache else None
+        return self._call(self.embeds, self.image_mask(self.length))
+
+    def step(self, index: int) -> torch.Tensor:
+        """Feed one recorded token on the cache; return its logits [V]."""
+        return self._call(self._embed(slice(index, index + 1)))[-1]
+
+    def rerun(self, index: int) -> torch.Tensor:
+        """Run prompt and the recorded tokens up to ``index`` without a cache; last logits [V]."""
+        embeds = torch.cat([self.embeds, self._embed(slice(0, index + 1))], 1)
+        return self._call(embeds, self.image_mask(embeds.shape[1]))[-1]
+
+    def image_mask(self, length: int) -> torch.Tensor:
+        """Return [1, length] bool, True at image positions."""
+        mask = torch.zeros(1, length, dtype=torch.bool)
+        mask[:, self.image] = True
+        return mask
+
+    def image_values(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the image columns of ``values`` [1, L]."""
+        return values[0, self.image]
+
+    def image_positions(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return the absolute positions of the True image columns of ``mask`` [1, L]."""
+        return self.image_values(mask).nonzero().flatten() + self.start
+
+    def kv_lengths(self) -> torch.Tensor:
+        """Return [layers] entries stored now."""
+        return self.cache.kv_lengths()[:, 0]
+
+    def _embed(self, part: slice) -> torch.Tensor:
+        return self.model.get_input_embeddings()(self.tokens[part])[None]
+
+    def _call(self, embeds: torch.Tensor, image_mask: torch.Tensor | None = None) -> torch.Tensor:
+        with self.trace:
+            self.trace.hidden.clear()
+            self.trace.positions.clear()
+            out = self.model(
+                inputs_embeds=embeds,
+                image_mask=image_mask,
+                prompt_length=torch.tensor([self.length]),
+                past_key_values=self.cache,
+                use_cache=self.cache is not None,
+            )
+        return out.logits[0]
+
+
+def check_dense(case: dict[str, Any], folder: Path, variant: str, result: CaseResult) -> None:
+    """Compare the stock model's recording with the method ``full``."""
+    session = Session(case, folder, variant, "full")
+    logits = session.prefill()
+    result.close(f"{variant}.prefill_logits", logits, session.recorded("prefill_logits"), LOGITS)
+    steps = torch.stack([session.step(index) for index in range(len(session.tokens))])
+    result.close(f"{variant}.decode_logits", steps, session.recorded("decode_logits"), LOGITS)
+
+
+#: Recorded FastV program -> our decoder option, and whether it runs on a cache.
+FASTV_VARIANTS = {
+    "hf_cache": ("static", True),
+    "lmms_sdpa_cache": ("static", True),
+    "hf_nocache": ("reprune", False),
+    "inplace_nocache": ("reprune", False),
+    "mask_cache": ("rerank", True),
+    "mask_nocache": ("rerank", False),
+}
+
+
+def check_fastv(case: dict[str, Any], folder: Path, variant: str, result: CaseResult) -> None:
+    """Compare one official FastV program with the decoder option that stands for it."""
+    if variant == "baseline":
+        check_dense(case, folder, variant, result)
+        return
+    decoder, cached = FASTV_VARIANTS[variant]
+    k, keep = case["params"]["K"], case["params"]["keep"]
+    session = Session(case, folder, variant, "fastv", k=k, keep=keep, decoder=decoder)
+    ours: dict[str, Any] = {}
+    logits = session.prefill(cache=cached)
+    ours["scores"] = session.image_values(session.record["fastv_scores"])
+    ours["keep_img"] = session.image_positions(session.record["fastv_kept"])
+    ours["position_ids_after"] = session.trace.positions[k][0]
+    ours["layer_seq_len"] = torch.tensor(session.trace.sizes)
+    recorded = session.recorded("prefill_logits")
+    if decoder == "rerank":
+        # Rows of pruned image tokens are computed by both, but nothing reads them.
+        kept = torch.cat([torch.arange(session.start), ours["keep_img"]])
+        rows = torch.cat([kept, torch.arange(session.image.stop, session.length)])
+        logits, recorded = logits[rows], recorded[rows]
+    else:
+        logits = logits[ours["position_ids_after"]]
+    result.close(f"{variant}.prefill_logits", logits, recorded, LOGITS)
+    if cached:
+        ours["kv_len_after_prefill"] = session.kv_lengths()
+    steps: dict[str, list[torch.Tensor]] = {}
+    for index in range(len(session.tokens)):
+        row = session.step(index) if cached else session.rerun(index)
+        steps.setdefault("decode_logits", []).append(row)
+        steps.setdefault("decode_position_ids", []).append(session.trace.positions[k][0, -1])
+        if decoder != "static":
+            record = session.record
+            scores = session.image_values(record["fastv_scores"])
+            steps.setdefault("decode_scores", []).append(scores)
+            kept = session.image_positions(record["fastv_kept"])
+            steps.setdefault("decode_keep_img", []).append(kept)
+        if cached:
+            steps.setdefault("decode_kv_len", []).append(session.kv_lengths())
+    ours.update({name: torch.stack(values) for name, values in steps.items()})
+    if cached:
+        ours["kv_len_after_decode"] = session.kv_lengths()
+    if variant == "lmms_sdpa_cache":
+        # The official class runs layer K-1 twice and stores its K/V twice, which no output shows.
+        for name in ("kv_len_after_prefill", "kv_len_after_decode"):
+            lengths = ours.pop(name)
+            single = session.recorded(name).clone()
+            doubled = int(single[k - 1]) == 2 * int(lengths[k - 1])
+            single[k - 1] //= 2 if doubled else 1
+            result.exact(f"{variant}.{name}", lengths, single)
+    compare(result, session, ours)
+
+
+def compare(result: CaseResult, session: Session, ours: dict[str, Any]) -> None:
+    """Compare what was recorded for this variant: floats within tolerance, the rest exactly."""
+    for name, value in ours.items():
+        quantity = f"{session.variant}.{name}"
+        if quantity not in session.tensors:
+            continue
+        recorded = session.tensors[quantity]
+        if recorded.is_floating_point():
+            tolerance = LOGITS if "logits" in name else SCORES
+            result.close(quantity, value, recorded, tolerance)
+        else:
+            result.exact(quantity, value, recorded)
+
+
+METHODS = {"fastv": check_fastv}
+
+
+@torch.no_grad()
+def check(case: dict[str, Any], folder: Path) -> CaseResult:
+    """Check all variants of a case; see :func:`dynllava.conformance.check_folder`."""
+    result = CaseResult(case["name"])
+    for variant in case["variants"]:
+        METHODS[case["method"]](case, folder, variant, result)
+    covered = {row.quantity for row in result.rows} | set(result.excluded)
+    for quantity in case["tensors"]:
+        if quantity not in covered and quantity not in INPUTS:
+            result.rows.append(
+                Row(case["name"], f"{quantity} (not read)", float("inf"), 0.0, False)
+            )
+    return result
