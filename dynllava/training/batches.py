@@ -82,8 +82,12 @@ class GroupedSampler(torch.utils.data.Sampler[int]):
         self.by_length = by_length
         self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of ``epoch``."""
+    def choose_epoch(self, epoch: int) -> None:
+        """Choose the order of ``epoch``.
+
+        Not called ``set_epoch``: data loaders call a method of that name with their own count,
+        which starts anew after a resume.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:

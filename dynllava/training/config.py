@@ -15,6 +15,9 @@ import yaml
 from dynllava.errors import UserError
 from dynllava.training.policy import SparsityTargets
 
+CONFIGS = Path(__file__).parent / "configs"
+"""Shipped configurations, and accelerate's (``accelerate-*.yaml``)."""
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -201,10 +204,11 @@ def read_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Train
     """
     file = Path(path)
     if not file.is_file():
-        shipped = Path(__file__).parent / "configs" / f"{Path(path).stem}.yaml"
+        shipped = CONFIGS / f"{Path(path).name.removesuffix('.yaml')}.yaml"
         if not shipped.is_file():
-            names = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
-            raise UserError(f"no configuration {path}: give a YAML file or one of {names}")
+            names = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+            known = ", ".join(name for name in names if not name.startswith("accelerate-"))
+            raise UserError(f"no configuration {path}: give a YAML file or one of {known}")
         file = shipped
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}

@@ -1,0 +1,18 @@
+"""Train predictors and language model, or a model under another method."""
+
+from __future__ import annotations
+
+import argparse
+
+from dynllava.training.run import configure
+
+HELP = "train predictors (or a model under another method)"
+
+__all__ = ["HELP", "configure", "run"]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan or carry out the run that the configuration describes."""
+    from dynllava.training.run import run as train
+
+    return train(args)

@@ -1,0 +1,115 @@
+"""Carry out a training run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from dynllava.errors import UserError
+from dynllava.training import checkpointing
+from dynllava.training.config import TrainingConfig, read_config
+
+FINAL = "final"
+LOG = "log.jsonl"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``dynllava train`` and ``python -m dynllava.training``."""
+    parser.add_argument("config", help="YAML file, or the name of a shipped configuration")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. data.path=mix.json")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="processes that the dry run plans for"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the last complete checkpoint"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan or train; return the exit code."""
+    config = read_config(args.config, args.overrides)
+    if args.dry_run:
+        from dynllava.training.plan import plan
+
+        print("\n".join(plan(config, args.processes)))
+        return 0
+    folder = train(config, resume=args.resume)
+    print(f"trained model: {folder}")
+    return 0
+
+
+def train(config: TrainingConfig, resume: bool = False) -> Path:
+    """Train as configured.
+
+    Parameters
+    ----------
+    config : TrainingConfig
+    resume : bool
+        Continue from the last complete checkpoint of ``run.output_dir``.
+
+    Returns
+    -------
+    Path
+        Folder of the trained model: loads with :func:`dynllava.loading.load_model`.
+
+    Raises
+    ------
+    UserError
+        If the output folder holds another run, the data are not usable, the loss stops being
+        finite, or a checkpoint cannot be written (the ones before it stay).
+    """
+    from dynllava.training.prepare import prepare_data, prepare_model
+    from dynllava.training.trainer import DynamicTrainer, training_arguments
+
+    output = Path(config.run.output_dir)
+    # Before the model: ZeRO-3 must be known when weights are created.
+    arguments = training_arguments(config)
+    model, processor = prepare_model(config)
+    dataset = prepare_data(config, processor, model.config.image_seq_length)
+    identity = checkpointing.identity(
+        dataclasses.asdict(config),
+        {**dataclasses.asdict(dataset.statistics), "missing": len(dataset.missing)},
+        arguments.world_size,
+    )
+    start = _start(output, identity, resume, arguments)
+    trainer = DynamicTrainer(config, model, dataset, arguments, processor.tokenizer.pad_token_id)
+    try:
+        trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        final = output / FINAL
+        trainer.save_model(str(final))
+        if arguments.should_save:
+            processor.save_pretrained(final)
+            _write_log(output / LOG, trainer.state.log_history)
+    except OSError as error:
+        last = checkpointing.latest(output)
+        raise UserError(
+            f"{error}; last complete checkpoint: {last or 'none'}", exit_code=1
+        ) from error
+    return final
+
+
+def _start(output: Path, identity: dict[str, Any], resume: bool, arguments: Any) -> Path | None:
+    """Return the checkpoint to continue from; claim the folder for a new run otherwise."""
+    known = (output / checkpointing.IDENTITY).is_file()
+    if resume and not known:
+        raise UserError(f"{output} holds no run to resume")
+    if known and not resume:
+        raise UserError(f"{output} already holds a run: --resume continues it")
+    if known:
+        checkpointing.check_resume(output, identity)
+    with arguments.main_process_first(desc="checkpoint folder"):
+        if arguments.process_index == 0:
+            checkpointing.remove_torn(output)
+            if not known:
+                checkpointing.write_identity(output, identity)
+    return checkpointing.latest(output) if known else None
+
+
+def _write_log(file: Path, history: list[dict[str, Any]]) -> None:
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(line) + "\n" for line in history), encoding="utf-8")
+    scratch.replace(file)
