@@ -188,8 +188,9 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             valid = attention_mask[:, -columns:].bool().to(embeds.device)
         stream = self._stream(embeds, valid, is_image, prompt_length, cache, outputs_fed)
         if sample_ids is None:
+            is_prompt = (stream.segment != Segment.OUTPUT) & stream.valid()
             sample_ids = (
-                cache.sample_ids if continuing else prompt_hash(input_ids, valid, embeds.device)
+                cache.sample_ids if continuing else prompt_hash(input_ids, stream, is_prompt)
             )
         result, record = self._run(stream, cache, sample_ids, policy_hook)
         if cache is not None:
@@ -514,15 +515,18 @@ def refuse_sliding_windows(text_config: Any) -> None:
 
 
 def prompt_hash(
-    input_ids: torch.Tensor | None, valid: torch.Tensor, device: torch.device
+    input_ids: torch.Tensor | None, stream: TokenStream, is_prompt: torch.Tensor
 ) -> torch.Tensor:
-    """Return [B] int64 identities that depend on each row's tokens, not on padding or batch."""
+    """Return [B] int64 identities of the rows' prompts.
+
+    They depend on the prompt's tokens alone: not on padding, on the batch, or on output tokens.
+    """
     if input_ids is None:
-        return torch.zeros(valid.shape[0], dtype=torch.int64, device=device)
-    rank = (valid.cumsum(1) - 1).clamp(min=0)
-    weight = (rank * 2_654_435_761 + 40_503) % SAMPLE_ID_MODULUS
-    mixed = ((input_ids + 1) * weight) % SAMPLE_ID_MODULUS
-    return (mixed * valid).sum(1) % SAMPLE_ID_MODULUS
+        return torch.zeros_like(stream.length)
+    ids = input_ids.to(stream.column.device).gather(1, stream.column.clamp(min=0))
+    weight = (stream.position * 2_654_435_761 + 40_503) % SAMPLE_ID_MODULUS
+    mixed = ((ids + 1) * weight) % SAMPLE_ID_MODULUS
+    return (mixed * is_prompt).sum(1) % SAMPLE_ID_MODULUS
 
 
 def wrap(
