@@ -43,7 +43,7 @@ def generator_version() -> str:
 
 
 def split_questions(split: str, family: str, count: int) -> Iterator[tuple[Scene, Question]]:
-    """The first ``count`` questions of a family in a split; yes/no families are balanced."""
+    """Yield the first ``count`` questions of a family in a split; yes and no are balanced."""
     answers: Counter[str] = Counter()
     index = 0
     while answers.total() < count:
@@ -143,7 +143,7 @@ def content_hash(rows: list[dict[str, Any]]) -> str:
 def training_records(
     seed: int, n: int, caption_share: float = 0.5
 ) -> Iterator[tuple[Image.Image, list[dict[str, str]]]]:
-    """Conversations of the training split in the format of LLaVA's own data.
+    r"""Yield conversations of the training split in the format of LLaVA's own data.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def training_records(
     ------
     image : PIL.Image.Image
     conversation : list of dict
-        ``[{"from": "human", "value": "<image>\\n..."}, {"from": "gpt", "value": ...}]``.
+        ``[{"from": "human", "value": "<image>\n..."}, {"from": "gpt", "value": ...}]``.
     """
     short = [family for family in FAMILIES if family != "caption"]
     rng = seeded_random("train", seed)
@@ -172,10 +172,13 @@ def training_records(
             question = ask(scene, family, rng)
             index += 1
         made += 1
-        yield scene.image, [
-            {"from": "human", "value": f"<image>\n{question.text}"},
-            {"from": "gpt", "value": question.answer},
-        ]
+        yield (
+            scene.image,
+            [
+                {"from": "human", "value": f"<image>\n{question.text}"},
+                {"from": "gpt", "value": question.answer},
+            ],
+        )
 
 
 def _row(scene: Scene, question: Question, question_id: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 
 
 def build_config() -> LlavaConfig:
-    """A :class:`transformers.LlavaConfig` of about 1.5 M parameters."""
+    """Describe a LLaVA of about 1.5 M parameters."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     words = vocabulary()
@@ -59,7 +59,7 @@ def build_config() -> LlavaConfig:
 
 
 def build_processor() -> LlavaProcessor:
-    """The processor that goes with the model: 96 x 96 pixels in, 144 image tokens out."""
+    """Build the processor of the model: 96 x 96 pixels in, 144 image tokens out."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
     images = CLIPImageProcessor(
@@ -80,7 +80,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
-    """A freshly initialised model in float32."""
+    """Initialise a model in float32."""
     import torch
     from transformers import LlavaForConditionalGeneration
 

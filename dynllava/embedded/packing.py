@@ -16,22 +16,26 @@ import numpy as np
 
 from .model import IMAGE_TOKENS
 from .questions import Question, ask
-from .scenes import Scene
+from .scenes import MAX_OBJECTS, PATCH_SIZE, PATCHES_PER_SIDE, Scene
 from .tokenizer import BOS, EOS, IMAGE, PAD, split_words, vocabulary
 
 if TYPE_CHECKING:
     import torch
 
 PREFIX = 3 + IMAGE_TOKENS  # <s> USER : and the image
-MENTION_LAYER, SUBJECT_LAYER, POINTER_LAYER = 2, 3, 4
+LETTER_LAYER, MENTION_LAYER, SUBJECT_LAYER, POINTER_LAYER = 1, 2, 3, 4
+HEADS = 2  # supervised heads of a layer
 CAPTION_WEIGHT = 0.2
+CAPTION_SHARE = 0.25
+# Attention on n counted objects should sum to n / (n + 2): a share that tells n.
+COUNTING_REST = 2
 # How often each family is asked; multi-step families need most practice.
 PRACTICE = {
     "attribute": 3,
     "existence": 2,
     "counting": 4,
     "relation": 5,
-    "multiple_choice": 4,
+    "multiple_choice": 3,
     "digit": 1,
     "position": 1,
 }
@@ -51,9 +55,8 @@ class Packed:
     families : list of list of (str, int)
         Per row, each short question's family and the place its first answer token is
         predicted from.
-    links : dict of int to (torch.Tensor, torch.Tensor, torch.Tensor)
-        Per decoder layer: row ``[N]`` and query place ``[N]`` (int64), and bool ``[N, L]``
-        places that the query should attend to.
+    links : dict of int to Links
+        Per decoder layer, where training wants places to look.
     """
 
     tokens: torch.Tensor
@@ -62,18 +65,54 @@ class Packed:
     segments: torch.Tensor
     weights: torch.Tensor
     families: list[list[tuple[str, int]]]
-    links: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    links: dict[int, Links]
 
 
-def draw_questions(scene: Scene, rng: random.Random, count: int = 7) -> list[Question]:
-    """Practice questions of a scene; a third of the scenes get a caption and one question."""
-    caption = ask(scene, "caption", rng) if rng.random() < 0.4 else None
-    chosen = [] if caption is None else [caption]
+@dataclass
+class Links:
+    """Wanted attention in one decoder layer.
+
+    Attributes
+    ----------
+    rows, places : torch.Tensor
+        int64 ``[N]``: batch row and query place.
+    goal : torch.Tensor
+        bool ``[N, 2, L]``: the places that each of the first two heads should attend to.
+    share : torch.Tensor
+        float32 ``[N]``: attention that the goal should get in sum.
+    """
+
+    rows: torch.Tensor
+    places: torch.Tensor
+    goal: torch.Tensor
+    share: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Link:
+    layer: int
+    row: int
+    place: int
+    goals: tuple[np.ndarray, ...]  # one for all heads, or one per head
+    share: float = 1.0
+
+
+def draw_questions(scene: Scene, rng: random.Random, budget: int = 180) -> list[Question]:
+    """Practice questions of a scene that fill a row: at most ``budget`` tokens of text."""
     names, weights = list(PRACTICE), list(PRACTICE.values())
-    for family in rng.choices(names, weights, k=count if caption is None else 1):
+    families = rng.choices(names, weights, k=24)
+    if rng.random() < CAPTION_SHARE:
+        families.insert(0, "caption")
+    chosen: list[Question] = []
+    for family in families:
         question = ask(scene, family, rng)
-        if question is not None and all(question.text != other.text for other in chosen):
-            chosen.append(question)
+        if question is None or any(question.text == other.text for other in chosen):
+            continue
+        # ASSISTANT, its colon and the end of the answer come on top of the words.
+        budget -= len(split_words(question.text)) + len(split_words(question.answer)) + 3
+        if budget < 0:
+            break
+        chosen.append(question)
     return chosen
 
 
@@ -93,16 +132,23 @@ def pack(scenes: Sequence[Scene], questions: Sequence[Sequence[Question]]) -> Pa
     length = max(len(row.tokens) for row in rows)
     pads = (ids[PAD], 0, -100, -1, 0.0)
     columns = []
-    for name, pad in zip(("tokens", "positions", "labels", "segments", "weights"), pads, strict=True):
+    names = ("tokens", "positions", "labels", "segments", "weights")
+    for name, pad in zip(names, pads, strict=True):
         values = [getattr(row, name) + [pad] * (length - len(row.tokens)) for row in rows]
         columns.append(torch.tensor(values))
     links = {}
-    for layer in {link[0] for link in all_links}:
-        here = [link for link in all_links if link[0] == layer]
-        goal = torch.zeros(len(here), length, dtype=torch.bool)
+    for layer in sorted({link.layer for link in all_links}):
+        here = [link for link in all_links if link.layer == layer]
+        goal = torch.zeros(len(here), HEADS, length, dtype=torch.bool)
         for number, link in enumerate(here):
-            goal[number, link[3]] = True
-        links[layer] = (torch.tensor([k[1] for k in here]), torch.tensor([k[2] for k in here]), goal)
+            for head in range(HEADS):
+                goal[number, head, link.goals[head % len(link.goals)]] = True
+        links[layer] = Links(
+            torch.tensor([link.row for link in here]),
+            torch.tensor([link.place for link in here]),
+            goal,
+            torch.tensor([link.share for link in here]),
+        )
     return Packed(*columns, families, links)
 
 
@@ -151,8 +197,8 @@ class _Row:
 
     def add(
         self, segment: int, question: Question, scene: Scene, row: int, ids: dict[str, int]
-    ) -> list[tuple[int, int, int, np.ndarray]]:
-        """Append a question; returns its links as (layer, row, query place, goal places)."""
+    ) -> list[_Link]:
+        """Append a question; returns where it should look."""
         start = len(self.tokens)
         asked = [ids[word] for word in split_words(question.text)] + [ids["ASSISTANT"], ids[":"]]
         answer = [ids[word] for word in split_words(question.answer)] + [ids[EOS]]
@@ -168,13 +214,27 @@ class _Row:
         if question.family not in ("caption", "position"):
             self.families.append((question.family, last))
 
-        shown = [PREFIX - IMAGE_TOKENS + np.flatnonzero(scene.patches == k) for k in range(7)]
-        links = [(MENTION_LAYER, row, start + word, shown[k]) for word, k in question.mentions]
-        links += [(SUBJECT_LAYER, row, last + word, shown[k]) for word, k in question.answer_links]
+        first = PREFIX - IMAGE_TOKENS
+        shown = [first + np.flatnonzero(scene.patches == k) for k in range(MAX_OBJECTS + 1)]
+        links = [
+            _Link(MENTION_LAYER, row, start + word, (shown[k],)) for word, k in question.mentions
+        ]
+        links += [
+            _Link(SUBJECT_LAYER, row, last + word, (shown[k],)) for word, k in question.answer_links
+        ]
         if question.pointers:
-            words = start + np.array(question.pointers)
-            links.append((POINTER_LAYER, row, last, words))
-        # Looking at all counted objects alike would hide how many they are.
-        if len(question.subjects) == 1:
-            links.append((SUBJECT_LAYER, row, last, shown[question.subjects[0]]))
+            words = tuple(np.array([start + word]) for word in question.pointers)
+            links.append(_Link(POINTER_LAYER, row, last, words))
+        for number in range(len(question.options)):
+            word = last - 2 - 3 * (len(question.options) - 1 - number)
+            links.append(_Link(LETTER_LAYER, row, word, (np.array([word - 2]),)))
+        if question.family == "counting" and question.subjects:
+            centres = [scene.objects[k].centre for k in question.subjects]
+            anchors = np.array(
+                [first + y // PATCH_SIZE * PATCHES_PER_SIDE + x // PATCH_SIZE for x, y in centres]
+            )
+            share = len(anchors) / (len(anchors) + COUNTING_REST)
+            links.append(_Link(SUBJECT_LAYER, row, last, (anchors,), share))
+        elif len(question.subjects) == 1:
+            links.append(_Link(SUBJECT_LAYER, row, last, (shown[question.subjects[0]],)))
         return links

@@ -58,7 +58,7 @@ class Question:
 
 
 def ask(scene: Scene, family: str, rng: random.Random) -> Question | None:
-    """A question of a family about a scene, or None where the scene allows none."""
+    """Ask a question of a family about a scene; None where the scene allows none."""
     if family not in _ASKERS:
         raise ValueError(f"unknown family {family!r}; known: {', '.join(_ASKERS)}")
     return _ASKERS[family](scene, rng)
@@ -180,9 +180,7 @@ def _digit(scene: Scene, rng: random.Random) -> Question | None:
     if scene.digit is None:
         return None
     answer = str(scene.digit.value)
-    return Question(
-        "digit", "which digit is shown?", answer, subjects=(len(scene.objects),)
-    )
+    return Question("digit", "which digit is shown?", answer, subjects=(len(scene.objects),))
 
 
 def _position(scene: Scene, rng: random.Random) -> Question:
@@ -208,7 +206,7 @@ def _caption(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def describe(scene: Scene) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The caption of a scene: every object in reading order, then a recap.
+    """Write the caption of a scene: every object in reading order, then a recap.
 
     Returns
     -------

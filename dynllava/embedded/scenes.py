@@ -40,7 +40,7 @@ _RADIUS = {"large": 19, "small": 12}  # half pixels
 _SUPERSAMPLE = 4
 # Seven segments in the usual order: top, upper left, upper right, middle, lower left, lower
 # right, bottom; one string of lit segments per digit.
-_SEGMENTS = ("012456", "25", "02346", "02356", "1235", "01356", "013456", "025", "0123456", "012356")
+_SEGMENTS = "012456 25 02346 02356 1235 01356 013456 025 0123456 012356".split()
 _SEGMENT_BOXES = (
     (0, 0, 11, 3),
     (0, 0, 3, 10),
@@ -143,7 +143,7 @@ class Scene:
 
 
 def seeded_random(*parts: object) -> random.Random:
-    """A :class:`random.Random` whose stream depends on ``parts`` only."""
+    """Make a :class:`random.Random` whose stream depends on ``parts`` only."""
     digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).digest()
     return random.Random(int.from_bytes(digest, "big"))
 
@@ -206,7 +206,7 @@ def generate_scene(seed: int | str, min_objects: int = 1, digit: bool | None = N
 
 
 def _background(rng: random.Random, seed: str) -> np.ndarray:
-    """A greyish ground, bilinear between 5 x 5 random nodes; int64 ``[96, 96, 3]``."""
+    """Draw a greyish ground, bilinear between 5 x 5 random nodes; int64 ``[96, 96, 3]``."""
     base = rng.randint(95, 160)
     raw = hashlib.shake_128(f"ground/{seed}".encode()).digest(5 * 5 * 4)
     nodes = np.frombuffer(raw, np.uint8).reshape(5, 5, 4).astype(np.int64)
@@ -223,7 +223,7 @@ def _background(rng: random.Random, seed: str) -> np.ndarray:
 def _place(
     rng: random.Random, shape: tuple[int, int], row: int, column: int
 ) -> tuple[int, int, int, int]:
-    """A random box of ``shape`` (height, width) that stays inside its cell."""
+    """Choose a random box of ``shape`` (height, width) that stays inside its cell."""
     height, width = shape
     left = column * CELL + rng.randint(1, CELL - width - 1)
     top = row * CELL + rng.randint(1, CELL - height - 1)

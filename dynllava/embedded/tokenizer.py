@@ -58,7 +58,7 @@ def split_words(text: str) -> list[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast word-level tokenizer over :func:`vocabulary` that puts BOS first.
+    """Build a fast word-level tokenizer over :func:`vocabulary` that puts BOS first.
 
     Returns
     -------
