@@ -18,17 +18,19 @@ from dynllava.records import RecordStore, RunRecord
 from dynllava.records.store import FILE_NAME
 
 _COUNTED = {
-    "prefill_flops": ("prefill_flops", "prefill_macs", "flops_prefill", "prefill"),
-    "decode_flops": ("decode_flops", "decode_macs", "flops_decode", "decode"),
-    "kv_bytes": ("kv_bytes", "kv_bytes_stored", "kv_bytes_mean", "kv"),
-    "image_tokens": ("mean_image_tokens", "image_tokens", "image_tokens_per_layer"),
+    "prefill_flops": ("prefill_flops",),
+    "decode_flops": ("decode_flops",),
+    "prefill_eq13": ("prefill_eq13",),
+    "decode_eq13": ("decode_eq13",),
+    "kv_bytes": ("kv_bytes",),
+    "image_tokens": ("mean_image_tokens",),
 }
 _MEASURED = {"ttft": ("ttft", "time_to_first_token"), "tpot": ("tpot", "time_per_output_token")}
 _TO_UNIT = {
     ("prefill_flops", "MAC"): 2e-12, ("prefill_flops", "FLOP"): 1e-12,
     ("decode_flops", "MAC"): 2e-12, ("decode_flops", "FLOP"): 1e-12,
-    ("kv_bytes", "byte"): 2**-20, ("kv_bytes", "bytes"): 2**-20,
-    ("image_tokens", "token"): 1.0, ("image_tokens", "tokens"): 1.0,
+    ("prefill_eq13", "FLOP"): 1e-12, ("decode_eq13", "FLOP"): 1e-12,
+    ("kv_bytes", "byte"): 2**-20, ("image_tokens", "token"): 1.0,
     ("ttft", "s"): 1e3, ("ttft", "ms"): 1.0, ("tpot", "s"): 1e3, ("tpot", "ms"): 1.0,
 }  # fmt: skip
 _SAMPLE_KEYS = ("sample_id", "doc_id", "id", "key", "index")

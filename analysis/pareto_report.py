@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ def collections(
         for model in MODELS:
             points = published_points(source, model)
             if points:
-                found[source, model] = points + [item for item in own if _same(item.model, model)]
+                joined = [in_paper_units(item) for item in own if _same(item.model, model)]
+                found[source, model] = points + joined
     for name in dict.fromkeys(item.model for item in own):
         if not any(_same(name, model) for model in MODELS):
             found["own", name] = [item for item in own if item.model == name]
@@ -40,6 +42,22 @@ def collections(
             raise UserError(f"model {unknown[0]!r}: accepted are {known}")
         found = {key: value for key, value in found.items() if key[1] in models}
     return found
+
+
+def in_paper_units(point: Point) -> Point:
+    """Return an own run with its compute under Eq. 13, or without compute where that is missing.
+
+    Counted totals (all tokens, vision tower, overhead) and Eq. 13 do not share an axis.
+    """
+    kept = {name: cost for name, cost in point.costs.items() if name not in _COMPUTE}
+    for name in _COMPUTE:
+        eq13 = name.replace("flops", "eq13")
+        if eq13 in point.costs:
+            kept[name] = point.costs[eq13]
+    return dataclasses.replace(point, costs=kept)
+
+
+_COMPUTE = ("prefill_flops", "decode_flops")
 
 
 def _same(name: str, model: str) -> bool:

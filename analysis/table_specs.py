@@ -120,7 +120,7 @@ def _generation_reason(row: Row, column: str, ratio: float) -> str:
     if column == "decode_tflops_ppl" and doubled and row["method"] in ("random", "structure"):
         return TABLE3_ERROR
     if not column.startswith("decode"):
-        return ""
+        return TABLE10_MISMATCHES.get(row["method"], "")
     return ABOVE if ratio < 1 else BELOW
 
 

@@ -1,0 +1,94 @@
+"""What the regression gate tolerates: a small YAML file, every key optional."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynllava.errors import UserError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Thresholds of the gate.
+
+    Attributes
+    ----------
+    alpha : float
+        Family-wise error rate of all accuracy tests, and again of all timing tests.
+    power : float
+        Power at which the minimum detectable effect is stated.
+    tolerated_drop : float
+        A significant accuracy drop up to this (in the metric's unit, as stored) passes.
+    largest_mde : float or None
+        Refuse (exit 2) an accuracy comparison that could miss a drop of this size.
+    counted_tolerance : float
+        Relative rise of a counted cost that passes; 0 = exact.
+    measured_rise : float
+        Relative rise of a measured cost that passes even if significant (drift between runs).
+    least_repeats : int
+        Fewer repeats leave a measured cost untested.
+    ignore : tuple of str
+        Quantities, metrics or tasks that are not looked at.
+    """
+
+    alpha: float = 0.05
+    power: float = 0.8
+    tolerated_drop: float = 0.0
+    largest_mde: float | None = None
+    counted_tolerance: float = 0.0
+    measured_rise: float = 0.05
+    least_repeats: int = 5
+    ignore: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "power"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"policy: {name}={getattr(self, name)!r}: accepted is (0, 1)")
+        for name in ("tolerated_drop", "counted_tolerance", "measured_rise", "least_repeats"):
+            if getattr(self, name) < 0:
+                raise UserError(f"policy: {name}={getattr(self, name)!r}: accepted is 0 or more")
+
+
+def load_policy(path: str | None) -> Policy:
+    """Return the policy of a YAML file, or the default one for None.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or a key is unknown or of the wrong type.
+    """
+    if path is None:
+        return Policy()
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"cannot read the policy {path}: {first}") from None
+    if data is None:
+        return Policy()
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: a mapping is expected")
+    known = {item.name for item in dataclasses.fields(Policy)}
+    for key, value in data.items():
+        if key not in known:
+            raise UserError(f"{path}: {key!r} is unknown; accepted are {', '.join(sorted(known))}")
+        if not _fits(key, value):
+            raise UserError(f"{path}: {key}={value!r} is of the wrong type")
+    if "ignore" in data:
+        data["ignore"] = tuple(data["ignore"])
+    return Policy(**data)
+
+
+def _fits(key: str, value: Any) -> bool:
+    if key == "ignore":
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if key == "largest_mde" and value is None:
+        return True
+    wanted = int if key == "least_repeats" else (int, float)
+    return isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)

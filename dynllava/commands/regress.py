@@ -1,0 +1,57 @@
+"""Compare two stores of run records: accuracy by paired tests, counted costs exactly, times.
+
+Exit code 0: no regression found; 1: regression; 2: cannot compare (it says why).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from dynllava.errors import UserError
+
+HELP = "regression gate: candidate against base (exit 0, 1 or 2)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("base", nargs="?", help="folder of run records, or a records.jsonl")
+    parser.add_argument("candidate", nargs="?", help="the same of the change to be judged")
+    parser.add_argument("--policy", help="YAML file with thresholds (docs/regression_gate.md)")
+    parser.add_argument("--summary", help="also write the Markdown summary to this file")
+    parser.add_argument("--history", metavar="FOLDER", help="draw every metric over commits")
+    parser.add_argument("--out", default="history", help="folder for --history's pictures")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the summary and return the gate's exit code."""
+    if args.history:
+        return _history(args)
+    if not args.base or not args.candidate:
+        raise UserError("BASE and CANDIDATE are needed (or --history FOLDER)")
+    from dynllava.analysis import regress
+    from dynllava.analysis.files import write_text
+    from dynllava.analysis.measured_points import read_stores
+    from dynllava.analysis.policy import load_policy
+    from dynllava.analysis.regress_report import markdown
+
+    policy = load_policy(args.policy)
+    base, notes = read_stores(args.base)
+    candidate, more = read_stores(args.candidate)
+    for note in notes + more:
+        print(f"warning: {note}", file=sys.stderr)
+    checks = regress.compare(base, candidate, policy)
+    text = markdown(checks, policy, args.base, args.candidate)
+    print(text)
+    if args.summary:
+        write_text(args.summary, text)
+    return regress.exit_code(checks)
+
+
+def _history(args: argparse.Namespace) -> int:
+    from dynllava.analysis.history import draw
+    from dynllava.analysis.stores import read_results
+
+    for path in draw(read_results(args.history), args.out):
+        print(path)
+    return 0

@@ -1,0 +1,126 @@
+import csv
+import io
+
+import pytest
+from dynllava.analysis import pareto, pareto_data
+from dynllava.analysis.measured_points import measured_points, read_stores
+from dynllava.analysis.pareto_report import collections, in_paper_units, write_pages
+from dynllava.analysis.points import AXES, Cost, Point, Value
+from dynllava.analysis.published_points import published_points
+
+from dynllava.errors import UserError
+
+
+def test_front_by_hand():
+    pairs = [(1, 5), (2, 4), (2, 7), (3, 7), (4, 9), (4, 9)]
+    assert pareto.front(pairs) == [0, 2, 4, 5]
+    assert pareto.front([]) == []
+
+
+def test_hypervolume_by_hand():
+    assert pareto.hypervolume([(0.5, 0.9), (0.25, 0.7)], (1.0, 0.5)) == pytest.approx(
+        0.75 * 0.2 + 0.5 * 0.2
+    )
+    assert pareto.hypervolume([(2.0, 0.9)], (1.0, 0.5)) == 0
+
+
+def test_area_is_a_mean_score():
+    assert pareto.area_under_front([(0.0, 0.5), (1.0, 1.0)], 0.0, 1.0) == pytest.approx(0.75)
+    assert pareto.area_under_front([(0.5, 0.5), (1.0, 1.0)], 0.0, 1.0) is None
+    assert pareto.area_under_front([], 0, 1) is None
+
+
+def test_indistinguishable_methods_share_a_letter():
+    samples = {
+        "good": {str(i): 1.0 for i in range(60)},
+        "almost": {str(i): float(i > 1) for i in range(60)},
+        "bad": {str(i): float(i > 30) for i in range(60)},
+    }
+    found = pareto.group(samples)
+    assert set(found.letters["good"]) & set(found.letters["almost"])
+    assert not set(found.letters["good"]) & set(found.letters["bad"])
+    assert found.samples == 60
+    assert pareto.group({"one": {"0": 1.0}}) is None
+    assert pareto.group({"a": {"0": 1.0, "1": 0.0}, "b": {"8": 1.0, "9": 0.0}}) is None
+
+
+@pytest.mark.parametrize("axis", [name for name in AXES if name not in ("ttft", "tpot")])
+def test_published_numbers_alone_give_a_panel(axis):
+    points = published_points("dynamic-llava", "llava-1.5-7b")
+    shown = pareto_data.panel(points, "gqa", axis)
+    assert shown.curves()
+    assert shown.dense[0].value.value == 62.0
+    assert any(mark.on_front for mark in shown.marks)
+
+
+def test_points_without_the_cost_are_named():
+    points = published_points("dynamic-llava", "llava-1.5-13b")
+    shown = pareto_data.panel(points, "gqa", "ttft")
+    assert any("no time to first token" in text for text in shown.missing)
+    assert {mark.point.label for mark in shown.marks} == {"full", "dynamic_llava I|T"}
+
+
+def test_missing_dense_reference_has_no_area_but_says_so():
+    points = [
+        Point("measured", "synthetic", "m", "fastv", "fastv", {"t": Value(50)}, {"ttft": Cost(1)})
+    ]
+    shown = pareto_data.panel(points, "t", "ttft")
+    row = pareto_data.summarise(shown)[0]
+    assert row.hypervolume is None
+    assert "no dense reference" in row.note
+
+
+def test_pages_from_published_numbers(tmp_path):
+    pages = collections([], ["dynamic-llava"], ["llava-1.5-7b"])
+    paths = write_pages(pages, tmp_path, ["prefill_flops"])
+    names = {path.name for path in paths}
+    for kind in ("png", "svg"):
+        assert f"dynamic-llava-llava-1.5-7b-prefill_flops-average.{kind}" in names
+        assert f"dynamic-llava-llava-1.5-7b-prefill_flops-benchmarks.{kind}" in names
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "pareto.csv").read_text())))
+    assert {row["benchmark"] for row in rows} >= {"average", "gqa", "cvbench_2d"}
+    assert all(float(row["cost"]) > 0 for row in rows)
+    assert "Holm" not in (tmp_path / "summary.md").read_text()
+    assert "published numbers come without samples" in (tmp_path / "summary.md").read_text()
+
+
+def test_own_runs_get_a_page_with_groups_and_intervals(small_store, tmp_path):
+    stored, notes = read_stores(small_store)
+    assert notes == []
+    points = measured_points(stored)
+    pages = collections(points, [])
+    assert list(pages) == [("own", "synthetic-model")]
+    write_pages(pages, tmp_path / "out", ["image_tokens"])
+    rows = list(csv.DictReader((tmp_path / "out" / "pareto.csv").open()))
+    fastv = [row for row in rows if row["curve"] == "fastv" and row["benchmark"] != "average"]
+    assert all(float(row["ci_low"]) < float(row["score"]) < float(row["ci_high"]) for row in fastv)
+    assert "not distinguishable" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_one_method_only_still_draws(store, record, tmp_path):
+    folder = store("one", [(record("fastv"), None)])
+    points = measured_points(read_stores(folder)[0])
+    write_pages(collections(points, []), tmp_path / "out", ["kv_bytes"])
+    assert "no dense reference" in (tmp_path / "out" / "summary.md").read_text()
+
+
+def test_counted_totals_never_share_an_axis_with_equation_13():
+    costs = {"prefill_flops": Cost(9.0), "prefill_eq13": Cost(2.5), "decode_flops": Cost(1.0)}
+    point = Point("measured", "own", "llava-1.5-7b", "fastv", "fastv", {}, costs)
+    shown = in_paper_units(point).costs
+    assert shown["prefill_flops"] == Cost(2.5)
+    assert "decode_flops" not in shown
+
+
+@pytest.mark.parametrize(
+    ("sources", "models"), [(["nowhere"], []), (["restore"], ["no-such-model"])]
+)
+def test_unknown_names_are_one_line(sources, models):
+    with pytest.raises(UserError, match="accepted are"):
+        collections([], sources, models)
+
+
+def test_nothing_to_plot_writes_nothing(tmp_path):
+    with pytest.raises(UserError, match="nothing to plot"):
+        write_pages({}, tmp_path / "out", ["ttft"])
+    assert not (tmp_path / "out").exists()
