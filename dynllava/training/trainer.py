@@ -10,7 +10,9 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
+from dynllava.checkpoints import check_state
 from dynllava.errors import UserError
+from dynllava.loading import read_hf_state
 from dynllava.training import checkpointing
 from dynllava.training.batches import Collator, GroupedSampler
 from dynllava.training.config import TrainingConfig
@@ -181,6 +183,18 @@ class DynamicTrainer(Trainer):
             logs["answers_truncated"] = float(self.truncated)
         super().log(logs, start_time)
 
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        """Load weights strictly: stored names differ from those of the module tree."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        model, folder = self.model if model is None else model, Path(resume_from_checkpoint)
+        state = read_hf_state(folder)
+        check_state(model, state, folder)
+        model.load_state_dict(state, strict=False)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Save, mark the checkpoint as complete, and only then drop old ones."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -241,8 +255,8 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         max_grad_norm=optim.max_grad_norm,
         bf16=run.bf16,
         tf32=run.tf32 if tf32 else None,
-        gradient_checkpointing=run.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        activation_checkpointing=run.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=run.workers,
         dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,
@@ -254,6 +268,7 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         data_seed=run.seed,
         report_to=run.report_to,
         use_cpu=run.device == "cpu",
+        ddp_backend="gloo" if on_cpu else None,
         # Every trained parameter takes part in every batch (with a zero gradient at least).
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
