@@ -102,7 +102,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """
         chosen = create(method, **parameters) if isinstance(method, str) else method
         chosen.validate(self.config.text_config.num_hidden_layers)
-        chosen.check_checkpoint(getattr(self.config, "sparse_config", None) or {})
+        chosen.check_checkpoint(self.config.sparsity().to_dict())
         self.method = chosen
 
     def unwrap(self) -> LlavaForConditionalGeneration:
@@ -202,7 +202,10 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                **kwargs,
             )
         return LlavaCausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
 
@@ -318,7 +321,9 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         cache.seen = cache.seen + stream.length
         cache.outputs = cache.outputs + outputs
         if stream.size == 1:
-            stored = result.kept[:, 0] if result.kept is not None else torch.ones_like(is_output)[:, 0]
+            stored = (
+                result.kept[:, 0] if result.kept is not None else torch.ones_like(is_output)[:, 0]
+            )
             cache.decisions.append(stored)
 
     def _report(
@@ -437,13 +442,13 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if fed.shape[1] and self.method.scores_stepwise():
             for column in range(fed.shape[1]):
                 logits.append(
-                    self(fed[:, column : column + 1], past_key_values=cache, logits_to_keep=1).logits
+                    self(
+                        fed[:, column : column + 1], past_key_values=cache, logits_to_keep=1
+                    ).logits
                 )
         elif fed.shape[1]:
             logits.append(
-                self(
-                    fed, attention_mask=fed_mask, past_key_values=cache, outputs_fed=True
-                ).logits
+                self(fed, attention_mask=fed_mask, past_key_values=cache, outputs_fed=True).logits
             )
         stacked = torch.cat(logits, 1)
         return stacked if return_logits else chosen_scores(stacked, continuation_ids, mask)

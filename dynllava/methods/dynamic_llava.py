@@ -73,9 +73,10 @@ class DynamicLlava(Method):
 
     def check_checkpoint(self, sparse_config: dict[str, Any]) -> None:
         """Refuse an output keep rate that the predictor was not trained for."""
-        trained = sparse_config.get("output_text_keep_rate")
-        chosen = self.output_keep_rate
-        if self.output_threshold is None and trained is not None and chosen not in (1.0, trained):
+        trained, chosen = sparse_config["output_text_keep_rate"], self.output_keep_rate
+        if not sparse_config["use_output_text_predictor"] or self.output_threshold is not None:
+            return
+        if chosen not in (1.0, trained):
             raise UserError(
                 f"output_keep_rate={chosen}: the checkpoint's output predictor was trained for "
                 f"{trained}; accepted are {trained}, 1.0 (predictor off), or any rate together "
@@ -156,9 +157,7 @@ class DynamicLlava(Method):
         operations: list[Operation] = []
 
         def add(name: str, component: str, phase: str, m: int, k: int, n: int, count: int = 1):
-            operations.append(
-                Operation(name, component, self.sparse_layer, phase, m, k, n, count)
-            )
+            operations.append(Operation(name, component, self.sparse_layer, phase, m, k, n, count))
 
         if self.vision_keep_rate < 1 and n > 0:
             part, heads, blocks = "image_predictor", dims.predictor_heads, dims.predictor_blocks

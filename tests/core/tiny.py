@@ -98,9 +98,7 @@ def prompts(seed: int = 0, rows: int = 4) -> list[torch.Tensor]:
         after = int(torch.randint(4, 12, (1,), generator=generator))
         image = 0 if row % 3 == 2 else IMAGE_TOKENS
         text = torch.randint(3, 98, (before + after,), generator=generator)
-        out.append(
-            torch.cat([text[:before], torch.full((image,), IMAGE_TOKEN), text[before:]])
-        )
+        out.append(torch.cat([text[:before], torch.full((image,), IMAGE_TOKEN), text[before:]]))
     return out
 
 

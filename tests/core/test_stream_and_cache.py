@@ -1,0 +1,156 @@
+"""Property tests: packing, gathering, and the write-then-commit cache against plain lists."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynllava.attention import LayerCall, column_sums, observe, softmax_weights
+from dynllava.cache import LayerStore, Lengths, SparseCache
+from dynllava.methods.base import Probe
+from dynllava.methods.random import hash_uniform
+from dynllava.tokens import Segment, align_left, restore_columns
+
+ROWS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=4)
+
+
+def stream_of(rows, side):
+    width = max(len(row) for row in rows)
+    valid = torch.zeros(len(rows), width, dtype=torch.bool)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        valid[index, where] = True
+    embeds = torch.arange(len(rows) * width, dtype=torch.float32).view(len(rows), width, 1)
+    segment = torch.full(valid.shape, int(Segment.TEXT))
+    start = torch.zeros(len(rows), dtype=torch.int64)
+    return align_left(embeds, valid, segment, start), embeds, valid
+
+
+@settings(deadline=None, max_examples=60)
+@given(ROWS, st.sampled_from(["left", "right"]))
+def test_gathering_keeps_order_and_restoring_undoes_it(rows, side):
+    stream, embeds, valid = stream_of(rows, side)
+    keep = torch.zeros_like(stream.valid())
+    for index, row in enumerate(rows):
+        keep[index, : len(row)] = torch.tensor(row)
+    kept = stream.gather(keep)
+    restored = restore_columns(kept.hidden, kept, embeds.shape[1])
+    for index, row in enumerate(rows):
+        columns = valid[index].nonzero().flatten().tolist()
+        wanted = [c for c, stays in zip(columns, row, strict=True) if stays]
+        assert kept.length[index] == len(wanted) == kept.host_lengths[index]
+        assert kept.column[index, : len(wanted)].tolist() == wanted
+        positions = [place for place, stays in enumerate(row) if stays]
+        assert kept.position[index, : len(wanted)].tolist() == positions
+        dropped = [c for c in range(embeds.shape[1]) if c not in wanted]
+        assert torch.equal(restored[index, wanted], embeds[index, wanted])
+        assert restored[index, dropped].abs().sum() == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=20),
+    st.integers(1, 7),
+)
+def test_cache_equals_plain_lists(lengths, decisions, chunk):
+    batch, width = len(lengths), max(lengths)
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(batch, 2, width, 4, generator=generator)
+    cache = SparseCache(chunk)
+    exact = min(lengths) == max(lengths)
+    group = cache.new_group(torch.tensor(lengths), width, exact=exact)
+    store = LayerStore(group, chunk)
+    cache.stores.append(store)
+    store.fill_prompt(first, first, LayerCall("sdpa", "prompt"))
+    plain = [[first[row, :, slot] for slot in range(length)] for row, length in enumerate(lengths)]
+    for keep in decisions:
+        new = torch.randn(batch, 2, 1, 4, generator=generator)
+        cache.reserve(group, 2)
+        span = group.bound + 1
+        mask = (torch.arange(span) <= group.length[:, None])[:, None, None, :]
+        call = LayerCall("eager", "step", slots=group.length[:, None, None], mask=mask, span=span)
+        query = torch.randn(batch, 2, 1, 4, generator=generator)
+        out = store.step(query, new, new, 0.5, call)
+        for row in range(batch):
+            seen = torch.stack([*plain[row], new[row, :, 0]], 1)
+            weights = softmax_weights(query[row : row + 1], seen[None], 0.5)
+            torch.testing.assert_close(out[row : row + 1], weights @ seen[None])
+            if keep[row]:
+                plain[row].append(new[row, :, 0])
+        group.advance(1, torch.tensor(keep[:batch]))
+    assert group.length.tolist() == [len(row) for row in plain]
+    assert group.bound >= max(group.length.tolist())
+    for row in range(batch):
+        if plain[row]:
+            torch.testing.assert_close(
+                store.key[row, :, : len(plain[row])], torch.stack(plain[row], 1)
+            )
+    assert store.stored_bytes().sum() == group.length.sum() * 2 * 2 * 4 * 4
+    assert store.capacity <= width + len(decisions) + 2 * chunk + 2
+
+
+def test_reordering_moves_every_tensor():
+    cache = SparseCache()
+    group = cache.new_group(torch.tensor([1, 2]), 2, exact=False)
+    store = LayerStore(group)
+    cache.stores.append(store)
+    key = torch.arange(2 * 1 * 2 * 1, dtype=torch.float32).view(2, 1, 2, 1)
+    store.fill_prompt(key, key + 10, LayerCall("sdpa", "prompt"))
+    cache.seen = torch.tensor([1, 2])
+    cache.outputs = torch.tensor([3, 4])
+    cache.sample_ids = torch.tensor([5, 6])
+    cache.decisions = [torch.tensor([True, False])]
+    cache.reorder_cache(torch.tensor([1, 1]))
+    assert group.length.tolist() == [2, 2]
+    assert torch.equal(store.key[0], store.key[1])
+    assert store.key[0, 0, 0, 0] == 2
+    assert cache.seen.tolist() == [2, 2]
+    assert cache.outputs.tolist() == [4, 4]
+    assert cache.sample_ids.tolist() == [6, 6]
+    assert cache.decisions[0].tolist() == [False, False]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(0, 5))
+def test_observed_rows_and_column_sums_equal_the_full_matrix(length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(2, 4, length, 8, generator=generator)
+    key = torch.randn(2, 2, length, 8, generator=generator)
+    valid = torch.tensor([length, max(1, length // 2)])
+    full = softmax_weights(query, key.repeat_interleave(2, 1), 0.3, causal=True)
+    rows = torch.tensor([[length - 1, 0], [int(valid[1]) - 1, 0]])
+    seen = observe(query, key, Probe(query_rows=rows, column_sums=True), 0.3, valid)
+    for row in range(2):
+        torch.testing.assert_close(seen.rows[row], full[row][:, rows[row]])
+        torch.testing.assert_close(seen.sums[row], full[row, :, : valid[row]].sum(1))
+
+
+def test_column_sums_do_not_depend_on_the_block(monkeypatch):
+    import dynllava.attention as attention
+
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 2, 33, 8, generator=generator)
+    key = torch.randn(1, 2, 33, 8, generator=generator)
+    expected = column_sums(query, key, 0.3, torch.tensor([33]))
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
+    torch.testing.assert_close(column_sums(query, key, 0.3, torch.tensor([33])), expected)
+
+
+def test_hash_is_uniform_and_independent_of_the_batch():
+    draws = hash_uniform(0, torch.arange(50), torch.arange(2000).expand(50, -1))
+    assert abs(float(draws.mean()) - 0.5) < 0.005
+    assert abs(float((draws < 0.2).double().mean()) - 0.2) < 0.005
+    alone = hash_uniform(0, torch.tensor([7]), torch.arange(2000)[None])
+    assert torch.equal(alone[0], draws[7])
+    assert not torch.equal(hash_uniform(1, torch.tensor([7]), torch.arange(2000)[None]), alone)
+
+
+def test_groups_share_lengths():
+    lengths = Lengths(torch.tensor([3, 5]), 5, exact=False)
+    lengths.advance(1, torch.tensor([True, False]))
+    assert lengths.length.tolist() == [4, 5]
+    assert lengths.bound == 6
+    lengths.tighten()
+    assert lengths.bound == 5
