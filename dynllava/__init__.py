@@ -5,7 +5,6 @@ The import is light: nothing heavier than this file is loaded until it is used.
 
 from dynllava._version import __version__
 
-
 _LAZY = {
     "DynamicLlavaConfig": "dynllava.config",
     "DynamicLlavaForConditionalGeneration": "dynllava.modeling",

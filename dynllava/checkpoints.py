@@ -198,7 +198,7 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
 def official_state(
     folder: Path, official: dict[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return an official checkpoint's tensors under Hugging Face names, and the HF configuration."""
+    """Return an official checkpoint's tensors and configuration in Hugging Face terms."""
     vision, tower = find_vision_tower(official, folder)
     _check_projector(official, folder)
     state = {to_hf_name(name): tensor for name, tensor in read_tensors(folder).items()}
@@ -211,9 +211,7 @@ def official_state(
             if name.startswith("vision_model.") and not name.endswith("position_ids"):
                 state[VISION_PREFIX + name.removeprefix("vision_model.")] = tensor
     values = hf_config(official, vision)
-    values["official_vision_in_checkpoint"] = any(
-        name.startswith(VISION_PREFIX) for name in state
-    )
+    values["official_vision_in_checkpoint"] = any(name.startswith(VISION_PREFIX) for name in state)
     for name in VOCABULARY_TENSORS:
         if name in state:
             rows = state[name]

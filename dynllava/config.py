@@ -1,4 +1,4 @@
-"""Configuration: the predictors' sizes and training targets, saved inside the model's config.json."""
+"""Configuration: predictor sizes and training targets, saved inside the model's config.json."""
 
 from __future__ import annotations
 

@@ -82,6 +82,7 @@ class Pass:
         self.model = language_model
         self.method = method
         self.ctx = ctx
+        ctx.rotary = language_model.rotary_emb
         self.cache = cache
         self.kernel = kernel
         self.result = DecoderResult(ctx.stream)

@@ -57,17 +57,20 @@ def golden_model(weights: Path, config: Path) -> DynamicLlavaForConditionalGener
 
 
 class Trace:
-    """Inputs of the decoder layers in one call: hidden states, rotary positions, tokens."""
+    """Hidden states and rotary positions at each layer's input, and the final hidden states."""
 
     def __init__(self, model: DynamicLlavaForConditionalGeneration) -> None:
         self.layers = model.model.language_model.layers
+        self.norm = model.model.language_model.norm
         self.hidden: list[torch.Tensor] = []
+        self.final = torch.empty(0)
         self.positions: list[torch.Tensor] = []
 
     def __enter__(self) -> Trace:
         self._hooks = [
             layer.register_forward_pre_hook(self._layer, with_kwargs=True) for layer in self.layers
         ]
+        self._hooks.append(self.norm.register_forward_hook(self._last))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -77,6 +80,9 @@ class Trace:
     def _layer(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         self.hidden.append(args[0])
         self.positions.append(kwargs["position_ids"])
+
+    def _last(self, module: Any, args: tuple, output: torch.Tensor) -> None:
+        self.final = output
 
     @property
     def sizes(self) -> list[int]:
@@ -232,6 +238,93 @@ def check_fastv(case: dict[str, Any], folder: Path, variant: str, result: CaseRe
     compare(result, session, ours)
 
 
+#: Recorded SparseVLM program -> version of ours.
+SPARSEVLM_VARIANTS = {"v15": "1.5", "v20": "2.0", "rank": "rank"}
+
+
+def check_sparsevlm(case: dict[str, Any], folder: Path, variant: str, result: CaseResult) -> None:
+    """Compare one release of SparseVLM with the version that stands for it."""
+    if variant == "dense":
+        check_dense(case, folder, variant, result)
+        return
+    params = case["params"][variant]
+    wanted = ("budgets", "pruning_layers", "scale", "bias", "priority_heads")
+    session = Session(
+        case,
+        folder,
+        variant,
+        "sparsevlm",
+        version=SPARSEVLM_VARIANTS[variant],
+        # Some recordings show how the official code clamps a growing budget.
+        strict_official=True,
+        **{name: params[name] for name in wanted if name in params},
+    )
+    session.prefill()
+    record = session.record
+    ours: dict[str, Any] = {
+        # Merged tokens have no column of the input, so their logits are not in the output.
+        "prefill_logits": session.model.lm_head(session.trace.final)[0],
+        "rater_scores": record["sparsevlm.rater_scores"][0],
+        "rater_idx": record["sparsevlm.raters"][0].nonzero().flatten(),
+        "layer_seq_len": torch.tensor(session.trace.sizes),
+        "kv_len_after_prefill": session.kv_lengths(),
+    }
+    origin = torch.arange(case["image_length"]) + session.start
+    for layer in params["pruning_layers"]:
+        step = sparsevlm_layer(session, layer, origin)
+        origin = step["origin_after"]
+        ours.update({f"L{layer}.{name}": value for name, value in step.items()})
+        centres = f"L{layer}.cluster_centers"
+        if len(step.get("cluster_centers", ())) == 1:
+            ours.pop(centres)
+            reason = "with a single cluster the official centre is drawn by noise"
+            result.exclude(reason, f"{variant}.{centres}")
+    steps: dict[str, list[torch.Tensor]] = {}
+    for index in range(len(session.tokens)):
+        steps.setdefault("decode_logits", []).append(session.step(index))
+        steps.setdefault("decode_kv_len", []).append(session.kv_lengths())
+        positions = torch.stack([position[0, -1] for position in session.trace.positions])
+        steps.setdefault("decode_query_position", []).append(positions)
+    ours.update({name: torch.stack(values) for name, values in steps.items()})
+    compare(result, session, ours)
+
+
+def sparsevlm_layer(session: Session, layer: int, origin: torch.Tensor) -> dict[str, Any]:
+    """Return our values of one pruning layer; ``origin`` [v] names the image tokens before it."""
+    record = {
+        name.removeprefix(f"sparsevlm.L{layer}."): value[0]
+        for name, value in session.record.items()
+        if name.startswith(f"sparsevlm.L{layer}.")
+    }
+    before = len(origin)
+    span = slice(session.start, session.start + before)
+    kept, recycled = int(record["kept"]), int(record["recycled"])
+    order = record["order"] - session.start
+    keep = order[:kept].sort().values
+    merged = record["merged"] if "merged" in record else torch.empty(0)
+    codes = torch.tensor([-(1000 * layer + index + 1) for index in range(len(merged))])
+    after = torch.cat([origin[keep], codes.to(origin)])
+    values = {
+        "scores": record["scores"][span],
+        "keep_rel": keep,
+        "keep_origin": origin[keep],
+        "num_visual_before": torch.tensor([before]),
+        "num_visual_after": torch.tensor([len(after)]),
+        "origin_after": after,
+        "hidden_next": session.trace.hidden[layer + 1][0],
+        "position_ids_next": session.trace.positions[layer + 1][0],
+    }
+    renamed = {"input": "cluster_input", "centers": "cluster_centers", "assign": "cluster_assign"}
+    for name in ("singular_values", "head_sums", "heads", "merged", *renamed):
+        if name in record:
+            values[renamed.get(name, name)] = record[name]
+    if "rank" in record:
+        values["rank"] = record["rank"][None]
+    if recycled:
+        values["stage2_rel"] = order[kept : kept + recycled]
+    return values
+
+
 def compare(result: CaseResult, session: Session, ours: dict[str, Any]) -> None:
     """Compare what was recorded for this variant: floats within tolerance, the rest exactly."""
     for name, value in ours.items():
@@ -246,7 +339,7 @@ def compare(result: CaseResult, session: Session, ours: dict[str, Any]) -> None:
             result.exact(quantity, value, recorded)
 
 
-METHODS = {"fastv": check_fastv}
+METHODS = {"fastv": check_fastv, "sparsevlm": check_sparsevlm}
 
 
 @torch.no_grad()

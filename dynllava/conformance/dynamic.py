@@ -116,8 +116,7 @@ class Session:
     def decode(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Feed tokens [B, T] one by one and return what the golden cases record, stacked."""
         seen: dict[str, list[torch.Tensor]] = {
-            name: []
-            for name in ("logits", "hidden", "predictor", "kept", "lengths", "positions")
+            name: [] for name in ("logits", "hidden", "predictor", "kept", "lengths", "positions")
         }
         for step in range(tokens.shape[1]):
             with Recorder(self.model) as recorder:
@@ -204,7 +203,7 @@ def check_prefill(case: dict[str, Any], folder: Path) -> CaseResult:
 
 
 def check_decode(case: dict[str, Any], folder: Path) -> CaseResult:
-    """Decoding with KV cache, batch 1."""
+    """Check decoding with KV cache, batch 1."""
     session = Session(case, folder)
     tensors, result = session.tensors, session.result
     first = session.prefill()
@@ -214,7 +213,9 @@ def check_decode(case: dict[str, Any], folder: Path) -> CaseResult:
         ours = report.record["image_predictor_logits"]
         result.close("image_predictor_logits", ours, tensors["image_predictor_logits"], LOGITS)
         result.exact("kept_image_indices", report.kept_image_indices, tensors["kept_image_indices"])
-    result.exact("prefill_kv_lengths", session.cache.kv_lengths()[:, 0], tensors["prefill_kv_lengths"])
+    result.exact(
+        "prefill_kv_lengths", session.cache.kv_lengths()[:, 0], tensors["prefill_kv_lengths"]
+    )
     ours = session.decode(tensors["next_tokens"])
     result.close(
         "output_predictor_logits", ours["predictor"], tensors["output_predictor_logits"], LOGITS
@@ -229,7 +230,7 @@ def check_decode(case: dict[str, Any], folder: Path) -> CaseResult:
 
 
 def check_decode_batch(case: dict[str, Any], folder: Path) -> CaseResult:
-    """Decoding with KV cache, ragged batch: correct is each sample run alone."""
+    """Check a ragged batch decoding with KV cache: correct is each sample run alone."""
     session = Session(case, folder)
     tensors, result = session.tensors, session.result
     first = session.prefill()
@@ -251,7 +252,7 @@ def check_decode_batch(case: dict[str, Any], folder: Path) -> CaseResult:
 
 
 def check_multiturn(case: dict[str, Any], folder: Path) -> CaseResult:
-    """A second turn of several tokens on the cache, all of them stored."""
+    """Check a second turn of several tokens on the cache, all of them stored."""
     session = Session(case, folder)
     tensors, result = session.tensors, session.result
     session.prefill()
@@ -278,7 +279,7 @@ def check_multiturn(case: dict[str, Any], folder: Path) -> CaseResult:
 
 @torch.no_grad()
 def check_nocache(case: dict[str, Any], folder: Path) -> CaseResult:
-    """Decoding without a cache: our decision rule, and the official selection when asked."""
+    """Check decoding without a cache: our decision rule, and the official selection."""
     session = Session(case, folder)
     model, tensors, result = session.model, session.tensors, session.result
     tokens = tensors["next_tokens"]
@@ -320,9 +321,7 @@ def check_nocache(case: dict[str, Any], folder: Path) -> CaseResult:
     result.close(
         "kv_mode_logits", torch.stack([row[0] for row in rule]), tensors["kv_mode_logits"], LOGITS
     )
-    model.set_method(
-        model.method.name, **{**model.method.parameters(), "strict_official": True}
-    )
+    model.set_method(model.method.name, **{**model.method.parameters(), "strict_official": True})
     strict = [call(step) for step in range(tokens.shape[1] + 1)]
     mask = torch.stack([row[1] for row in strict])
     result.exact("kept_output_mask", mask, tensors["kept_output_mask"])

@@ -40,7 +40,10 @@ _RADIUS = {"large": 19, "small": 12}  # half pixels
 _SUPERSAMPLE = 4
 # Seven segments in the usual order: top, upper left, upper right, middle, lower left, lower
 # right, bottom; one string of lit segments per digit.
-_SEGMENTS = "012456 25 02346 02356 1235 01356 013456 025 0123456 012356".split()
+_SEGMENTS = (
+    *("012456", "25", "02346", "02356", "1235"),
+    *("01356", "013456", "025", "0123456", "012356"),
+)
 _SEGMENT_BOXES = (
     (0, 0, 11, 3),
     (0, 0, 3, 10),

@@ -221,6 +221,8 @@ class StepContext:
         The cache, for methods that look at what was stored.
     sample_ids : Tensor [B] int64
         Stable identity of each row, so that hashing methods do not depend on batching.
+    rotary : callable or None
+        The model's ``rotary(x, position_ids) -> (cos, sin)``.
     record : dict
         What the method wants reported (scores, logits, kept indices) after the call.
     """
@@ -233,6 +235,7 @@ class StepContext:
     sample_ids: torch.Tensor
     output_index: torch.Tensor
     cache: SparseCache | None = None
+    rotary: Any = None
     state: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 

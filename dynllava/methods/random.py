@@ -25,8 +25,8 @@ from dynllava.tokens import Segment
 class Random(Method):
     """Keeps a random share of image tokens and of output tokens.
 
-    Whether an output token's K/V is dropped is one decision for all layers from ``layer`` on and all
-    heads; the current token always attends to itself in its own step; prompt text stays.
+    Whether an output token's K/V is dropped is one decision for all heads and all layers from
+    ``layer`` on; the current token always attends to itself in its own step; prompt text stays.
 
     Parameters
     ----------

@@ -18,9 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 DISPATCHED = frozenset({"_local_scalar_dense", "nonzero", "equal", "masked_select", "unique"})
 """ATen operators whose result (or its shape) must be known on the host.
 
-``_local_scalar_dense`` is behind ``item``, ``bool``, ``int`` and ``float`` of a tensor; ``nonzero``
-behind boolean indexing.
+``_local_scalar_dense`` is behind ``item``, ``bool``, ``int`` and ``float`` of a tensor.
 """
+
+INDEXING = frozenset({"index", "index_put", "index_put_"})
+"""Operators that look for the true places of a boolean index, counted as ``boolean_index``."""
 
 READ_BY_PYTHON = frozenset({"tolist", "numpy", "cpu"})
 """Tensor methods that read memory without such an operator on a CPU."""
@@ -28,6 +30,10 @@ READ_BY_PYTHON = frozenset({"tolist", "numpy", "cpu"})
 
 def _overload_name(func: Any) -> str:
     return func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else func.__name__
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
 class _Dispatched(TorchDispatchMode):
@@ -41,6 +47,8 @@ class _Dispatched(TorchDispatchMode):
         name = _overload_name(func)
         if name in DISPATCHED:
             self.counts[name] += 1
+        elif name in INDEXING and any(_is_mask(index) for index in args[1]):
+            self.counts["boolean_index"] += 1
         return func(*args, **(kwargs or {}))
 
 

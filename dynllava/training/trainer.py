@@ -268,7 +268,6 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         data_seed=run.seed,
         report_to=run.report_to,
         use_cpu=run.device == "cpu",
-        ddp_backend="gloo" if on_cpu else None,
         # Every trained parameter takes part in every batch (with a zero gradient at least).
         ddp_find_unused_parameters=False,
         disable_tqdm=True,

@@ -83,7 +83,8 @@ def test_batched_generation_equals_one_by_one(model, case):
         torch.testing.assert_close(
             together_logits[:, row], alone_logits[:, 0], atol=TOLERANCE, rtol=0
         )
-        assert [layer[row] for layer in lengths] == [l[0] for l in model.last_report.kv_lengths]
+        own = [layer[0] for layer in model.last_report.kv_lengths]
+        assert [layer[row] for layer in lengths] == own
         if decisions:
             assert decisions[row] == model.last_report.output_kept[0]
 

@@ -212,7 +212,7 @@ def test_sliding_windows_are_refused():
     from dynllava.modeling import refuse_sliding_windows
 
     class Config:
-        layer_types = ["full_attention", "sliding_attention"]
+        layer_types = ("full_attention", "sliding_attention")
 
     with pytest.raises(UserError, match="sliding-window"):
         refuse_sliding_windows(Config())
