@@ -11,10 +11,16 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import torch
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from lmms_eval_dynllava.efficiency import EfficiencyCounts
+
+from dynllava import methods
+from dynllava.profiling.spec import LLAVA_15_7B
+from dynllava.records import Environment, ModelInfo
 
 
 class ScriptedModel(lmms):
@@ -29,6 +35,10 @@ class ScriptedModel(lmms):
         self.prompts: dict[str, dict[int, str]] = {}
         self.continuations: dict[str, dict[int, str]] = {}
         self.images: dict[str, dict[int, int]] = {}
+        self.device = torch.device("cpu")
+
+    def clean(self) -> None:
+        """There is nothing to free, and collecting garbage takes seconds."""
 
     def _see(self, context: str, visual: Any, doc_id: int, task: str, split: str) -> None:
         doc = self.task_dict[task][split][doc_id]
@@ -42,7 +52,10 @@ class ScriptedModel(lmms):
             context, _, visual, doc_id, task, split = request.args
             self._see(context, visual, doc_id, task, split)
             text = self.answers[task][doc_id]
-            replies[place] = GenerationResult(text, TokenCounts(output_tokens=len(text.split())))
+            costs = {"image_tokens_kept": 10 + doc_id, "output_tokens_fed": 4, "kv_bytes": 100}
+            costs["output_tokens_kept"] = 2 - doc_id % 2
+            counts = EfficiencyCounts(input_tokens=626, output_tokens=5, extra=costs)
+            replies[place] = GenerationResult(text, counts)
         return [replies[place] for place in range(len(requests))]
 
     def loglikelihood(self, requests):
@@ -76,6 +89,33 @@ class ScriptedModel(lmms):
                     self.prompts[task][doc_id] = context
             replies.append(list(said))
         return replies
+
+
+class ScriptedRunner:
+    """The model side of a sweep without a model: ``answers[method][task]``.
+
+    ``asked`` lists (method, batch size) of every adapter that was handed out.
+    """
+
+    def __init__(self, answers: dict[str, dict[str, list[Any]]], checkpoint: str = "one") -> None:
+        self.answers = answers
+        self.info = ModelInfo("scripted", f"sha256:{checkpoint}", 32, 4096, 576)
+        self.settings = {"dtype": "float32"}
+        self.spec = LLAVA_15_7B
+        self.method = None
+        self.asked: list[tuple[str, Any]] = []
+
+    def set_method(self, name, params):
+        self.method = methods.create(name, **params)
+        self.method.validate(32)
+        return self.method
+
+    def adapter(self, batch_size):
+        self.asked.append((self.method.name, batch_size))
+        return ScriptedModel(self.answers[self.method.name])
+
+    def environment(self):
+        return Environment(versions={"dynllava": "test"}, device="cpu", date="2026-01-01")
 
 
 def evaluate(model, folders, tasks, output, **options):

@@ -1,0 +1,130 @@
+"""What a sweep needs of a model: switch the method, hand lmms-eval an adapter, say what it is."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Protocol
+
+from dynllava.errors import UserError
+from dynllava.methods.base import Method
+from dynllava.profiling.spec import ModelSpec, spec_from_config
+from dynllava.records import Environment, ModelInfo
+
+
+class Runner(Protocol):
+    """The model side of a sweep."""
+
+    info: ModelInfo
+    settings: dict[str, str]
+    spec: ModelSpec | None
+
+    def set_method(self, name: str, params: dict[str, Any]) -> Method:
+        """Switch to a method and return it."""
+
+    def adapter(self, batch_size: int | str) -> Any:
+        """Return an lmms-eval model."""
+
+    def environment(self) -> Environment:
+        """Return where numbers are made."""
+
+
+class ModelRunner:
+    """A loaded Dynamic-LLaVA model behind the lmms-eval plugin's adapter.
+
+    Parameters
+    ----------
+    pretrained : str
+        As :func:`dynllava.loading.load_model` accepts it.
+    dtype, device, attn_implementation : str
+        Passed on to it; ``device="auto"`` is CUDA where there is one, and this process's own
+        device when several processes run.
+    conv_template : str, optional
+        See the plugin.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        dtype: str = "float32",
+        device: str = "auto",
+        attn_implementation: str = "sdpa",
+        conv_template: str | None = None,
+    ) -> None:
+        from dynllava.loading import load_model, resolve
+        from dynllava.records import hash_files
+
+        self.device = _device(device)
+        self.attention = attn_implementation
+        self.conv_template = conv_template
+        self.model, self.processor = load_model(
+            pretrained, dtype=dtype, device=self.device, attn_implementation=attn_implementation
+        )
+        if self.processor is None:
+            raise UserError(f"{pretrained}: has no tokenizer, so it cannot be evaluated")
+        self.trained = self.model.image_predictor is not None
+        self.spec = spec_from_config(self.model.config.to_dict(), pretrained)
+        dims = self.spec.dims
+        self.info = ModelInfo(
+            pretrained,
+            hash_files(Path(resolve(pretrained))),
+            dims.layers,
+            dims.hidden,
+            self.spec.image_tokens,
+        )
+        self.settings = {"dtype": dtype, "attention": attn_implementation}
+        if conv_template is not None:
+            self.settings["conv_template"] = conv_template
+
+    def set_method(self, name: str, params: dict[str, Any]) -> Method:
+        """Switch the loaded model to a method in place.
+
+        Raises
+        ------
+        UserError
+            If the parameters do not fit, or the method needs predictors that were never trained.
+        """
+        if name == "dynamic_llava" and not self.trained:
+            raise UserError(f"{self.info.name} has no trained predictors, so no dynamic_llava")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.model.set_method(name, **params)
+        return self.model.method
+
+    def adapter(self, batch_size: int | str) -> Any:
+        """Return a fresh lmms-eval model around the loaded one."""
+        return _adapter_class().from_model(
+            self.model,
+            self.processor,
+            conv_template=self.conv_template,
+            batch_size=batch_size,
+        )
+
+    def environment(self) -> Environment:
+        """Return versions, device, dtype, attention kernel and commit."""
+        from dynllava.environment import capture
+
+        return capture(self.device, self.model.dtype, self.attention, self.processor)
+
+
+def _adapter_class() -> Any:
+    from lmms_eval_dynllava.models import DynamicLlavaSimple
+
+    class Adapter(DynamicLlavaSimple):
+        """The plugin's model, kept between runs."""
+
+        def clean(self) -> None:
+            """Free nothing: the next run uses the same model, and a collection takes seconds."""
+
+    return Adapter
+
+
+def _device(wanted: str) -> str:
+    import torch
+    from accelerate import PartialState
+
+    if wanted != "auto":
+        return wanted
+    if PartialState().num_processes > 1:
+        return str(PartialState().device)
+    return "cuda" if torch.cuda.is_available() else "cpu"

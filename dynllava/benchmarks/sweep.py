@@ -1,0 +1,359 @@
+"""Sweeps: a grid of methods, budgets and tasks, one record each, resumable after any stop.
+
+>>> from dynllava.benchmarks.sweep import Cell, run_sweep
+>>> cells = [Cell("full"), Cell("fastv", {"k": 2, "keep_ratio": 0.25}, budget=64)]
+>>> records = run_sweep("embedded", cells, ["embedded"], limit=60, store="results/demo")
+
+The model is loaded once.  Finished runs are recognised by a fingerprint of everything that can
+change their numbers; it opens the record's id (``<fingerprint>-<random>``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from dynllava.benchmarks import results
+from dynllava.benchmarks.runner import ModelRunner, Runner
+from dynllava.benchmarks.tasks import LoadedTask, expand, load_tasks, one_line
+from dynllava.errors import UserError
+from dynllava.methods.base import Method
+from dynllava.records import Measured, MethodInfo, RecordStore, RunRecord, TaskInfo
+
+LARGEST_BATCH = 32
+LOG_NAME = "sweep.log"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method with its parameters.
+
+    Attributes
+    ----------
+    method : str
+        Registry name.
+    params : dict
+        Hyper-parameters; defaults for the rest.
+    budget : float or None
+        The mean number of image tokens per layer that was asked for, where one was.
+    label : str
+        What tables show; by default name and budget.
+    """
+
+    method: str
+    params: dict[str, Any] = field(default_factory=dict)
+    budget: float | None = None
+    label: str = ""
+
+    def __str__(self) -> str:
+        return self.label or (
+            self.method if self.budget is None else f"{self.method} {self.budget:g}"
+        )
+
+
+@dataclass
+class _Job:
+    cell: Cell
+    task: LoadedTask
+
+
+def run_sweep(
+    pretrained: str,
+    cells: Sequence[Cell],
+    tasks: Sequence[str],
+    limit: int | None = None,
+    batch_size: int | str = "auto",
+    store: str | Path = "results/sweep",
+    progress: bool = True,
+    *,
+    folders: Sequence[str | Path] = (),
+    prompts: str = "llava",
+    suite: str | None = None,
+    runner: Runner | None = None,
+    **model_options: Any,
+) -> list[RunRecord]:
+    """Evaluate every cell on every task and return their records, finished ones included.
+
+    Parameters
+    ----------
+    pretrained : str
+        Model, as :func:`dynllava.loading.load_model` takes it.
+    cells : sequence of Cell
+    tasks : sequence of str
+        Suites, benchmarks, or tasks found in ``folders``.
+    limit : int, optional
+        Documents per task (the first ones); None = all.
+    batch_size : int or str
+        ``"auto"`` starts large and halves when memory runs out.
+    store : str or Path
+        Folder of the record store; records found there are not made again.
+    progress : bool
+        One line per run, with the time left, on standard error.
+    folders : sequence of Path
+        Folders with further task YAMLs.
+    prompts : str
+        ``"llava"`` (LLaVA-1.5 protocol) or ``"lmms-eval"`` (upstream defaults).
+    suite : str, optional
+        Name stored with the records.
+    runner : Runner, optional
+        In place of loading ``pretrained``.
+    **model_options
+        ``dtype``, ``device``, ``attn_implementation``, ``conv_template``.
+
+    Returns
+    -------
+    list of RunRecord
+        One per cell and task, in grid order.  A run that failed has ``status="failed"``; the
+        others go on.  Empty in all but the first of several processes.
+
+    Raises
+    ------
+    UserError
+        If the grid itself is impossible: unknown task, unreadable model or store.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit}: accepted is a number from 1")
+    runner = runner or ModelRunner(pretrained, **model_options)
+    with tempfile.TemporaryDirectory(prefix="dynllava-") as scratch:
+        names = expand(tasks)
+        with _quiet(Path(store)):
+            loaded = load_tasks(names, Path(scratch), [Path(item) for item in folders], prompts)
+        sweep = _Sweep(runner, RecordStore(store), limit, batch_size, progress, suite)
+        return sweep.run([_Job(cell, task) for cell in cells for task in loaded])
+
+
+class _Sweep:
+    """State of one :func:`run_sweep`."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        store: RecordStore,
+        limit: int | None,
+        batch_size: int | str,
+        progress: bool,
+        suite: str | None,
+    ) -> None:
+        from accelerate import PartialState
+
+        from dynllava.environment import code_version
+
+        self.runner = runner
+        self.store = store
+        self.limit = limit
+        self.batch_size = batch_size
+        self.suite = suite
+        self.code = code_version()
+        self.processes = PartialState()
+        self.progress = progress and self.processes.is_main_process
+        self.hashes: dict[str, str] = {}
+        self.seconds: dict[str, list[float]] = {}
+        environment = runner.environment()
+        versions = {**environment.versions, "code": self.code}
+        self.environment = replace(environment, versions=versions)
+
+    def run(self, jobs: Sequence[_Job]) -> list[RunRecord]:
+        """Return the records of ``jobs``."""
+        for task in {job.task.name: job.task for job in jobs}.values():
+            self.hashes[task.name] = task.content_hash(self.limit)
+        finished = self._finished()
+        found: list[RunRecord | None] = []
+        for number, job in enumerate(jobs):
+            method, error = self._method(job.cell)
+            fingerprint = self._fingerprint(job, method)
+            record = finished.get(fingerprint)
+            state = "found"
+            if record is None:
+                start = time.perf_counter()
+                record = self._evaluate(job, method, error, fingerprint)
+                self.seconds.setdefault(job.task.name, []).append(time.perf_counter() - start)
+                state = "failed" if record and record.status == "failed" else "done"
+            found.append(record)
+            if self.progress and record is not None:
+                self._report(job, record, state, number + 1, jobs)
+        return [record for record in found if record is not None]
+
+    def _finished(self) -> dict[str, RunRecord]:
+        """Return fingerprint -> record of the successful runs, the same in every process."""
+        found: list[Any] = [None]
+        if self.processes.is_main_process:
+            records, problems = self.store.read()
+            for problem in problems:
+                print(f"warning: {problem}", file=sys.stderr)
+            good = (record for record in records if record.status == "ok")
+            found = [{record.record_id.partition("-")[0]: record for record in good}]
+        if self.processes.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(found)
+        return found[0]
+
+    def _method(self, cell: Cell) -> tuple[Method | None, BaseException | None]:
+        try:
+            return self.runner.set_method(cell.method, cell.params), None
+        except Exception as error:
+            return None, error
+
+    def _fingerprint(self, job: _Job, method: Method | None) -> str:
+        identity = {
+            "code": self.code,
+            "checkpoint": self.runner.info.checkpoint_hash or self.runner.info.name,
+            "settings": self.runner.settings,
+            "method": job.cell.method,
+            "parameters": method.parameters() if method else job.cell.params,
+            "budget": job.cell.budget,
+            "task": job.task.name,
+            "data": self.hashes[job.task.name],
+        }
+        text = json.dumps(identity, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _evaluate(
+        self, job: _Job, method: Method | None, error: BaseException | None, fingerprint: str
+    ) -> RunRecord | None:
+        """Run one job, store its record and return it (None where another process does)."""
+        record = self._record(job, method, fingerprint)
+        rows = None
+        start = time.perf_counter()
+        try:
+            if error is not None or method is None:
+                raise error or RuntimeError("no method")
+            with _quiet(self.store.folder):
+                result = self._simple_evaluate(job.task)
+            if result is None:
+                return None
+            logged = results.logged_samples(result, job.task)
+            rows = results.rows(job.task, logged)
+            seconds = time.perf_counter() - start
+            record = replace(
+                record,
+                scores=results.scores(result, job.task, logged),
+                counted=results.counted(rows, method, self.runner.spec),
+                measured={"evaluation_time": Measured(seconds, None, 1, "s")},
+            )
+            record.validate()
+        except Exception as failure:
+            if self.processes.num_processes > 1 and error is None:
+                # The other processes wait for this one: going on alone would hang them all.
+                raise
+            rows = None
+            record = replace(
+                record, status="failed", error=one_line(failure), scores={}, counted={}, measured={}
+            )
+        if not self.processes.is_main_process:
+            return None
+        return self.store.append(record, rows)
+
+    def _record(self, job: _Job, method: Method | None, fingerprint: str) -> RunRecord:
+        task = job.task
+        return RunRecord(
+            kind="evaluation",
+            record_id=f"{fingerprint}-{uuid.uuid4().hex[:8]}",
+            model=self.runner.info,
+            method=MethodInfo(
+                job.cell.method,
+                str(job.cell),
+                method.parameters() if method else job.cell.params,
+                job.cell.budget,
+            ),
+            task=TaskInfo(
+                task.name,
+                self.suite,
+                task.split,
+                self.hashes[task.name],
+                task.metric,
+                task.higher_is_better,
+                task.scale,
+                task.samples(self.limit),
+            ),
+            environment=self.environment,
+        )
+
+    def _simple_evaluate(self, task: LoadedTask) -> dict[str, Any] | None:
+        """Run lmms-eval on one task, with smaller batches for as long as memory runs out."""
+        size = self.batch_size
+        while True:
+            try:
+                return evaluate(self.runner.adapter(size), task, self.limit, self.store.folder)
+            except Exception as error:
+                rows = LARGEST_BATCH if size == "auto" else int(size)
+                if self.batch_size != "auto" or rows == 1 or not _out_of_memory(error):
+                    raise
+                size = rows // 2
+                print(f"out of memory: trying batch size {size}", file=sys.stderr)
+
+    def _report(
+        self, job: _Job, record: RunRecord, state: str, done: int, jobs: Sequence[_Job]
+    ) -> None:
+        assert record.task is not None
+        if record.status == "failed":
+            what = record.error
+        else:
+            score = record.scores[job.task.metric]
+            error = "" if score.stderr is None else f" ± {score.stderr:.4g}"
+            what = f"{job.task.metric} {score.value:.4g}{error} (n={score.n})"
+        left = self._seconds_left(jobs[done:])
+        print(
+            f"[{done}/{len(jobs)}] {job.cell}, {job.task.name}: {state}, {what}; "
+            f"{_duration(left)} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _seconds_left(self, jobs: Sequence[_Job]) -> float:
+        """Return an estimate from this sweep's own times, per task where it was seen."""
+        everything = [value for values in self.seconds.values() for value in values]
+        overall = sum(everything) / len(everything) if everything else 0.0
+        total = 0.0
+        for job in jobs:
+            own = self.seconds.get(job.task.name)
+            total += sum(own) / len(own) if own else overall
+        return total
+
+
+def evaluate(
+    adapter: Any, task: LoadedTask, limit: int | None, output: Path
+) -> dict[str, Any] | None:
+    """Run lmms-eval in this process on one loaded task; None in all but the first process."""
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    return simple_evaluate(
+        model=adapter,
+        tasks=[task.task],
+        task_manager=TaskManager(include_defaults=False),
+        limit=limit,
+        # Standard errors are ours (see statistics), so upstream need not draw bootstraps.
+        bootstrap_iters=0,
+        cli_args=argparse.Namespace(output_path=str(output), process_with_media=False),
+    )
+
+
+@contextmanager
+def _quiet(folder: Path) -> Iterator[None]:
+    """Send what lmms-eval prints (bars, tables per task) to a log file in the store's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = (folder / LOG_NAME).open("a", encoding="utf-8")
+    with log, redirect_stdout(log), redirect_stderr(log):
+        yield
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,128 @@
+"""Evaluate methods and budgets on benchmarks: a resumable grid, one record per method and task.
+
+Runs that are in the store already are not made again; a run that failed is made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dynllava.errors import UserError
+
+HELP = "evaluate methods and budgets on benchmarks, resumable"
+DEFAULT_STORE = "results/compare"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--pretrained", default="embedded", help="hub name, folder, or embedded (the default)"
+    )
+    parser.add_argument("--methods", nargs="+", default=["full", "dynamic_llava"], metavar="METHOD")
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="TOKENS",
+        help="mean image tokens processed per layer; each method's parameters are solved for it",
+    )
+    parser.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="METHOD.NAME=VALUE",
+        help="a method's parameter; the value is JSON or text; may be repeated",
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--suite", help="paper12, understanding, generation, embedded or smoke")
+    group.add_argument("--tasks", nargs="+", metavar="TASK", help="benchmarks or lmms-eval tasks")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="folders with further task files, such as built generation benchmarks",
+    )
+    parser.add_argument("--limit", type=int, help="documents per task (default: all)")
+    parser.add_argument("--batch-size", default="auto", help="a number, or auto (the default)")
+    parser.add_argument(
+        "--prompts",
+        choices=("llava", "lmms-eval"),
+        default="llava",
+        help="prompts of the LLaVA-1.5 protocol (the default), or lmms-eval's own",
+    )
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--out", type=Path, default=Path(DEFAULT_STORE), help="record store")
+    parser.add_argument("--quiet", action="store_true", help="no progress lines")
+    parser.add_argument("--launcher", choices=("none", "accelerate"), default="none")
+    parser.add_argument("--num-processes", type=int, help="for --launcher accelerate")
+    parser.add_argument(
+        "--launcher-args", default="", help="further options of accelerate launch, in one text"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the grid; 1 if any run failed."""
+    if args.launcher == "accelerate":
+        from dynllava.benchmarks import launch
+
+        return launch.run(sys.argv[1:], args.num_processes, args.launcher_args)
+    from dynllava.benchmarks.grid import cells
+    from dynllava.benchmarks.runner import ModelRunner
+    from dynllava.benchmarks.summary import summary
+    from dynllava.benchmarks.sweep import run_sweep
+
+    batch_size = _batch_size(args.batch_size)
+    runner = ModelRunner(args.pretrained, args.dtype, args.device, args.attention)
+    grid = cells(args.methods, args.budgets, _parameters(args.param), runner.spec)
+    records = run_sweep(
+        args.pretrained,
+        grid,
+        args.tasks or [args.suite or "embedded"],
+        limit=args.limit,
+        batch_size=batch_size,
+        store=args.out,
+        progress=not args.quiet,
+        folders=args.data,
+        prompts=args.prompts,
+        suite=None if args.tasks else args.suite or "embedded",
+        runner=runner,
+    )
+    if not records:
+        # Not the first of several processes: that one prints and returns the outcome.
+        return 0
+    print(summary(records))
+    print(f"{len(records)} records in {args.out}")
+    return int(any(record.status == "failed" for record in records))
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--batch-size {text}: accepted are auto and numbers from 1")
+    return int(text)
+
+
+def _parameters(items: list[str]) -> dict[str, dict[str, Any]]:
+    """Return {method: {name: value}} from ``METHOD.NAME=VALUE`` texts."""
+    found: dict[str, dict[str, Any]] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        method, dot, key = name.partition(".")
+        if not (equals and dot and method and key):
+            raise UserError(f"--param {item}: accepted is METHOD.NAME=VALUE")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        found.setdefault(method, {})[key] = tuple(value) if isinstance(value, list) else value
+    return found
