@@ -16,10 +16,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dynllava.benchmarks.overlays import generation_tasks
 from dynllava.benchmarks.registry import GENERATION
 from dynllava.errors import UserError
 
@@ -209,12 +209,7 @@ def _source(path: Path) -> dict[str, str]:
 
 
 def _task_files(benchmark: str) -> list[Path]:
-    # find_spec does not run the plugin, whose modules import lmms-eval.
-    spec = find_spec("lmms_eval_dynllava")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the package lmms_eval_dynllava is not installed")
-    folder = Path(spec.submodule_search_locations[0]) / "tasks" / "generation"
-    return sorted(folder.glob(f"{benchmark}_*.yaml"))
+    return sorted(generation_tasks().glob(f"{benchmark}_*.yaml"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

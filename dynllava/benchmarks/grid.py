@@ -34,14 +34,8 @@ def cells(
     Raises
     ------
     UserError
-        For an unknown method, parameters of a method that is not run, or a budget that no
-        parameters meet.
+        If no parameters of a method meet a budget.
     """
-    for name in names:
-        methods.create(name, **params.get(name, {}))
-    for name in params:
-        if name not in names:
-            raise UserError(f"--param {name}...: {name} is not among the methods")
     found = []
     for name in dict.fromkeys(names):
         own = dict(params.get(name, {}))
@@ -51,6 +45,15 @@ def cells(
         for budget in budgets:
             found.append(Cell(name, _solve(name, budget, own, spec), budget))
     return found
+
+
+def check(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise :class:`UserError` for an unknown method or parameter, before a model is loaded."""
+    for name in names:
+        methods.create(name, **params.get(name, {}))
+    for name in params:
+        if name not in names:
+            raise UserError(f"--param {name}...: {name} is not among the methods")
 
 
 def _solve(name: str, budget: float, own: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:

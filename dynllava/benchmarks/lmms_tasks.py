@@ -7,6 +7,7 @@ conversation, a list with one text per round.
 from __future__ import annotations
 
 import ast
+import functools
 import json
 from typing import Any
 
@@ -135,9 +136,11 @@ class PerplexityTask(ConfigurableTask):
         doc = self.dataset_no_image[split][doc_id]
         _, answers = rounds(doc)
         requests = []
-        for number, answer in enumerate(answers):
+        for number in range(len(answers)):
+            # A function, not the text: texts are the choices of multiple-choice tasks.
+            target = functools.partial(_answer, number)
             text = context(doc, answers[:number])
-            arguments = (text, answer, self.doc_to_visual, doc_id, self.config.task, split)
+            arguments = (text, target, self.doc_to_visual, doc_id, self.config.task, split)
             requests.append(Instance("loglikelihood", arguments, number, **kwargs))
         return requests
 
@@ -156,6 +159,10 @@ class PerplexityTask(ConfigurableTask):
                 for reply, tokens in zip(request.resps, counts, strict=True)
             ]
         return super().apply_filters()
+
+
+def _answer(number: int, doc: Doc) -> str:
+    return rounds(doc)[1][number]
 
 
 def _log_likelihood(reply: Any) -> float:

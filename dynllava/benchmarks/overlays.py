@@ -55,6 +55,26 @@ def write_yaml(path: Path, config: dict[str, Any]) -> Path:
     return path
 
 
+def generation_tasks() -> Path:
+    """Return the folder of the generation tasks, without importing the plugin (and lmms-eval)."""
+    spec = importlib.util.find_spec("lmms_eval_dynllava")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the package lmms_eval_dynllava is not installed")
+    return Path(spec.submodule_search_locations[0]) / "tasks" / "generation"
+
+
+def write_caption_overlay(folder: Path, kind: str, data: Path) -> Path:
+    """Write the task ``embedded_caption_<kind>`` (``ppl`` or ``meteor``) and return its path."""
+    config = {
+        "include": str(generation_tasks() / f"sharegpt4v_vqa_{kind}.yaml"),
+        "task": f"embedded_caption_{kind}",
+        **local_data("test", data),
+    }
+    if kind == "meteor":
+        config["generation_kwargs"] = {"max_new_tokens": 160, "temperature": 0, "do_sample": False}
+    return write_yaml(folder / f"{config['task']}.yaml", config)
+
+
 def local_data(split: str, data: Path) -> dict[str, Any]:
     """Return the YAML keys that make a task read ``data`` (parquet) as ``split``."""
     return {

@@ -93,7 +93,9 @@ class ModelRunner:
 
     def adapter(self, batch_size: int | str) -> Any:
         """Return a fresh lmms-eval model around the loaded one."""
-        return _adapter_class().from_model(
+        from dynllava.benchmarks.adapter import SweepAdapter
+
+        return SweepAdapter.from_model(
             self.model,
             self.processor,
             conv_template=self.conv_template,
@@ -105,18 +107,6 @@ class ModelRunner:
         from dynllava.environment import capture
 
         return capture(self.device, self.model.dtype, self.attention, self.processor)
-
-
-def _adapter_class() -> Any:
-    from lmms_eval_dynllava.models import DynamicLlavaSimple
-
-    class Adapter(DynamicLlavaSimple):
-        """The plugin's model, kept between runs."""
-
-        def clean(self) -> None:
-            """Free nothing: the next run uses the same model, and a collection takes seconds."""
-
-    return Adapter
 
 
 def _device(wanted: str) -> str:

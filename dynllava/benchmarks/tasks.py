@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynllava.benchmarks.overlays import write_overlay
+from dynllava.benchmarks.overlays import write_caption_overlay, write_overlay
 from dynllava.benchmarks.registry import BENCHMARKS, SUITES, Benchmark
 from dynllava.errors import UserError
 from dynllava.records import hash_rows
@@ -91,10 +91,11 @@ def suites() -> tuple[str, ...]:
 
 
 def embedded_tasks() -> list[str]:
-    """Return the tasks of the embedded model, by name."""
+    """Return the tasks of the embedded model, by name; its captions give a perplexity too."""
     from dynllava.embedded import tasks_folder
 
-    return sorted(path.stem for path in Path(tasks_folder()).glob("embedded_*.yaml"))
+    names = sorted(path.stem for path in Path(tasks_folder()).glob("embedded_*.yaml"))
+    return [*names, "embedded_caption_ppl"]
 
 
 def load_tasks(
@@ -140,6 +141,8 @@ def load_tasks(
         from dynllava.embedded import tasks_folder
 
         include.append(str(tasks_folder()))
+        for kind in ("ppl", "meteor"):
+            write_caption_overlay(scratch, kind, Path(tasks_folder()) / "caption.parquet")
     manager = TaskManager(include_path=[*include, str(scratch)], include_defaults=False)
     return [_load(manager, name) for name in names]
 

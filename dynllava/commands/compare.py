@@ -75,14 +75,16 @@ def run(args: argparse.Namespace) -> int:
         from dynllava.benchmarks import launch
 
         return launch.run(sys.argv[1:], args.num_processes, args.launcher_args)
-    from dynllava.benchmarks.grid import cells
+    from dynllava.benchmarks.grid import cells, check
     from dynllava.benchmarks.runner import ModelRunner
     from dynllava.benchmarks.summary import summary
     from dynllava.benchmarks.sweep import run_sweep
 
     batch_size = _batch_size(args.batch_size)
+    parameters = _parameters(args.param)
+    check(args.methods, parameters)
     runner = ModelRunner(args.pretrained, args.dtype, args.device, args.attention)
-    grid = cells(args.methods, args.budgets, _parameters(args.param), runner.spec)
+    grid = cells(args.methods, args.budgets, parameters, runner.spec)
     records = run_sweep(
         args.pretrained,
         grid,
