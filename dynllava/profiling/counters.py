@@ -241,6 +241,7 @@ class LayerMacs:
         }
 
 
+@functools.lru_cache(maxsize=256)
 def count_linear(counter: str, inputs: int, outputs: int, rows: int, batch: int) -> int:
     """Return MACs of ``nn.Linear`` on [batch, rows, inputs]: the lm head."""
     module = nn.Linear(inputs, outputs, bias=False, device="meta")

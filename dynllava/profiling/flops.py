@@ -22,11 +22,9 @@ COMPONENTS = (
     "mlp",
     "image_predictor",
     "output_predictor",
-    "scoring",
-    "clustering",
     "lm_head",
 )
-"""Components of a total, in the order of the tables; methods may declare more."""
+"""Components of a total, in the order of the tables; methods add theirs (scores, clustering)."""
 
 LAYER_COMPONENTS = ("attention_projections", "attention_scores", "mlp")
 

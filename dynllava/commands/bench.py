@@ -1,0 +1,98 @@
+"""Measure time to first token, time per token and realised savings, interleaved with dense.
+
+Random weights are used for presets: speed does not depend on what the weights are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+HELP = "measure speed against the dense model, and how much of the counted saving is real"
+
+DEFAULT_METHODS = ("full", "dynamic_llava", "fastv", "sparsevlm", "h2o")
+DEFAULT_STORE = "results/bench"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--model", default="mid-size", help="preset, embedded, or a folder")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(DEFAULT_METHODS),
+        metavar="NAME[:PARAMETER=VALUE,...]",
+        help="what is compared with the dense stock model",
+    )
+    parser.add_argument("--prompt-tokens", type=int, default=56, help="text tokens")
+    parser.add_argument("--batch", default="1", help="batch sizes, e.g. 1,8")
+    parser.add_argument("--output-tokens", default="64", help="generated tokens, e.g. 64,512")
+    parser.add_argument("--repeats", type=int, default=30, help="rounds that count")
+    parser.add_argument("--warmup", type=int, default=1, help="rounds before them")
+    parser.add_argument("--no-cache", action="store_true", help="also decode without a cache")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--attention", default="sdpa", help="sdpa, eager or flash_attention_2")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="what the tables show (records hold both)",
+    )
+    style = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv", "markdown"):
+        style.add_argument(
+            f"--{name}", dest="style", action="store_const", const=name, default="text"
+        )
+    parser.add_argument("--store", default=DEFAULT_STORE, help="folder of the record store")
+    parser.add_argument("--no-record", action="store_true", help="append nothing to the store")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure every batch size and length, print the tables, append the records."""
+    from dynllava.environment import capture
+    from dynllava.profiling import bench, bench_report, render
+    from dynllava.profiling.arguments import parse_integers
+    from dynllava.profiling.spec import load_spec
+    from dynllava.profiling.speed import build_bench
+    from dynllava.records import RecordStore
+
+    batches = parse_integers(args.batch, "--batch")
+    lengths = parse_integers(args.output_tokens, "--output-tokens")
+    spec = load_spec(args.model)
+    shape = spec.prompt(args.prompt_tokens)
+    bench.set_threads(args.threads)
+    subjects = bench.make_subjects(
+        lambda: build_bench(args.model, spec, args.device, args.dtype, args.attention),
+        args.methods,
+        spec,
+    )
+    rows: list[tuple[Any, ...]] = []
+    for batch in batches:
+        for outputs in lengths:
+            probes = bench.nocache_probes(outputs) if args.no_cache else ()
+            plan = bench.Plan(shape, batch, outputs, args.repeats, args.warmup, probes)
+            results = bench.measure(subjects, plan, _progress)
+            rows += bench_report.csv_rows(results)
+            if args.style in ("text", "markdown"):
+                show = render.as_markdown if args.style == "markdown" else render.as_text
+                print(show(bench_report.tables(results, args.clock)))
+            if not args.no_record:
+                environment = capture(args.device, args.dtype, args.attention)
+                for result in results:
+                    RecordStore(args.store).append(bench_report.record(result, environment))
+    if args.style == "csv":
+        print(render.as_csv(bench_report.COLUMNS, rows), end="")
+    elif args.style == "json":
+        document = [dict(zip(bench_report.COLUMNS, row, strict=True)) for row in rows]
+        print(json.dumps(document, indent=2))
+    if not args.no_record:
+        print(f"records appended to {args.store}", file=sys.stderr)
+    return 0
+
+
+def _progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,195 @@
+"""Interleaved speed measurements of dense and sparsified models, and their realised shares.
+
+Protocol: all subjects in one process on shared weights; warm-up runs; then ``repeats`` rounds, in
+each of which every subject runs once, starting with another one each round; medians with
+inter-quartile ranges; ratios to the dense stock model are taken within a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from dynllava import methods
+from dynllava.errors import UserError
+from dynllava.methods.base import PromptShape
+from dynllava.profiling import ledger, roofline, speed, stats
+from dynllava.profiling.peak import peak_memory
+from dynllava.profiling.spec import ModelSpec
+from dynllava.profiling.speed import STOCK, Bench, Subject, Times
+
+TIMED = {"prefill": "prefill", "decode": "tpot", "decode_nocache": "nocache_call"}
+"""Mode of the ledger -> the time that its cost is compared with."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes
+    ----------
+    shape : PromptShape
+        Prompt.
+    batch, outputs : int
+        Sequences, generated tokens.
+    repeats, warmup : int
+        Rounds that count, rounds before them.
+    nocache_fed : tuple of int
+        Output tokens in the probed calls without a cache (empty: not measured).
+    """
+
+    shape: PromptShape
+    batch: int
+    outputs: int
+    repeats: int
+    warmup: int = 1
+    nocache_fed: tuple[int, ...] = ()
+
+
+@dataclass
+class Result:
+    """Repeats of one subject under a plan, and its place against the dense stock model.
+
+    ``ratios``, ``cost_ratios`` and ``shares`` have one entry per mode of :data:`TIMED` that ran;
+    a share is None where it is undefined.
+    """
+
+    subject: Subject
+    plan: Plan
+    times: list[Times] = field(default_factory=list)
+    peak_bytes: int | None = None
+    ratios: dict[str, stats.Spread] = field(default_factory=dict)
+    cost_ratios: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, float | None] = field(default_factory=dict)
+
+    def series(self, name: str) -> list[float]:
+        """Return one time of every repeat."""
+        return [times.seconds[name] for times in self.times]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the times that were taken."""
+        return list(self.times[0].seconds)
+
+    @property
+    def output_keep(self) -> float | None:
+        """Realised share of kept output tokens."""
+        return self.times[-1].output_keep
+
+    def is_slower(self, mode: str) -> bool:
+        """Return whether the median time exceeds the dense one (``mode`` may end in ``_cpu``)."""
+        return mode in self.ratios and self.ratios[mode].median > stats.SLOWER
+
+
+def make_subjects(
+    build: Callable[[], Bench], chosen: Sequence[str], spec: ModelSpec
+) -> list[Subject]:
+    """Return the subjects: the stock model first, then each named method.
+
+    A method may carry parameters: ``"fastv:k=2,keep_ratio=0.25"``.  The model is built after
+    the names have been checked, because that may take long.
+    """
+    from dynllava.profiling.arguments import parse_parameters
+
+    parsed = []
+    for item in chosen:
+        name, _, text = item.partition(":")
+        method = methods.create(name, **parse_parameters(text.split(",") if text else []))
+        method.validate(spec.dims.layers)
+        parsed.append((item, method))
+    bench = build()
+    return [
+        Subject(bench, STOCK, None),
+        *[Subject(bench, item, method) for item, method in parsed],
+    ]
+
+
+def measure(
+    subjects: Sequence[Subject], plan: Plan, progress: Callable[[str], None] | None = None
+) -> list[Result]:
+    """Run the protocol and return one result a subject."""
+    if plan.repeats < 1 or plan.warmup < 0:
+        raise UserError(f"repeats={plan.repeats}: accepted is 1 or more")
+    bench = subjects[0].bench
+    inputs = speed.make_inputs(bench, plan.shape, plan.batch)
+    ready = [speed.calibrate_keep_rate(item, inputs, plan.outputs) for item in subjects]
+    results = [Result(item, plan) for item in ready]
+    for round_number in range(plan.warmup + plan.repeats):
+        for offset in range(len(results)):
+            result = results[(round_number + offset) % len(results)]
+            times = result.subject.time(inputs, plan.outputs, plan.nocache_fed)
+            if round_number >= plan.warmup:
+                result.times.append(times)
+        if progress is not None:
+            progress(f"round {round_number + 1}/{plan.warmup + plan.repeats}")
+    for result in results:
+        timing = result.subject
+        result.peak_bytes = peak_memory(
+            bench.device, lambda timing=timing: timing.time(inputs, plan.outputs)
+        )
+    baseline = results[0]
+    for result in results:
+        _compare(result, baseline)
+    return results
+
+
+def _compare(result: Result, baseline: Result) -> None:
+    for mode, name in TIMED.items():
+        if name not in result.names:
+            continue
+        result.cost_ratios[mode] = cost(result, mode) / cost(baseline, mode)
+        for suffix in ("", speed.CPU_SUFFIX):
+            ratios = stats.paired_ratios(
+                result.series(name + suffix), baseline.series(name + suffix)
+            )
+            found = result.ratios[mode + suffix] = stats.spread(ratios)
+            result.shares[mode + suffix] = stats.realised_share(
+                found.median, result.cost_ratios[mode]
+            )
+
+
+def cost(result: Result, mode: str) -> int:
+    """Return what a mode should cost: bytes moved for cached decoding, else MACs.
+
+    The vision tower is left out, as it is in the times that this is compared with.
+    """
+    plan, subject = result.plan, result.subject
+    run = subject.run_of(plan.shape, plan.outputs, plan.batch, result.output_keep)
+    if mode == "decode":
+        dtype = str(subject.bench.dtype).removeprefix("torch.")
+        return roofline.bytes_moved(run, mode, dtype)
+    if mode == "prefill":
+        return ledger.total(ledger.entries(run, mode, vision=False))
+    return sum(_nocache_call(run, fed) for fed in plan.nocache_fed)
+
+
+def _nocache_call(run: ledger.Run, fed: int) -> int:
+    """Return MACs of the one call without a cache after ``fed`` output tokens."""
+    upto, before = (
+        ledger.total(
+            ledger.entries(
+                ledger.Run(run.spec, run.method, run.shape, outputs, run.batch, run.schedule),
+                "decode_nocache",
+            )
+        )
+        for outputs in (fed + 1, fed)
+    )
+    return upto - before
+
+
+def nocache_probes(outputs: int, count: int = 3) -> tuple[int, ...]:
+    """Return ``count`` evenly spaced numbers of fed output tokens, the last call included."""
+    last = outputs - 1
+    if last < 1:
+        return ()
+    return tuple(sorted({max(1, round(last * (i + 1) / count)) for i in range(count)}))
+
+
+def set_threads(threads: int | None) -> None:
+    """Use ``threads`` CPU threads for torch's kernels (None: leave as it is)."""
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"threads={threads}: accepted is 1 or more")
+        torch.set_num_threads(threads)

@@ -1,0 +1,331 @@
+"""What is timed: prefill, decoding with a cache, decoding without one, on embeddings.
+
+All subjects share weights.  ``stock`` is transformers' own model with its ``DynamicCache``; the
+others are our decoder under a method.  Timing and synchronisation stay outside the model's code.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from dynllava.errors import UserError
+from dynllava.methods.base import Method, PromptShape
+from dynllava.profiling.ledger import Run
+from dynllava.profiling.spec import ModelSpec
+
+CPU_SUFFIX = "_cpu"
+
+STOCK = "stock"
+"""Name of the dense stock transformers model among the subjects."""
+
+
+@dataclass
+class Bench:
+    """A model to time, twice: as stock transformers and wrapped.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+        Its sizes.
+    stock, wrapped : Module
+        Stock LLaVA, and ours on the same weights.
+    random_weights : bool
+        Whether nothing was trained (speed does not depend on it; scores would).
+    device, dtype
+        Where and in what it runs.
+    """
+
+    spec: ModelSpec
+    stock: Any
+    wrapped: Any
+    random_weights: bool
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One batch of prompts as embeddings [B, L, D]; ``pixels`` only where a vision tower runs."""
+
+    shape: PromptShape
+    embeds: torch.Tensor
+    image_mask: torch.Tensor
+    pixels: torch.Tensor | None
+
+
+@dataclass
+class Times:
+    """Seconds of one run, and what it did.
+
+    Attributes
+    ----------
+    seconds : dict
+        ``ttft``: from the start (vision tower included, where there is one) to the first token.
+        ``prefill``: the language model's prefill and the choice of the first token.
+        ``tpot``: mean of the decoding steps with a cache.
+        ``nocache_call``: mean of the probed calls without a cache.
+        Wall-clock; the same names with ``_cpu`` are the process's CPU time, which other
+        processes on a shared machine disturb less.
+    output_keep : float or None
+        Share of fed output tokens that the dropping layers kept.
+    kv_allocated : int
+        Bytes allocated for K and V at the end.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    output_keep: float | None = None
+    kv_allocated: int = 0
+
+    def add(self, name: str, start: tuple[float, float], end: tuple[float, float], parts: int = 1):
+        """Add the mean over ``parts`` of the span between two stamps of the clock."""
+        for suffix, begin, stop in zip(("", CPU_SUFFIX), start, end, strict=True):
+            key = name + suffix
+            self.seconds[key] = self.seconds.get(key, 0.0) + (stop - begin) / parts
+
+
+def build_bench(
+    name: str, spec: ModelSpec, device: str, dtype: str, attention: str, seed: int = 0
+) -> Bench:
+    """Load ``embedded`` or a folder, or build a preset with random weights.
+
+    Raises
+    ------
+    UserError
+        If the device is not there.
+    """
+    from dynllava.config import SparsityConfig
+    from dynllava.loading import parse_dtype
+    from dynllava.modeling import wrap
+    from dynllava.profiling.spec import PRESETS
+
+    target, kind = _device(device), parse_dtype(dtype)
+    stock = (
+        _random_stock(spec, target, kind, attention, seed)
+        if name in PRESETS
+        else (_loaded_stock(name, target, kind, attention))
+    )
+    stock.eval()
+    wrapped = wrap(stock)
+    torch.manual_seed(seed)
+    wrapped.add_predictors(
+        SparsityConfig(
+            d_model=spec.dims.predictor_dim,
+            nhead=spec.dims.predictor_heads,
+            dim_feedforward=spec.dims.predictor_feedforward,
+            num_layers=spec.dims.predictor_blocks,
+        )
+    )
+    return Bench(spec, stock, wrapped.eval(), name in PRESETS, target, kind)
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("device 'cuda': no CUDA device here, accepted is cpu")
+    return device
+
+
+def _random_stock(
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, attention: str, seed: int
+) -> Any:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    d, v = spec.dims, spec.vision
+    text = LlamaConfig(
+        vocab_size=d.vocab,
+        hidden_size=d.hidden,
+        intermediate_size=d.intermediate,
+        num_hidden_layers=d.layers,
+        num_attention_heads=d.heads,
+        num_key_value_heads=d.kv_heads,
+        head_dim=d.head_dim,
+        max_position_embeddings=16384,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=v.hidden if v else 32,
+        intermediate_size=v.intermediate if v else 32,
+        num_hidden_layers=v.layers if v else 1,
+        num_attention_heads=v.heads if v else 1,
+        image_size=v.image_size if v else 14,
+        patch_size=v.patch_size if v else 14,
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=d.vocab - 1)
+    config._attn_implementation = attention
+    torch.manual_seed(seed)
+    with torch.device(device):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            return Llava(config)
+        finally:
+            torch.set_default_dtype(before)
+
+
+def _loaded_stock(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
+    from transformers import LlavaForConditionalGeneration as Llava
+
+    from dynllava.loading import resolve
+
+    return Llava.from_pretrained(resolve(name), dtype=dtype, attn_implementation=attention).to(
+        device
+    )
+
+
+def make_inputs(bench: Bench, shape: PromptShape, batch: int, seed: int = 0) -> Inputs:
+    """Return random embeddings in place of text and (without a vision tower) of images."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (batch, shape.total, bench.spec.dims.hidden)
+    embeds = torch.randn(size, generator=generator).mul_(0.02).to(bench.device, bench.dtype)
+    mask = torch.zeros(batch, shape.total, dtype=torch.bool, device=bench.device)
+    mask[:, shape.text_before : shape.text_before + shape.image] = True
+    pixels = None
+    if bench.spec.vision is not None and shape.image:
+        side = bench.spec.vision.image_size
+        noise = torch.randn(batch, bench.spec.vision.channels, side, side, generator=generator)
+        pixels = noise.to(bench.device, bench.dtype)
+    return Inputs(shape, embeds, mask, pixels)
+
+
+class Subject:
+    """One competitor: the stock model, or ours under a method.
+
+    Parameters
+    ----------
+    bench : Bench
+        Shared weights.
+    name : str
+        :data:`STOCK` or a label.
+    method : Method or None
+        None for the stock model.
+    """
+
+    def __init__(self, bench: Bench, name: str, method: Method | None) -> None:
+        self.bench, self.name, self.method = bench, name, method
+
+    def prepare(self) -> Any:
+        """Return the model, switched to this subject's method."""
+        if self.method is None:
+            return self.bench.stock
+        self.bench.wrapped.set_method(self.method)
+        return self.bench.wrapped
+
+    def run_of(self, shape: PromptShape, outputs: int, batch: int, keep: float | None) -> Run:
+        """Return the ledger's run with the realised share of kept output tokens."""
+        run = Run(self.bench.spec, self.method or Method(), shape, outputs, batch)
+        return run if keep is None else run.realised(output_keep=keep)
+
+    @torch.inference_mode()
+    def time(self, inputs: Inputs, outputs: int, nocache_fed: tuple[int, ...] = ()) -> Times:
+        """Run once: prefill, ``outputs - 1`` cached steps, and calls without a cache.
+
+        ``nocache_fed`` are the numbers of output tokens at which a call without a cache is timed.
+        """
+        model, clock = self.prepare(), _Clock(self.bench.device)
+        start = clock.now()
+        embeds = self._with_image(model, inputs)
+        prefill = clock.now()
+        extra = {} if self.method is None else {"image_mask": inputs.image_mask}
+        out = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **extra)
+        token = out.logits[:, -1:].argmax(-1)
+        first = clock.now()
+        cache = out.past_key_values
+        for _ in range(outputs - 1):
+            logits = model(
+                input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).logits
+            token = logits[:, -1:].argmax(-1)
+        end = clock.now()
+        times = Times(output_keep=self._realised_keep(model), kv_allocated=allocated_bytes(cache))
+        times.add("ttft", start, first)
+        times.add("prefill", prefill, first)
+        if outputs > 1:
+            times.add("tpot", first, end, outputs - 1)
+        for fed in nocache_fed:
+            self._time_nocache(model, inputs, embeds, fed, clock, times, len(nocache_fed))
+        return times
+
+    def _with_image(self, model: Any, inputs: Inputs) -> torch.Tensor:
+        if inputs.pixels is None:
+            return inputs.embeds
+        features = model.model.get_image_features(pixel_values=inputs.pixels, return_dict=True)
+        flat = torch.stack(list(features.pooler_output)).to(inputs.embeds)
+        return inputs.embeds.masked_scatter(
+            inputs.image_mask[..., None], flat.reshape(-1, flat.shape[-1])
+        )
+
+    def _time_nocache(
+        self,
+        model: Any,
+        inputs: Inputs,
+        embeds: torch.Tensor,
+        fed: int,
+        clock: _Clock,
+        times: Times,
+        parts: int,
+    ) -> None:
+        """Time one call without a cache on the prompt and ``fed`` output tokens."""
+        longer = torch.cat([embeds, embeds[:, :1].expand(-1, fed, -1)], 1)
+        extra: dict[str, Any] = {}
+        if self.method is not None:
+            mask = torch.nn.functional.pad(inputs.image_mask, (0, fed))
+            length = torch.full((embeds.shape[0],), inputs.shape.total, device=embeds.device)
+            extra = {"image_mask": mask, "prompt_length": length}
+        start = clock.now()
+        out = model(inputs_embeds=longer, use_cache=False, logits_to_keep=1, **extra)
+        out.logits[:, -1:].argmax(-1)
+        times.add("nocache_call", start, clock.now(), parts)
+
+    def _realised_keep(self, model: Any) -> float | None:
+        if self.method is None or not any(model.last_report.output_kept):
+            return None
+        kept = torch.tensor(model.last_report.output_kept, dtype=torch.float32)
+        return float(kept.mean())
+
+
+def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subject:
+    """Return the subject with a threshold at which untrained predictors keep the asked-for share.
+
+    Random predictors keep almost all or almost nothing; a trained one keeps about its rate.
+    """
+    method = subject.method
+    rate = getattr(method, "output_keep_rate", 1.0)
+    if method is None or method.name != "dynamic_llava" or rate >= 1 or outputs < 2:
+        return subject
+    margins = []
+    model = subject.prepare()
+    with torch.inference_mode():
+        out = model(inputs_embeds=inputs.embeds, image_mask=inputs.image_mask, logits_to_keep=1)
+        for _ in range(min(outputs - 1, 64)):
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(input_ids=token, past_key_values=out.past_key_values, logits_to_keep=1)
+            logits = model.last_report.record["output_predictor_logits"].float()
+            margins.append((logits[..., 0] - logits[..., 1]).flatten())
+    threshold = float(torch.cat(margins).quantile(1 - rate))
+    return Subject(subject.bench, subject.name, replace(method, output_threshold=threshold))
+
+
+def allocated_bytes(cache: Any) -> int:
+    """Return the bytes that a stock or sparse cache holds for K and V."""
+    if hasattr(cache, "allocated_bytes"):
+        return cache.allocated_bytes()
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class _Clock:
+    """Wall-clock and process CPU seconds, with all queued work of the device done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sync: Callable[[], None] = (
+            (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
+        )
+
+    def now(self) -> tuple[float, float]:
+        self.sync()
+        return time.perf_counter(), time.process_time()
