@@ -19,7 +19,7 @@ from dynllava.errors import UserError
 from .arguments import ModelArguments, check_cache
 from .batching import plan_batches, prefetched
 from .conversation import Turn, choose_template, continuation_separator, render
-from .efficiency import EfficiencyCounts, mean_costs
+from .efficiency import EfficiencyCounts, LogLikelihood, mean_costs
 from .engine import Answer, Engine, Scored
 from .prompts import (
     PADDING_FLAG,
@@ -166,14 +166,14 @@ class DynamicLlava(lmms):
             active, jobs = remaining, following
         return outputs
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[LogLikelihood]:
         """Score continuations.
 
         Returns
         -------
-        list of (float, bool)
-            Sum of the log-probabilities (natural logarithm), and whether greedy decoding would
-            give the continuation.  For multiple choice, lmms-eval takes the choice with the
+        list of LogLikelihood
+            Pairs: sum of the log-probabilities (natural logarithm), and whether greedy decoding
+            would give the continuation.  For multiple choice, lmms-eval takes the choice with the
             *smallest* value, so there it is the mean negative log-probability per token.
         """
         real = [request for request in requests if not _is_padding(request)]
@@ -186,9 +186,13 @@ class DynamicLlava(lmms):
             continuations.append(target if is_choice[-1] else target(self.document(source)))
         scores = zip(self._score(jobs, continuations), is_choice, strict=True)
         values = iter(
-            [(_choice_loss(s) if choice else s.logprob, s.greedy) for s, choice in scores]
+            [
+                LogLikelihood(_choice_loss(s) if choice else s.logprob, s.greedy, s.tokens)
+                for s, choice in scores
+            ]
         )
-        return [(0.0, False) if _is_padding(request) else next(values) for request in requests]
+        nothing = LogLikelihood(0.0, False, 0)
+        return [nothing if _is_padding(request) else next(values) for request in requests]
 
     def question(
         self, source: Source, context: str, doc_to_visual: Callable[[Any], Any], options: Any

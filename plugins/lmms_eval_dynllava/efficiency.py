@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmms_eval.api.instance import TokenCounts
+from lmms_eval.api.instance import GenerationResult, TokenCounts
 
 
 @dataclass
@@ -22,6 +22,26 @@ class EfficiencyCounts(TokenCounts):
     def to_dict(self) -> dict[str, Any]:
         """Return the counts that are known, by name."""
         return {**super().to_dict(), **self.extra}
+
+
+class LogLikelihood(GenerationResult):
+    """The pair (log-probability, greedy) of one request; unpacks like a tuple.
+
+    lmms-eval 0.7 turns a bare pair into its printed text before a task sees it; what a
+    ``GenerationResult`` holds it passes on as it is.
+    """
+
+    def __init__(self, value: float, greedy: bool, tokens: int) -> None:
+        super().__init__((value, greedy), TokenCounts(output_tokens=tokens))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.text)
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.text[index]
 
 
 def request_costs(report: Any, row: int, fed: int) -> dict[str, float]:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import Instance, unwrap_generation_output
 from lmms_eval.models.model_utils import gen_metrics
 from lmms_eval_dynllava.models import DynamicLlavaChat, DynamicLlavaSimple
 
@@ -315,3 +315,15 @@ def test_impossible_max_new_tokens_is_one_clear_line(value, scripted, processor,
     requests = requests_for(DynamicLlavaSimple, documents[:1], lambda _: {"max_new_tokens": value})
     with pytest.raises(UserError, match=f"max_new_tokens={value!r}"):
         adapter.generate_until(requests)
+
+
+def test_lmms_eval_hands_the_loglikelihood_pair_to_the_task_unharmed(
+    scripted, processor, documents
+):
+    adapter = make(DynamicLlavaSimple, scripted(answer), processor, documents)
+    arguments = ("q0", lambda doc: "q0-0", visuals, 0, "t", "test")
+    (result,) = adapter.loglikelihood([instance("loglikelihood", arguments)])
+    passed_on, counts = unwrap_generation_output(result)
+    assert passed_on == tuple(result)
+    assert passed_on[1] is True
+    assert counts.output_tokens == len(" q0-0")
