@@ -117,7 +117,7 @@ def configuration(record: RunRecord) -> list[Any]:
 
 
 def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[Point]:
-    """Return the points of records of kind ``evaluation``, ``bench`` and ``profile``.
+    """Return one point per evaluated model, method and budget.
 
     Parameters
     ----------
@@ -125,29 +125,52 @@ def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[P
     samples : bool
         Read the samples files too (for paired tests).
 
-    A bench or profile record adds its costs to the point of the same configuration.
+    Bench and profile records add costs to the points of their model and method.
     """
     groups: dict[str, list[Stored]] = {}
+    others = []
     for item in latest(stored):
-        if item.record.kind != "training":
+        if item.record.kind == "evaluation":
             groups.setdefault(json.dumps(configuration(item.record)), []).append(item)
-    points = [_point(items, samples) for items in groups.values()]
-    return [point for point in points if point.scores or point.costs]
+        elif item.record.kind in ("bench", "profile"):
+            others.append(item)
+    return [
+        _point(
+            items, [item.record for item in others if _joins(item.record, items[0].record)], samples
+        )
+        for items in groups.values()
+    ]
 
 
-def _point(items: list[Stored], samples: bool) -> Point:
+def _joins(cost: RunRecord, evaluation: RunRecord) -> bool:
+    """Return whether a bench or profile record is of an evaluation's model and method.
+
+    Speed is taken at batch 1; the stock dense model stands for ``full``.
+    """
+    if cost.kind == "bench" and not (cost.task and cost.task.name.startswith("speed-b1-")):
+        return False
+    if (cost.model.name, cost.method.name) != (evaluation.model.name, evaluation.method.name):
+        return False
+    return cost.method.name == "full" or cost.method.parameters == evaluation.method.parameters
+
+
+def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point:
     record = items[0].record
     scores, per_sample = {}, {}
     costs: dict[str, list[Cost]] = {}
     for item in items:
         task = item.record.task
-        if item.record.kind == "evaluation" and task is not None and task.metric is not None:
+        if task is not None and task.metric is not None:
             name = benchmarks.canonical(task.name)
             scores[name] = _score(item.record)
             if samples:
                 per_sample[name] = item.sample_scores()
         for axis, cost in record_costs(item.record).items():
             costs.setdefault(axis, []).append(cost)
+    # Costs at a run's own prompts and answers come first; bench and profile fill the gaps.
+    for other in others:
+        for axis, cost in record_costs(other).items():
+            costs.setdefault(axis, [cost])
     model = record.model.name.rstrip("/").rpartition("/")[2]
     return Point(
         "measured",

@@ -9,7 +9,7 @@ from typing import Any
 
 from dynllava.analysis import benchmarks, style
 from dynllava.analysis.pareto_data import Mark, Panel
-from dynllava.analysis.points import AXES
+from dynllava.analysis.points import AXES, display_unit
 
 COLUMNS = 4
 
@@ -40,7 +40,7 @@ def draw_one(shown: Panel, title: str, subtitle: str = "") -> dict[str, bytes]:
         bottom = (0.62 + 0.2 * rows) / 5.4
         axes = figure.add_axes((0.095, bottom, 0.88, 0.865 - bottom))
         _draw(axes, shown, [mark.cost for mark in shown.marks], big=True)
-        axes.set_xlabel(_axis_label(shown.axis))
+        axes.set_xlabel(_axis_label(shown.axis, [mark.cost for mark in shown.marks]))
         axes.set_ylabel(_score_label(shown))
         figure.text(0.02, 0.955, title, fontsize=12, fontweight="bold", va="center")
         figure.text(0.02, 0.908, subtitle, fontsize=8.5, color=style.MUTED, va="center")
@@ -72,7 +72,11 @@ def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[s
             _draw(axes, shown, costs, big=False)
             axes.set_title(benchmarks.title(shown.benchmark), pad=5)
         figure.text(
-            0.5, (legend + 0.12) / height, _axis_label(panels[0].axis), ha="center", va="center"
+            0.5,
+            (legend + 0.12) / height,
+            _axis_label(panels[0].axis, costs),
+            ha="center",
+            va="center",
         )
         figure.text(0.012, 1 - 0.27 / height, title, fontsize=13, fontweight="bold", va="center")
         figure.text(0.012, 1 - 0.54 / height, subtitle, fontsize=9, color=style.MUTED, va="center")
@@ -80,9 +84,10 @@ def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[s
         return figure_files(figure)
 
 
-def _axis_label(axis: str) -> str:
+def _axis_label(axis: str, costs: Sequence[float]) -> str:
     item = AXES[axis]
-    return f"{item.title} ({item.unit}, {item.kind})"
+    _, unit = display_unit(axis, max(costs, default=1.0))
+    return f"{item.title} ({unit}, {item.kind})"
 
 
 def _score_label(shown: Panel) -> str:
@@ -159,13 +164,18 @@ def _limits(axes: Any, shown: Panel, costs: Sequence[float]) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     low, high = min(costs), max(costs)
+    factor, _ = display_unit(shown.axis, high)
+    # The data stay in the axis' unit; only the tick labels are scaled.
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}"))
     if low > 0 and high > 3 * low:
         pad = (high / low) ** 0.06
         axes.set_xscale("log")
         axes.set_xlim(low / pad, high * pad)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 3, 5) if high < 12 * low else (1, 2, 5))
+        )
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}"))
     else:
         pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
         axes.set_xlim(low - pad, high + pad)

@@ -41,6 +41,21 @@ AXES = {
 }
 
 
+def display_unit(axis: str, largest: float) -> tuple[float, str]:
+    """Return (factor, unit) that show values of ``axis`` up to ``largest`` without many zeros."""
+    unit = AXES[axis].unit
+    steps = {"TFLOPs": ("TFLOPs", "GFLOPs", "MFLOPs"), "MiB": ("MiB", "KiB", "B")}.get(
+        unit, (unit,)
+    )
+    base = 1024 if unit == "MiB" else 1000
+    factor = 1
+    for name in steps:
+        if largest * factor >= 0.5 or name == steps[-1]:
+            return factor, name
+        factor *= base
+    return 1, unit
+
+
 @dataclass(frozen=True)
 class Value:
     """A score with its standard error and number of samples, where they are known."""

@@ -66,6 +66,14 @@ def look(curve: str) -> Look:
     return _SPARE[zlib.crc32(curve.encode()) % len(_SPARE)]
 
 
+def dark(colour: str) -> str:
+    """Return a lighter shade of a hex colour for dark backgrounds."""
+    parts = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
+    # Ink would vanish when merely lightened a little.
+    share = 0.85 if colour == INK else 0.42
+    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
+
+
 def name(curve: str) -> str:
     """Return what legends call a curve."""
     return _NAMES.get(curve, curve)

@@ -1,0 +1,25 @@
+"""Write one self-contained HTML page of everything known, and report.md beside it.
+
+The page loads nothing from the network. Without run records it shows the published numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "write the HTML report (and report.md)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("out", metavar="OUT.html", help="file to write")
+    parser.add_argument("--results", default="results", help="folder of run records")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page and the Markdown report, and print their paths."""
+    from dynllava.analysis.report import write_report
+
+    for path in write_report(args.out, args.results):
+        print(path)
+    return 0
