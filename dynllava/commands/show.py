@@ -1,0 +1,89 @@
+"""Answer a question about an image and draw what the method kept of it.
+
+Writes a picture of kept patches and dropped output words.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynllava.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HELP = "answer one question and draw kept patches and dropped words"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("image", help="picture file")
+    parser.add_argument("question")
+    parser.add_argument(
+        "--pretrained", default="embedded", help="hub name, folder, or embedded (the default)"
+    )
+    parser.add_argument("--method", help="see 'dynllava methods' (default: the checkpoint's)")
+    parser.add_argument(
+        "--method-args", nargs="*", default=[], metavar="NAME=VALUE", help="method parameters"
+    )
+    parser.add_argument("--out", help="PNG to write (default: IMAGE with -METHOD.png)")
+    parser.add_argument("--store", help="also keep the overlay for the report in this folder")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--attention", default="sdpa")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the answer and the paths of what was written."""
+    image = _open(args.image)
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {args.max_new_tokens}: accepted is a number from 1")
+
+    from dynllava.analysis.files import write_bytes
+    from dynllava.analysis.overlay import FOLDER, draw
+    from dynllava.analysis.visualise import look_at
+    from dynllava.loading import load_model
+    from dynllava.profiling.arguments import parse_parameters
+
+    model, processor = load_model(
+        args.pretrained,
+        method=args.method,
+        method_args=parse_parameters(args.method_args),
+        dtype=args.dtype,
+        device=args.device,
+        attn_implementation=args.attention,
+    )
+    name = model.method.name
+    label = " ".join([name, *args.method_args])
+    overlay = look_at(
+        model,
+        processor,
+        image,
+        args.question,
+        label=label,
+        model_name=args.pretrained,
+        max_new_tokens=args.max_new_tokens,
+    )
+    source = Path(args.image)
+    print(overlay.answer)
+    kept, total = len(overlay.kept), overlay.grid**2
+    dropped = sum(not keep for _, keep in overlay.words)
+    print(f"{label}: {kept} of {total} patches kept, {dropped} output tokens dropped")
+    print(write_bytes(args.out or source.with_name(f"{source.stem}-{name}.png"), draw(overlay)))
+    if args.store:
+        print(overlay.write(Path(args.store) / FOLDER / f"{source.stem}-{name}.json"))
+    return 0
+
+
+def _open(path: str) -> Image:
+    """Return the picture in RGB, or raise :class:`UserError`."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read the image {path}: {error}") from None
