@@ -46,6 +46,8 @@ class LayerCall:
         What to observe, and what was observed.
     policy : Tensor [B, L] float or None
         Training's key policy (masked softmax, paper Eq. 7).
+    position : Tensor [B, q] int64 or None
+        Rotary positions that queries and keys were given.
     rotary : callable or None
         ``rotary(x, position_ids) -> (cos, sin)``, for stores that re-rotate keys.
     """
@@ -60,6 +62,7 @@ class LayerCall:
     probe: Probe | None = None
     observed: Observed | None = None
     policy: torch.Tensor | None = None
+    position: torch.Tensor | None = None
     rotary: Any = None
 
 

@@ -130,6 +130,10 @@ class LayerStore:
         out[:, :, :count] = first
         return out
 
+    def next_position(self) -> torch.Tensor:
+        """Return [B] int64: position of the next token if positions are compact."""
+        return self.lengths.length
+
     def grow(self, needed: int) -> None:
         """Allocate room for ``needed`` entries per row."""
         if needed > self.capacity:
@@ -290,7 +294,10 @@ class SparseCache(Cache):
 
     def reset(self) -> None:
         """Forget everything."""
-        self.__init__(self.chunk)
+        self.stores, self.groups, self.decisions = [], [], []
+        self.columns = 0
+        self.seen = self.sample_ids = self.outputs = self.has_image = None
+        self.method_state = {}
 
 
 def flash_step(

@@ -217,6 +217,10 @@ class Pass:
                     if plan.position is not None:
                         self.stream = replace(self.stream, position=plan.position)
                 call.slots, call.mask, call.span = plan.slots, plan.mask, plan.span
+            elif store.lengths.compact:
+                offsets = torch.arange(stream.size, device=stream.position.device)
+                position = store.next_position().to(offsets.device)[:, None] + offsets
+                self.stream = replace(self.stream, position=position)
             self._run_layer(layer, call)
             observed = call.observed
         for group, plan in plans:
@@ -229,6 +233,7 @@ class Pass:
         if self._rotary is None:
             self._rotary = self.model.rotary_emb(hidden, position_ids=stream.position)
         self.result.layer_tokens.append(stream.length)
+        call.position = stream.position
         hidden = layer(
             hidden,
             attention_mask=None,
