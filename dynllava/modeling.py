@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import warnings
 from typing import Any
 
 import torch
@@ -16,13 +14,12 @@ from dynllava.cache import DEFAULT_CHUNK, SparseCache
 from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.decoder import DecoderResult, Pass, PolicyHook, make_context
 from dynllava.errors import UserError
+from dynllava.inputs import build_stream, embed, prompt_hash
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.predictors import ImagePredictor, OutputPredictor
 from dynllava.report import CallReport, detached
-from dynllava.tokens import Segment, TokenStream, align_left, restore_columns
-
-SAMPLE_ID_MODULUS = 2_147_483_647
+from dynllava.tokens import Segment, TokenStream, restore_columns
 
 
 class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
@@ -178,7 +175,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             raise UserError(f"an empty batch of shape {tuple(first.shape)}: at least one token")
         cache = self._cache_for(past_key_values, use_cache, labels)
         continuing = cache is not None and not cache.is_empty
-        embeds, is_image = self._embed(input_ids, inputs_embeds, pixel_values, image_mask)
+        embeds, is_image = embed(self, input_ids, inputs_embeds, pixel_values, image_mask)
         if continuing and pixel_values is not None:
             raise UserError("a second image on an existing cache is not supported: start anew")
         batch, columns = embeds.shape[:2]
@@ -186,7 +183,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             valid = torch.ones(batch, columns, dtype=torch.bool, device=embeds.device)
         else:
             valid = attention_mask[:, -columns:].bool().to(embeds.device)
-        stream = self._stream(embeds, valid, is_image, prompt_length, cache, outputs_fed)
+        stream = build_stream(embeds, valid, is_image, prompt_length, cache, outputs_fed)
         if sample_ids is None:
             is_prompt = (stream.segment != Segment.OUTPUT) & stream.valid()
             sample_ids = (
@@ -221,65 +218,6 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         if use_cache is None:
             use_cache = not self.training and labels is None and self.method.uses_cache()
         return self.new_cache() if use_cache else None
-
-    def _embed(
-        self,
-        input_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-        pixel_values: torch.Tensor | None,
-        image_mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return embeddings [B, L, D] with image features in place, and the image mask [B, L]."""
-        if input_ids is not None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-            image_mask = input_ids == self.config.image_token_id
-        elif image_mask is None:
-            image_mask = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool)
-        image_mask = image_mask.to(inputs_embeds.device)
-        if pixel_values is None:
-            if input_ids is not None and input_ids.shape[1] > 1 and bool(image_mask.any()):
-                raise UserError("the prompt has an image placeholder but no image was given")
-            return inputs_embeds, image_mask
-        features = self.model.get_image_features(pixel_values=pixel_values, return_dict=True)
-        features = torch.stack(list(features.pooler_output))
-        self._check_images(image_mask, features)
-        features = features.reshape(-1, features.shape[-1]).to(inputs_embeds)
-        return inputs_embeds.masked_scatter(image_mask[..., None], features), image_mask
-
-    def _check_images(self, image_mask: torch.Tensor, features: torch.Tensor) -> None:
-        counts = image_mask.sum(1).tolist()
-        images, tokens = features.shape[:2]
-        for row, count in enumerate(counts):
-            if count not in (0, tokens):
-                raise UserError(
-                    f"row {row} has {count} image positions: accepted is one image of {tokens}"
-                )
-        with_image = sum(count > 0 for count in counts)
-        if with_image != images:
-            raise UserError(f"{with_image} rows have an image placeholder but {images} were given")
-
-    def _stream(
-        self,
-        embeds: torch.Tensor,
-        valid: torch.Tensor,
-        is_image: torch.Tensor,
-        prompt_length: torch.Tensor | None,
-        cache: SparseCache | None,
-        outputs_fed: bool | None,
-    ) -> TokenStream:
-        batch, columns = valid.shape
-        segment = torch.where(is_image, int(Segment.IMAGE), int(Segment.TEXT))
-        if cache is not None and not cache.is_empty:
-            start = cache.seen.to(embeds.device)
-            if outputs_fed if outputs_fed is not None else columns == 1:
-                segment = torch.full_like(segment, int(Segment.OUTPUT))
-        else:
-            start = torch.zeros(batch, dtype=torch.int64, device=embeds.device)
-            if prompt_length is not None:
-                rank = valid.cumsum(1) - 1
-                is_output = rank >= prompt_length.to(rank.device)[:, None]
-                segment = torch.where(is_output, int(Segment.OUTPUT), segment)
-        return align_left(embeds, valid, segment, start)
 
     def _run(
         self,
@@ -517,76 +455,6 @@ def refuse_sliding_windows(text_config: Any) -> None:
         not kinds and getattr(text_config, "sliding_window", None) is not None
     ):
         raise UserError("text models with sliding-window attention are not supported")
-
-
-def prompt_hash(
-    input_ids: torch.Tensor | None, stream: TokenStream, is_prompt: torch.Tensor
-) -> torch.Tensor:
-    """Return [B] int64 identities of the rows' prompts.
-
-    They depend on the prompt's tokens alone: not on padding, on the batch, or on output tokens.
-    """
-    if input_ids is None:
-        return torch.zeros_like(stream.length)
-    ids = input_ids.to(stream.column.device).gather(1, stream.column.clamp(min=0))
-    weight = (stream.position * 2_654_435_761 + 40_503) % SAMPLE_ID_MODULUS
-    mixed = ((ids + 1) * weight) % SAMPLE_ID_MODULUS
-    return (mixed * is_prompt).sum(1) % SAMPLE_ID_MODULUS
-
-
-def wrap(
-    model: LlavaForConditionalGeneration, method: str | Method = "full", **parameters: Any
-) -> DynamicLlavaForConditionalGeneration:
-    """Wrap a loaded stock LLaVA with a method; weights are shared, the stock model stays as it is.
-
-    Parameters
-    ----------
-    model : LlavaForConditionalGeneration
-        The stock model.
-    method : str or Method
-        A registered name with its parameters, or a method.
-
-    Returns
-    -------
-    DynamicLlavaForConditionalGeneration
-        Its :meth:`~DynamicLlavaForConditionalGeneration.unwrap` returns ``model``.
-    """
-    values = copy.deepcopy(model.config).to_dict()
-    values.pop("model_type", None)
-    sparse_config = {"use_vision_predictor": False, "use_output_text_predictor": False}
-    config = DynamicLlavaConfig(**{**values, "sparse_config": sparse_config})
-    kernel = check_kernel(model.config.text_config._attn_implementation)
-    config.text_config._attn_implementation = kernel
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wrapped = DynamicLlavaForConditionalGeneration(config)
-    inner, stock = wrapped.model, model.model
-    inner.vision_tower = stock.vision_tower
-    inner.multi_modal_projector = stock.multi_modal_projector
-    share_decoder(inner.language_model, stock.language_model)
-    wrapped.lm_head = model.lm_head
-    wrapped.generation_config = copy.deepcopy(model.generation_config)
-    wrapped._stock = (model,)
-    wrapped.train(model.training)
-    wrapped.set_method(method, **parameters)
-    return wrapped
-
-
-def share_decoder(target: nn.Module, stock: nn.Module) -> None:
-    """Make ``target`` use the stock decoder's modules, with attention modules of its own.
-
-    Only the attention modules read the configuration that names the attention function, so they
-    alone are new; their projections are the stock model's objects.
-    """
-    for name, module in stock.named_children():
-        if name != "layers":
-            setattr(target, name, module)
-    for own, shared in zip(target.layers, stock.layers, strict=True):
-        for name, module in shared.named_children():
-            if name != "self_attn":
-                setattr(own, name, module)
-        for name, module in shared.self_attn.named_children():
-            setattr(own.self_attn, name, module)
 
 
 AutoConfig.register(DynamicLlavaConfig.model_type, DynamicLlavaConfig, exist_ok=True)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dynllava.conformance import CaseResult
 
 HELP = "certificate of faithfulness: compare with recorded official tensors"
 
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if certificate.failed or incomplete or not certificate.rows else 0
 
 
-def print_result(result: object) -> None:
+def print_result(result: CaseResult) -> None:
     """Print the rows of one case."""
     for row in result.rows:
         verdict = "passed" if row.passed else "FAILED"

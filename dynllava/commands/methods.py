@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from typing import Any
 
 HELP = "list the compression methods"
 
@@ -18,19 +19,13 @@ def run(args: argparse.Namespace) -> int:
     """Print one block a method."""
     from dynllava.methods import registry
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, method in registry().items():
         rows.append(
             {
                 "name": name,
                 "summary": method.summary,
-                "parameters": {
-                    field.name: field.default
-                    if field.default is not dataclasses.MISSING
-                    else field.default_factory()
-                    for field in dataclasses.fields(method)
-                    if field.init
-                },
+                "parameters": dataclasses.asdict(method()),
                 "prunes": method.prunes,
                 "saves": list(method.saves),
                 "positions": method.positions,

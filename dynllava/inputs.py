@@ -1,0 +1,109 @@
+"""From what a caller passes to a token stream: embeddings, image features, segments, identities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dynllava.cache import SparseCache
+from dynllava.errors import UserError
+from dynllava.tokens import Segment, TokenStream, align_left
+
+SAMPLE_ID_MODULUS = 2_147_483_647
+
+
+def embed(
+    model: Any,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    pixel_values: torch.Tensor | None,
+    image_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return embeddings [B, L, D] with image features in place, and the image mask [B, L].
+
+    Raises
+    ------
+    UserError
+        If image positions and images do not fit each other.
+    """
+    if input_ids is not None:
+        inputs_embeds = model.get_input_embeddings()(input_ids)
+        image_mask = input_ids == model.config.image_token_id
+    elif image_mask is None:
+        image_mask = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool)
+    image_mask = image_mask.to(inputs_embeds.device)
+    if pixel_values is None:
+        if input_ids is not None and input_ids.shape[1] > 1 and bool(image_mask.any()):
+            raise UserError("the prompt has an image placeholder but no image was given")
+        return inputs_embeds, image_mask
+    features = model.model.get_image_features(pixel_values=pixel_values, return_dict=True)
+    features = torch.stack(list(features.pooler_output))
+    check_images(image_mask, features)
+    features = features.reshape(-1, features.shape[-1]).to(inputs_embeds)
+    return inputs_embeds.masked_scatter(image_mask[..., None], features), image_mask
+
+
+def check_images(image_mask: torch.Tensor, features: torch.Tensor) -> None:
+    """Refuse rows whose image positions [B, L] do not fit the features [images, P, D]."""
+    counts = image_mask.sum(1).tolist()
+    images, tokens = features.shape[:2]
+    for row, count in enumerate(counts):
+        if count not in (0, tokens):
+            raise UserError(
+                f"row {row} has {count} image positions: accepted is one image of {tokens}"
+            )
+    with_image = sum(count > 0 for count in counts)
+    if with_image != images:
+        raise UserError(f"{with_image} rows have an image placeholder but {images} were given")
+
+
+def build_stream(
+    embeds: torch.Tensor,
+    valid: torch.Tensor,
+    is_image: torch.Tensor,
+    prompt_length: torch.Tensor | None,
+    cache: SparseCache | None,
+    outputs_fed: bool | None,
+) -> TokenStream:
+    """Return the left-aligned stream of one call.
+
+    Parameters
+    ----------
+    embeds : Tensor [B, L, D]
+    valid, is_image : Tensor [B, L] bool
+    prompt_length : Tensor [B] int64, optional
+        Tokens after it are output tokens (no-cache decoding).
+    cache : SparseCache, optional
+        Continued if not empty: positions go on where its rows ended.
+    outputs_fed : bool, optional
+        Whether tokens fed on a cache are output tokens; default: one column is, several are not.
+    """
+    batch, columns = valid.shape
+    segment = torch.where(is_image, int(Segment.IMAGE), int(Segment.TEXT))
+    if cache is not None and not cache.is_empty:
+        start = cache.seen.to(embeds.device)
+        if outputs_fed if outputs_fed is not None else columns == 1:
+            segment = torch.full_like(segment, int(Segment.OUTPUT))
+    else:
+        start = torch.zeros(batch, dtype=torch.int64, device=embeds.device)
+        if prompt_length is not None:
+            rank = valid.cumsum(1) - 1
+            is_output = rank >= prompt_length.to(rank.device)[:, None]
+            segment = torch.where(is_output, int(Segment.OUTPUT), segment)
+    return align_left(embeds, valid, segment, start)
+
+
+def prompt_hash(
+    input_ids: torch.Tensor | None, stream: TokenStream, is_prompt: torch.Tensor
+) -> torch.Tensor:
+    """Return [B] int64 identities of the rows' prompts.
+
+    They depend on the prompt's tokens alone: not on padding, on the batch, or on output tokens.
+    """
+    if input_ids is None:
+        return torch.zeros_like(stream.length)
+    ids = input_ids.to(stream.column.device).gather(1, stream.column.clamp(min=0))
+    weight = (stream.position * 2_654_435_761 + 40_503) % SAMPLE_ID_MODULUS
+    mixed = ((ids + 1) * weight) % SAMPLE_ID_MODULUS
+    return (mixed * is_prompt).sum(1) % SAMPLE_ID_MODULUS
