@@ -208,7 +208,6 @@ class SparseCache(Cache):
         self.sample_ids: torch.Tensor | None = None
         self.outputs: torch.Tensor | None = None
         self.decisions: list[torch.Tensor] = []
-        self.has_image: torch.Tensor | None = None
         self.method_state: dict = {}
 
     @property
@@ -266,7 +265,7 @@ class SparseCache(Cache):
             store.index(rows)
         for group in self.groups:
             group.index(rows)
-        for name in ("seen", "sample_ids", "outputs", "has_image"):
+        for name in ("seen", "sample_ids", "outputs"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
@@ -296,7 +295,7 @@ class SparseCache(Cache):
         """Forget everything."""
         self.stores, self.groups, self.decisions = [], [], []
         self.columns = 0
-        self.seen = self.sample_ids = self.outputs = self.has_image = None
+        self.seen = self.sample_ids = self.outputs = None
         self.method_state = {}
 
 
