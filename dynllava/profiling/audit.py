@@ -154,8 +154,7 @@ def vision_module(vision: VisionDims) -> nn.Module:
         image_size=vision.image_size,
         patch_size=vision.patch_size,
         num_channels=vision.channels,
-        # FlopCounterMode has no rule for the fused attention of a CPU.
-        attn_implementation="eager",
+        attn_implementation="sdpa",
     )
     return CLIPVisionModel(config).eval()
 

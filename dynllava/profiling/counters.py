@@ -86,11 +86,20 @@ def fvcore_count(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Count:
     return Count(macs, other, uncounted)
 
 
+def flop_counter() -> Any:
+    """Return a FlopCounterMode that also knows the fused attention of a CPU."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def fused(query: Any, key: Any, value: Any, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    rules = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: fused}
+    return FlopCounterMode(display=False, custom_mapping=rules)
+
+
 def torch_count(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Count:
     """Count ``module(*inputs)`` with ``torch.utils.flop_counter.FlopCounterMode``, in MACs."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as mode, torch.no_grad():
+    with flop_counter() as mode, torch.no_grad():
         module(*inputs)
     root = type(module).__name__
     macs = {}

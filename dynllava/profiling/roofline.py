@@ -7,7 +7,7 @@ share of the device's peaks, and reads every weight once a call.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass
 
 from dynllava.methods.base import ModelDims, Operation
@@ -129,22 +129,22 @@ def _vision_activations(vision: VisionDims) -> int:
     return vision.layers * vision.tokens * (8 * vision.hidden + 2 * vision.intermediate)
 
 
-def work_calls(run: ledger.Run, mode: str, dtype: str) -> dict[str, Counter[Work]]:
-    """Return component -> how often each work item is executed in a mode."""
+def work_calls(run: ledger.Run, mode: str, dtype: str) -> dict[str, list[tuple[Work, int]]]:
+    """Return component -> (work, how often it is executed) pairs of a mode."""
     dims, batch, size = run.spec.dims, run.batch, dtype_bytes(dtype)
-    work: dict[str, Counter[Work]] = {}
+    work: dict[str, list[tuple[Work, int]]] = defaultdict(list)
     for (queries, keys), times in ledger.shape_calls(run, mode).items():
         for component, item in layer_work(dims, queries, keys, batch, size).items():
-            work.setdefault(component, Counter())[item] += times
+            work[component].append((item, times))
     for operation, times in ledger.operation_calls(run, mode):
         item = operation_work(operation, batch, size)
-        work.setdefault(operation.component, Counter())[item] += times
+        work[operation.component].append((item, times))
     calls = ledger.head_rows(run, mode)
     if calls:
-        work["lm_head"] = Counter({head_work(dims, batch, size): calls})
+        work["lm_head"].append((head_work(dims, batch, size), calls))
     if mode == "prefill" and run.shape.image:
         for component, item in vision_work(run.spec, batch, size).items():
-            work[component] = Counter({item: 1})
+            work[component].append((item, 1))
     return work
 
 
@@ -162,7 +162,7 @@ def estimate(
     seconds: dict[str, float] = {}
     compute: dict[str, float] = {}
     for component, items in work_calls(run, mode, dtype).items():
-        for item, times in items.items():
+        for item, times in items:
             by_compute, by_bytes = item.flop / rate, item.bytes / bandwidth
             seconds[component] = seconds.get(component, 0.0) + times * max(by_compute, by_bytes)
             if by_compute >= by_bytes:

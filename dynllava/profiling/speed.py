@@ -99,32 +99,36 @@ def build_bench(
         If the device is not there.
     """
     from dynllava.config import SparsityConfig
-    from dynllava.loading import parse_dtype
-    from dynllava.modeling import wrap
+    from dynllava.loading import load_model, parse_dtype
     from dynllava.profiling.spec import PRESETS
+    from dynllava.wrapping import wrap
 
     target, kind = _device(device), parse_dtype(dtype)
-    stock = (
-        _random_stock(spec, target, kind, attention, seed)
-        if name in PRESETS
-        else (_loaded_stock(name, target, kind, attention))
-    )
-    stock.eval()
-    wrapped = wrap(stock)
-    torch.manual_seed(seed)
-    wrapped.add_predictors(
-        SparsityConfig(
-            d_model=spec.dims.predictor_dim,
-            nhead=spec.dims.predictor_heads,
-            dim_feedforward=spec.dims.predictor_feedforward,
-            num_layers=spec.dims.predictor_blocks,
+    random_weights = name in PRESETS
+    if random_weights:
+        stock = _random_stock(spec, target, kind, attention, seed)
+        wrapped = wrap(stock)
+    else:
+        wrapped, _ = load_model(name, "full", None, kind, target, attention)
+        stock = _stock_of(wrapped)
+    if wrapped.output_predictor is None or wrapped.image_predictor is None:
+        torch.manual_seed(seed)
+        wrapped.add_predictors(
+            SparsityConfig(
+                d_model=spec.dims.predictor_dim,
+                nhead=spec.dims.predictor_heads,
+                dim_feedforward=spec.dims.predictor_feedforward,
+                num_layers=spec.dims.predictor_blocks,
+            )
         )
-    )
-    return Bench(spec, stock, wrapped.eval(), name in PRESETS, target, kind)
+    return Bench(spec, stock.eval(), wrapped.eval(), random_weights, target, kind)
 
 
 def _device(name: str) -> torch.device:
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r}: accepted are cpu, cuda, cuda:0 ...") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda': no CUDA device here, accepted is cpu")
     return device
@@ -167,14 +171,25 @@ def _random_stock(
             torch.set_default_dtype(before)
 
 
-def _loaded_stock(name: str, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
+def _stock_of(wrapped: Any) -> Any:
+    """Return a stock LLaVA on the weights of a loaded model of ours."""
+    from transformers import LlavaConfig
     from transformers import LlavaForConditionalGeneration as Llava
 
-    from dynllava.loading import resolve
+    from dynllava.wrapping import share_decoder
 
-    return Llava.from_pretrained(resolve(name), dtype=dtype, attn_implementation=attention).to(
-        device
-    )
+    values = wrapped.config.to_dict()
+    for name in ("model_type", "sparse_config"):
+        values.pop(name, None)
+    config = LlavaConfig(**values)
+    config._attn_implementation = wrapped.kernel
+    with torch.device("meta"):
+        stock = Llava(config)
+    stock.model.vision_tower = wrapped.model.vision_tower
+    stock.model.multi_modal_projector = wrapped.model.multi_modal_projector
+    share_decoder(stock.model.language_model, wrapped.model.language_model)
+    stock.lm_head = wrapped.lm_head
+    return stock
 
 
 def make_inputs(bench: Bench, shape: PromptShape, batch: int, seed: int = 0) -> Inputs:

@@ -1,0 +1,102 @@
+"""What the ledger declares against what the real model did: KV bytes and matrix products."""
+
+import pytest
+import torch
+
+from dynllava import methods
+from dynllava.profiling import kv, ledger, speed
+from dynllava.profiling.counters import flop_counter
+from dynllava.profiling.speed import STOCK, Subject
+
+OUTPUTS = 20
+BATCH = 2
+
+# The number of raters, and with it SparseVLM's own work, depends on the prompt.
+PROMPT_DEPENDENT = {"sparsevlm": ("rating",)}
+
+
+def run_model(subject, inputs, outputs):
+    """Feed outputs - 1 tokens greedily; return the cache."""
+    model = subject.prepare()
+    with torch.inference_mode():
+        out = model(inputs_embeds=inputs.embeds, image_mask=inputs.image_mask, logits_to_keep=1)
+        for _ in range(outputs - 1):
+            token = out.logits[:, -1:].argmax(-1)
+            out = model(input_ids=token, past_key_values=out.past_key_values, logits_to_keep=1)
+    return out.past_key_values
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_kv_bytes_of_a_real_run_equal_the_ledger(name, tiny_bench, tiny_spec):
+    shape = tiny_spec.prompt(12)
+    inputs = speed.make_inputs(tiny_bench, shape, BATCH)
+    subject = Subject(tiny_bench, name, methods.create(name))
+    for outputs in (1, OUTPUTS):
+        cache = run_model(subject, inputs, outputs)
+        decisions = [row.tolist() for row in cache.decisions]
+        stored = 0
+        for row in range(BATCH):
+            kept = sum(step[row] for step in decisions) if decisions else None
+            run = ledger.Run(tiny_spec, subject.method, shape, outputs, 1)
+            state = kv.kv_state(run, outputs - 1, "float32", kept=kept)
+            assert [int(n) for n in cache.kv_lengths()[:, row]] == state.lengths
+            stored += state.total_stored
+        assert cache.stored_bytes() == stored
+
+
+@pytest.mark.parametrize("chunk", [4, 16, 128])
+@pytest.mark.parametrize("name", ["full", "fastv", "structure"])
+def test_allocated_bytes_follow_the_growth_rule(name, chunk, tiny_bench, tiny_spec):
+    shape = tiny_spec.prompt(12)
+    inputs = speed.make_inputs(tiny_bench, shape, BATCH)
+    subject = Subject(tiny_bench, name, methods.create(name))
+    before = tiny_bench.wrapped.kv_chunk
+    tiny_bench.wrapped.kv_chunk = chunk
+    try:
+        for outputs in (1, 2, 9, OUTPUTS):
+            cache = run_model(subject, inputs, outputs)
+            run = ledger.Run(tiny_spec, subject.method, shape, outputs, BATCH)
+            state = kv.kv_state(run, outputs - 1, "float32", chunk=chunk)
+            assert cache.allocated_bytes() == state.total_allocated
+            assert state.total_stored <= state.total_allocated <= state.peak
+    finally:
+        tiny_bench.wrapped.kv_chunk = before
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_matrix_products_of_a_real_prefill_equal_the_ledger(name, tiny_bench, tiny_spec):
+    shape = tiny_spec.prompt(12)
+    inputs = speed.make_inputs(tiny_bench, shape, BATCH)
+    model = Subject(tiny_bench, name, methods.create(name)).prepare()
+    with torch.no_grad(), flop_counter() as counter:
+        model(inputs_embeds=inputs.embeds, image_mask=inputs.image_mask, logits_to_keep=1)
+    run = ledger.Run(tiny_spec, model.method, shape, 1, BATCH)
+    declared = ledger.by_component(ledger.entries(run, "prefill"))
+    own = sum(declared.get(part, 0) for part in PROMPT_DEPENDENT.get(name, ()))
+    total = counter.get_total_flops() // 2
+    if own:
+        assert sum(declared.values()) - own <= total <= sum(declared.values()) + own
+    else:
+        assert total == sum(declared.values())
+
+
+@pytest.mark.parametrize("name", ["full", "fastv", "uniform", "no_image"])
+def test_matrix_products_of_real_decoding_equal_the_ledger(name, tiny_bench, tiny_spec):
+    shape = tiny_spec.prompt(12)
+    inputs = speed.make_inputs(tiny_bench, shape, BATCH)
+    subject = Subject(tiny_bench, name, methods.create(name))
+    counts = []
+    for outputs in (1, 3):
+        with flop_counter() as counter:
+            run_model(subject, inputs, outputs)
+        counts.append(counter.get_total_flops() // 2)
+    run = ledger.Run(tiny_spec, subject.method, shape, 3, BATCH)
+    assert counts[1] - counts[0] == ledger.total(ledger.entries(run, "decode"))
+
+
+def test_stock_and_full_do_the_same_work(tiny_bench, tiny_spec):
+    inputs = speed.make_inputs(tiny_bench, tiny_spec.prompt(12), BATCH)
+    with torch.no_grad(), flop_counter() as counter:
+        tiny_bench.stock(inputs_embeds=inputs.embeds, logits_to_keep=1)
+    run = Subject(tiny_bench, STOCK, None).run_of(inputs.shape, 1, BATCH, None)
+    assert counter.get_total_flops() // 2 == ledger.total(ledger.entries(run, "prefill"))
