@@ -41,13 +41,17 @@ def names() -> list[str]:
 
 
 def create(name: str, **parameters: Any) -> Method:
-    """Return a method by name.
+    """Return a method by name, or a composition such as ``fastv+h2o`` with prefixed parameters.
 
     Raises
     ------
     UserError
         For an unknown name or parameter.
     """
+    if "+" in name:
+        from dynllava.methods.composition import compose
+
+        return compose(name, parameters, create)
     known = registry()
     if name not in known:
         raise UserError(f"method={name!r}: accepted are {', '.join(known)}")

@@ -325,6 +325,16 @@ class Method:
         """Return the method's own matmul-class operations (predictors, scores, clustering)."""
         return []
 
+    def overhead_on(
+        self, rows: tuple[int, ...], shape: PromptShape, dims: ModelDims
+    ) -> list[Operation]:
+        """Return :meth:`overhead` where another method leaves ``rows`` [layers] tokens."""
+        return self.overhead(shape, dims)
+
+    def limit_cache(self, schedule: Schedule) -> Schedule:
+        """Return ``schedule`` with this method's limit on each layer's cache."""
+        return schedule
+
     def parameters(self) -> dict[str, Any]:
         """Return the hyper-parameters as plain values."""
         return dataclasses.asdict(self)

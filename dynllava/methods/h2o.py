@@ -133,10 +133,10 @@ class H2O(Method):
 
     def schedule(self, shape: PromptShape, num_layers: int) -> Schedule:
         """See :meth:`Method.schedule`."""
-        return self.limited(super().schedule(shape, num_layers))
+        return self.limit_cache(super().schedule(shape, num_layers))
 
-    def limited(self, schedule: Schedule) -> Schedule:
-        """Return ``schedule`` with each layer's cache under the budget of its own tokens."""
+    def limit_cache(self, schedule: Schedule) -> Schedule:
+        """Put each layer's cache under the budget of that layer's own tokens."""
         limits: list[int | None] = []
         stored = []
         for layer, held in enumerate(schedule.prefill_kv):
@@ -154,10 +154,12 @@ class H2O(Method):
 
     def overhead(self, shape: PromptShape, dims: ModelDims) -> list[Operation]:
         """Return the second pass over the causal square that the column sums need."""
-        return self.column_sums((shape.total,) * dims.layers, dims)
+        return self.overhead_on((shape.total,) * dims.layers, shape, dims)
 
-    def column_sums(self, rows: tuple[int, ...], dims: ModelDims) -> list[Operation]:
-        """Return the column sums' products; blocks see only the keys up to their end."""
+    def overhead_on(
+        self, rows: tuple[int, ...], shape: PromptShape, dims: ModelDims
+    ) -> list[Operation]:
+        """Return the column sums' products; a block of queries sees only the keys up to its end."""
         operations = []
         for layer in range(self.first_full_layers, dims.layers):
             count = rows[layer]
