@@ -248,6 +248,7 @@ def export(model, folder: Path) -> None:
     model.generation_config.do_sample = False
     model.generation_config.max_new_tokens = 160
     model.half().save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)  # written private, meant to be shared
     build_processor().save_pretrained(folder)
 
 
