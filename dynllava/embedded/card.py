@@ -16,7 +16,7 @@ pipeline_tag: image-text-to-text
 # Embedded LLaVA of dynllava
 
 A tiny `LlavaForConditionalGeneration` (CLIP vision tower of 3 layers, LLaMA decoder of 6 layers,
-both 128 wide; 1.4 M parameters, float16) trained from scratch on synthetic scenes. It exists so
+both 128 wide; 1.47 M parameters, float16) trained from scratch on synthetic scenes. It exists so
 that every method, metric and report of this project can run within minutes on a CPU with an
 accuracy that training really earned.
 
@@ -61,7 +61,7 @@ _TAIL = """
   their ranking is depends on how long those layers were open.
 - Captions list the objects in reading order and end with a recap that repeats them. Dropping
   output tokens hurts there by design, and a method that keeps the naming words wins by design.
-- Objects cover about 15 of 144 patches, so a budget of 20 % (28 tokens) can hold everything that
+- Objects cover about 18 of 144 patches, so a budget of 20 % (28 tokens) can hold everything that
   matters.
 
 Inference uses none of these devices: it is stock LLaVA.

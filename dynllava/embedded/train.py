@@ -89,7 +89,7 @@ def vision_step(model, settings: Settings, step: int, progress: float):
     targets = torch.from_numpy(np.stack([alignment_targets(scene) for scene in scenes]))
     words = model.get_input_embeddings().weight
     loss, accuracy = alignment_loss(image_tokens(model, pixel_batch(scenes)), words, targets)
-    return loss, {f"{name}": value for name, value in accuracy.items()}
+    return loss, accuracy
 
 
 def language_step(model, settings: Settings, step: int, progress: float):
@@ -117,7 +117,7 @@ def language_step(model, settings: Settings, step: int, progress: float):
     record = {f"grounding_{layer}": value.item() for layer, value in grounding.items()}
     in_caption = weights < 1
     if bool(in_caption.any()):
-        record["caption_loss"] = float(losses[in_caption].mean())
+        record["caption_loss"] = losses[in_caption].mean().item()
     right = torch.zeros_like(predicted)
     right[predicted] = logits.argmax(-1) == labels
     asked: Counter[str] = Counter()
@@ -155,13 +155,9 @@ class Run:
 
     def _take_weights(self, folder: Path) -> None:
         """Start at the language stage from the weights of an earlier run."""
-        from safetensors.torch import load_file
+        from transformers import LlavaForConditionalGeneration
 
-        known = load_file(folder / "model.safetensors")
-        missing, extra = self.model.load_state_dict(known, strict=False)
-        if extra or set(missing) - {"lm_head.weight"}:
-            raise ValueError(f"{folder} holds another model: {(extra or missing)[0]}")
-        self.model.float()
+        self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.stage = STAGES.index("language")
 
     def _start_stage(self) -> None:
@@ -221,7 +217,7 @@ class Run:
             "step": self.step,
             "seconds": round(self.elapsed, 1),
             "rate_factor": round(factor, 4),
-            "loss": round(float(loss), 4),
+            "loss": round(loss.item(), 4),
             **{key: round(value, 4) for key, value in record.items()},
         }
         with self.log.open("a") as log:
