@@ -149,7 +149,7 @@ def pack(scenes: Sequence[Scene], questions: Sequence[Sequence[Question]]) -> Pa
             goal,
             torch.tensor([link.share for link in here]),
         )
-    return Packed(*columns, families, links)
+    return Packed(*columns, families=families, links=links)
 
 
 def attention_masks(packed: Packed, blind: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

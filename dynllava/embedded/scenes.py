@@ -181,6 +181,7 @@ def generate_scene(seed: int | str, min_objects: int = 1, digit: bool | None = N
     best = np.full(owner.shape, 9, np.int64)  # a patch shows what covers at least 10 of its 64 px
     objects: list[SceneObject] = []
     drawn_digit = None
+    colour: tuple[int, ...]
     for cell in cells:
         row, column = divmod(cell, GRID)
         if cell == digit_cell:
@@ -263,6 +264,7 @@ def _shape_mask(shape: str, radius: int) -> np.ndarray:
     points = np.arange(radius * _SUPERSAMPLE) * 2 + 1 - radius * _SUPERSAMPLE
     points = points * 1000 // (radius * _SUPERSAMPLE)
     x, y = points[None, :], points[:, None]
+    inside: np.ndarray
     if shape == "circle":
         inside = x * x + y * y <= 1000 * 1000
     elif shape == "ring":
@@ -275,7 +277,7 @@ def _shape_mask(shape: str, radius: int) -> np.ndarray:
         inside = 2 * abs(x) <= y + 1000
     else:
         lines = [nx * x + ny * y <= 309 * 1000 for nx, ny in _STAR_NORMALS]
-        inside = sum(line.astype(np.int64) for line in lines) >= 4
+        inside = np.add.reduce([line.astype(np.int64) for line in lines]) >= 4
         inside &= x * x + y * y <= 1000 * 1000
     return _reduce(inside)
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -162,7 +163,8 @@ class Run:
 
     def _start_stage(self) -> None:
         parts = TRAINED[STAGES[self.stage]]
-        matrices, others = [], []
+        matrices: list[torch.nn.Parameter] = []
+        others: list[torch.nn.Parameter] = []
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(any(part in name for part in parts))
             if parameter.requires_grad:
@@ -261,7 +263,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dynllava.embedded.train")
     parser.add_argument("output", type=Path, help="folder for log, checkpoint and model/")
     parser.add_argument("--seed", type=int, default=0)
-    pair = {"nargs": 2, "metavar": ("VISION", "LANGUAGE")}
+    pair: dict[str, Any] = {"nargs": 2, "metavar": ("VISION", "LANGUAGE")}
     parser.add_argument("--steps", type=int, default=Settings.steps, **pair)
     parser.add_argument("--minutes", type=float, help="wall clock instead of steps", **pair)
     parser.add_argument("--batch", type=int, default=Settings.batch, **pair)
