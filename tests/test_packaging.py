@@ -145,6 +145,7 @@ def test_torchvision_is_removed_only_where_it_cannot_work(name, tmp_path):
         f"__version__ = '2'\nclass version:\n    cuda = {cuda}\n    hip = None\n",
     )
     write(tmp_path / "torchvision.py", "" if name == "working" else "raise RuntimeError('nms')\n")
+    write(tmp_path / "timm.py", "import torchvision\n")
     write(tmp_path / "pip.py", "import sys\nprint('pip', *sys.argv[1:])\n")
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "fix_torchvision.py")],
@@ -153,8 +154,9 @@ def test_torchvision_is_removed_only_where_it_cannot_work(name, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    removed = "pip uninstall -q -y torchvision" in done.stdout
-    assert removed == (name == "cpu")
+    for package in ("torchvision", "timm"):
+        removed = f"pip uninstall -q -y {package}" in done.stdout
+        assert removed == (name == "cpu")
 
 
 def write(path, text):

@@ -2,30 +2,35 @@
 
 lmms-eval depends on torchvision, of which package registries may offer CUDA builds only.  Beside a
 CPU build of torch such a torchvision fails on import, and with it transformers' image processors,
-which work without torchvision (with PIL).
+which work without torchvision (with PIL).  timm, another dependency of lmms-eval, needs
+torchvision; once that is gone, an installed timm would break ``accelerate launch``.
 """
 
 import importlib.util
 import subprocess
 import sys
 
+PACKAGES = ("torchvision", "timm")
+
 
 def main() -> int:
-    """Uninstall torchvision if torch is a CPU build and importing torchvision fails."""
+    """Uninstall the packages that fail on import, if torch is a CPU build."""
     import torch
 
     if torch.version.cuda is not None or getattr(torch.version, "hip", None) is not None:
-        print(f"torch {torch.__version__} has GPU support: torchvision is left alone")
+        print(f"torch {torch.__version__} has GPU support: {', '.join(PACKAGES)} are left alone")
         return 0
-    if importlib.util.find_spec("torchvision") is None:
-        print("torchvision is not installed: images are processed with PIL")
-        return 0
-    done = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True)
-    if done.returncode == 0:
-        print("torchvision works with this torch: left alone")
-        return 0
-    print(f"torchvision cannot work with torch {torch.__version__} (a CPU build): removed")
-    return subprocess.call([sys.executable, "-m", "pip", "uninstall", "-q", "-y", "torchvision"])
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            print(f"{name} is not installed")
+            continue
+        if subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode:
+            print(f"{name} cannot work with torch {torch.__version__} (a CPU build): removed")
+            command = [sys.executable, "-m", "pip", "uninstall", "-q", "-y", name]
+            subprocess.run(command, check=True)
+        else:
+            print(f"{name} works with this torch: left alone")
+    return 0
 
 
 if __name__ == "__main__":

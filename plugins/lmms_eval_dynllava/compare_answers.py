@@ -1,4 +1,4 @@
-"""``python -m lmms_eval_dynllava.compare_answers A B``: do two lmms-eval runs answer alike?
+"""Compare two lmms-eval runs: ``python -m lmms_eval_dynllava.compare_answers A B``.
 
 Reads the samples (``--log_samples``) of two result folders, joins them by task and document, and
 lists every answer and every efficiency number that differs.  Exit code 1 if anything differs.
