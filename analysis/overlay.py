@@ -121,6 +121,7 @@ def draw(overlay: Overlay) -> bytes:
             axes = figure.add_axes((0.03 + 0.49 * index, 0.30, 0.45, 0.58))
             axes.imshow(shown, interpolation="nearest")
             axes.set_axis_off()
+            axes.set_anchor("NW")
             axes.set_title(titles[index], pad=5)
         figure.text(0.03, 0.955, f"{overlay.label}, {overlay.model}", fontsize=11,
                     fontweight="bold", va="center")  # fmt: skip

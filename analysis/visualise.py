@@ -64,7 +64,7 @@ def look_at(
     return Overlay(
         model.method.name,
         label,
-        model_name,
+        model_name.rstrip("/").rpartition("/")[2],
         encode(seen_image(inputs["pixel_values"][0], processor.image_processor)),
         grid,
         tuple(sorted(set(report.kept_image_indices[0]))),

@@ -1,0 +1,126 @@
+"""Compare methods on the embedded model and suite, then write plots, tables and a report.
+
+One command, no download, some minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynllava.errors import UserError
+
+if TYPE_CHECKING:
+    from dynllava.benchmarks.sweep import Cell
+
+HELP = "compare methods on the embedded suite: curves, tables, report"
+METHODS = ("dynamic_llava", "fastv", "sparsevlm", "h2o", "uniform")
+BUDGETS = (36.0, 72.0)
+SHOWN = (("caption", 0), ("attribute", 0), ("counting", 1))
+"""Samples of the test split (family, number) whose kept tokens the report shows."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
+    parser.add_argument("--limit", type=int, default=60, help="samples per task family")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods besides dense")
+    parser.add_argument(
+        "--budgets",
+        nargs="+",
+        type=float,
+        default=list(BUDGETS),
+        help="mean image tokens per layer",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress lines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the comparison, write everything, and print where to look."""
+    from dynllava.benchmarks.grid import cells
+    from dynllava.benchmarks.runner import ModelRunner
+    from dynllava.benchmarks.summary import summary
+    from dynllava.benchmarks.sweep import run_sweep
+
+    start = time.perf_counter()
+    if args.limit < 1:
+        raise UserError(f"--limit {args.limit}: accepted is a number from 1")
+    runner = ModelRunner("embedded", device="cpu")
+    grid = cells(["full", *args.methods], args.budgets, {}, runner.spec)
+    store = args.out / "results"
+    records = run_sweep(
+        "embedded",
+        grid,
+        ["embedded"],
+        limit=args.limit,
+        store=store,
+        progress=not args.quiet,
+        suite="embedded",
+        runner=runner,
+    )
+    _overlays(runner, grid, store)
+    written = _write(args.out, store)
+    print(summary(records))
+    print(f"\n{len(records)} runs in {time.perf_counter() - start:.0f} s. Look at:")
+    for what, path in written.items():
+        print(f"  {what:<8} {path}")
+    return int(any(record.status == "failed" for record in records))
+
+
+def _overlays(runner: Any, grid: list[Cell], store: Path) -> None:
+    """Store what each method keeps of some samples, at its smallest budget."""
+    from dynllava.analysis.overlay import FOLDER
+    from dynllava.analysis.visualise import look_at
+    from dynllava.embedded import load_split
+
+    cheapest: dict[str, Cell] = {}
+    for cell in grid:
+        best = cheapest.get(cell.method)
+        if best is None or (cell.budget or 0) < (best.budget or 0):
+            cheapest[cell.method] = cell
+    for cell in cheapest.values():
+        try:
+            runner.set_method(cell.method, cell.params)
+        except UserError as error:
+            # The sweep has recorded the failure; a picture less is no reason to stop.
+            print(f"warning: no pictures of {cell}: {error}", file=sys.stderr)
+            continue
+        for family, number in SHOWN:
+            row = load_split("test", family, limit=number + 1)[number]
+            overlay = look_at(
+                runner.model,
+                runner.processor,
+                row["image"],
+                row["question"],
+                label=str(cell),
+                model_name="embedded",
+            )
+            overlay.write(store / FOLDER / f"{family}-{number}-{cell.method}.json")
+
+
+def _write(out: Path, store: Path) -> dict[str, Path]:
+    """Write plots, tables and report; return what a reader should open."""
+    from dynllava.analysis import published, table_render, tables
+    from dynllava.analysis.files import write_text
+    from dynllava.analysis.measured_points import measured_points, read_stores
+    from dynllava.analysis.pareto_report import collections, write_pages
+    from dynllava.analysis.report import write_report
+
+    own = measured_points(read_stores(store)[0])
+    pages = {key: points for key, points in collections(own).items() if key[0] == "own"}
+    plots = write_pages(pages, out / "pareto", ["image_tokens", "prefill_flops", "kv_bytes"])
+    made = [tables.build(number) for number in published.TABLES]
+    text = table_render.document(made, "markdown")
+    for table in tables.ours(own):
+        text = f"## {table.title}\n\n{table_render.render(table, 'markdown')}\n{text}"
+    report, terminal = write_report(out / "report.html", store)
+    return {
+        "report": report,
+        "terminal": terminal,
+        "plots": plots[0].parent,
+        "tables": write_text(out / "tables.md", text),
+        "records": store / "records.jsonl",
+    }

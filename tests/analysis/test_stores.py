@@ -1,0 +1,129 @@
+"""Damaged, foreign, empty and one-sided stores: one clear outcome each."""
+
+import json
+
+import pytest
+from dynllava.analysis.measured_points import (
+    latest,
+    measured_points,
+    read_stores,
+    sample_score,
+)
+from dynllava.analysis.pareto_data import groups, panel
+
+from dynllava.cli import main
+from dynllava.records import Measured
+
+
+def append(folder, line):
+    with (folder / "records.jsonl").open("ab") as file:
+        file.write(line)
+
+
+def test_torn_and_foreign_lines_are_skipped_and_named(small_store, capsys):
+    append(small_store, b'{"foreign": 1}\n\xff\xfe\n{"schema_version": 1, "kind": "eval')
+    stored, notes = read_stores(small_store)
+    assert len(stored) == 10
+    assert len(notes) == 3
+    assert all("line skipped" in note for note in notes)
+    assert main(["table", "ours", "--results", str(small_store)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("warning:") == 3
+    assert "fastv 4" in captured.out
+
+
+def test_nan_metric_is_a_named_bad_line(store, record, capsys):
+    folder = store("nan", [(record(), None)])
+    data = json.loads((folder / "records.jsonl").read_text())
+    data["scores"]["accuracy"]["value"] = float("nan")
+    data["record_id"] = "feed"
+    append(folder, (json.dumps(data) + "\n").encode())
+    stored, notes = read_stores(folder)
+    assert len(stored) == 1
+    assert "finite number is expected" in notes[0]
+
+
+def test_nan_samples_are_left_out_of_tests(store, record):
+    folder = store("nans", [(record(), [1, float("nan"), 0, 1])])
+    point = measured_points(read_stores(folder)[0])[0]
+    assert sorted(point.samples["synthetic_colour"]) == ["0", "2", "3"]
+
+
+def test_unknown_schema_version_is_refused(store, record, capsys):
+    folder = store("new", [(record(), None)])
+    append(folder, b'{"schema_version": 999}\n')
+    assert main(["table", "ours", "--results", str(folder)]) == 1
+    assert "schema_version 999 is unknown" in capsys.readouterr().err
+
+
+def test_empty_store(tmp_path, capsys):
+    (tmp_path / "records.jsonl").write_text("")
+    assert read_stores(tmp_path) == ([], [])
+    assert main(["table", "ours", "--results", str(tmp_path)]) == 1
+    assert "no evaluation record" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "r.html"), "--results", str(tmp_path)]) == 0
+
+
+def test_missing_baseline_gives_scores_but_no_relative_average(store, record):
+    folder = store("alone", [(record("fastv"), [1, 0] * 20)])
+    points = measured_points(read_stores(folder)[0])
+    assert panel(points, "synthetic_colour", "image_tokens").marks
+    assert panel(points, "average", "image_tokens").marks == ()
+    found, reason = groups(points, "synthetic_colour")
+    assert found is None
+    assert "fewer than two runs" in reason
+
+
+def test_failed_records_are_left_out_and_counted(store, record, capsys):
+    import dataclasses
+
+    failed = dataclasses.replace(record("fastv"), status="failed", error="synthetic", scores={})
+    folder = store("failed", [(record(), None), (failed, None)])
+    assert len(latest(read_stores(folder)[0])) == 1
+    assert main(["table", "ours", "--results", str(folder)]) == 0
+    assert "1 failed runs are left out" in capsys.readouterr().err
+
+
+def test_the_newest_record_of_a_configuration_counts(store, record):
+    items = [
+        (record(value=0.5, created="2026-02-01T00:00:00+00:00"), None),
+        (record(value=0.9, created="2026-01-01T00:00:00+00:00"), None),
+    ]
+    point = measured_points(read_stores(store("two", items))[0])[0]
+    assert point.scores["synthetic_colour"].value == 50
+
+
+def test_bench_records_add_times_at_batch_1_only(store, record):
+    import dataclasses
+
+    items = [(record(measured={}), None), (record("fastv", measured={}), None)]
+    for batch, seconds in ((8, 9.0), (1, 0.02)):
+        bench = record("fastv", measured={"tpot": Measured(seconds, 0.001, 30, "s")})
+        task = dataclasses.replace(bench.task, name=f"speed-b{batch}-t10-i16-o4", metric=None)
+        items.append((dataclasses.replace(bench, kind="bench", scores={}, task=task), None))
+    points = measured_points(read_stores(store("bench", items))[0])
+    fastv = next(point for point in points if point.curve == "fastv")
+    assert fastv.costs["tpot"].value == pytest.approx(20)
+
+
+def test_missing_samples_file_is_one_clear_line(store, record, capsys):
+    folder = store("gone", [(record(), [1, 0]), (record("fastv"), [1, 1])])
+    for path in (folder / "samples").iterdir():
+        path.unlink()
+    assert main(["report", str(folder / "r.html"), "--results", str(folder)]) == 1
+    assert "cannot read the samples" in capsys.readouterr().err
+    assert not (folder / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("sample", "score"),
+    [
+        ({"score": True}, 1.0),
+        ({"accuracy": 0.5}, 0.5),
+        ({"scores": {"accuracy": 2}}, 2.0),
+        ({"score": None}, None),
+        ({}, None),
+    ],
+)
+def test_sample_scores(sample, score):
+    assert sample_score(sample, "accuracy") == score
