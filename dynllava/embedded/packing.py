@@ -131,11 +131,11 @@ def pack(scenes: Sequence[Scene], questions: Sequence[Sequence[Question]]) -> Pa
         families.append(row.families)
     length = max(len(row.tokens) for row in rows)
     pads = (ids[PAD], 0, -100, -1, 0.0)
-    columns = []
+    columns = {}
     names = ("tokens", "positions", "labels", "segments", "weights")
     for name, pad in zip(names, pads, strict=True):
         values = [getattr(row, name) + [pad] * (length - len(row.tokens)) for row in rows]
-        columns.append(torch.tensor(values))
+        columns[name] = torch.tensor(values)
     links = {}
     for layer in sorted({link.layer for link in all_links}):
         here = [link for link in all_links if link.layer == layer]
@@ -149,7 +149,7 @@ def pack(scenes: Sequence[Scene], questions: Sequence[Sequence[Question]]) -> Pa
             goal,
             torch.tensor([link.share for link in here]),
         )
-    return Packed(*columns, families=families, links=links)
+    return Packed(**columns, families=families, links=links)
 
 
 def attention_masks(packed: Packed, blind: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
