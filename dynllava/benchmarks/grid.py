@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynllava import methods
 from dynllava.benchmarks.sweep import Cell
 from dynllava.errors import UserError
+from dynllava.methods.budget import SINGLE_CUT, solve
 from dynllava.profiling.spec import ModelSpec
+
+IMAGE_TO_TEXT = 9
+"""Image tokens per text token of the prompt that budgets are solved for (LLaVA-1.5: 576 to 64).
+
+Only methods that evict cache entries depend on it.
+"""
 
 
 def cells(
@@ -19,6 +26,9 @@ def cells(
     spec: ModelSpec,
 ) -> list[Cell]:
     """Return one cell per method and budget (one per method where no budget applies).
+
+    A budget below what a method can reach is left out with a note on standard error, as long as
+    another one remains.
 
     Parameters
     ----------
@@ -34,17 +44,21 @@ def cells(
     Raises
     ------
     UserError
-        If no parameters of a method meet a budget.
+        If a method meets none of the budgets.
     """
     found = []
     for name in dict.fromkeys(names):
         own = dict(params.get(name, {}))
-        if name == "full" or not budgets:
+        if budgets and takes_budget(name):
+            found += _solved(name, budgets, own, spec)
+        else:
             found.append(Cell(name, own))
-            continue
-        for budget in budgets:
-            found.append(Cell(name, _solve(name, budget, own, spec), budget))
     return found
+
+
+def takes_budget(name: str) -> bool:
+    """Return whether a budget of image tokens sets anything of the method."""
+    return name in SINGLE_CUT or name in ("sparsevlm", "h2o") or "+" in name
 
 
 def check(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> None:
@@ -56,8 +70,20 @@ def check(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> None
             raise UserError(f"--param {name}...: {name} is not among the methods")
 
 
-def _solve(name: str, budget: float, own: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
-    from dynllava.methods.budget import solve
-
-    solved = solve(name, budget, spec.dims.layers, spec.image_tokens, **own)
-    return dataclasses.asdict(solved) if dataclasses.is_dataclass(solved) else dict(solved)
+def _solved(
+    name: str, budgets: Sequence[float], own: dict[str, Any], spec: ModelSpec
+) -> list[Cell]:
+    shape = spec.prompt(max(2, spec.image_tokens // IMAGE_TO_TEXT))
+    found, failures = [], []
+    for budget in dict.fromkeys(budgets):
+        try:
+            solution = solve(name, budget, shape, spec.dims.layers, **own)
+        except UserError as error:
+            failures.append(error)
+            continue
+        found.append(Cell(name, solution, float(budget)))
+    if not found:
+        raise failures[0]
+    for error in failures:
+        print(f"note: {error}; left out", file=sys.stderr)
+    return found

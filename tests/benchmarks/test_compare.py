@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
-from dynllava import cli
+from dynllava import cli, methods
 from dynllava.benchmarks import grid, launch
 from dynllava.benchmarks.summary import summary
 from dynllava.benchmarks.sweep import Cell
 from dynllava.commands import compare
 from dynllava.errors import UserError
+from dynllava.methods import budget
 from dynllava.profiling.spec import LLAVA_15_7B
 from dynllava.records import MethodInfo, ModelInfo, RunRecord, Score, TaskInfo
 
@@ -68,7 +69,25 @@ def test_the_summary_always_shows_the_number_of_samples():
     assert "0.5±0.125 (n=16)" in summary([record])
 
 
-def test_a_budget_nothing_meets_is_refused():
-    pytest.importorskip("dynllava.methods.budget")
-    with pytest.raises(UserError, match="budget"):
-        grid.cells(["uniform"], [10_000.0], {}, LLAVA_15_7B)
+def test_budgets_are_solved_for_each_method():
+    names = ["full", "fastv", "uniform", "sparsevlm", "structure"]
+    found = grid.cells(names, [192, 128], {"fastv": {"k": 3}}, LLAVA_15_7B)
+    assert [str(cell) for cell in found] == [
+        "full",
+        *[f"{name} {tokens}" for name in names[1:4] for tokens in (192, 128)],
+        "structure",
+    ]
+    for cell in found:
+        method = methods.create(cell.method, **cell.params)
+        tokens = budget.processed(method, LLAVA_15_7B.prompt(64), 32)
+        assert cell.budget is None or tokens == pytest.approx(cell.budget, abs=1.5)
+    assert found[1].params["k"] == 3
+
+
+def test_a_budget_out_of_reach_is_left_out_and_said(capsys):
+    # Three of 32 layers at full length are 54 tokens per layer already.
+    found = grid.cells(["fastv"], [192, 40], {"fastv": {"k": 3}}, LLAVA_15_7B)
+    assert [cell.budget for cell in found] == [192]
+    assert "a budget of 40 is out of reach; left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="a budget of 40 is out of reach"):
+        grid.cells(["fastv"], [40], {"fastv": {"k": 3}}, LLAVA_15_7B)
