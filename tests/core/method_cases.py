@@ -18,6 +18,35 @@ class MethodCase:
     exceptions: dict[str, str] = field(default_factory=dict)
 
 
+EVICTION = {
+    "cached = uncached": "evicts per head from what was stored: no cache, no eviction; "
+    "tests/methods compares each step with a plain stepwise reference",
+    "schedule without a cache": "runs with a cache only",
+}
+RERANK = {
+    "cached = uncached": "re-ranks with each step's query; without a cache the prompt's last row "
+    "ranks; the golden mask_cache recordings replace this",
+}
+REPRUNE = {
+    name: "runs without a cache only (re-prunes at every call); the golden no-cache recordings "
+    "replace this"
+    for name in (
+        "batched generation = one by one",
+        "cached = uncached",
+        "eager = sdpa",
+        "schedule = lengths seen",
+        "scoring = stepwise decoding",
+        "no host synchronisation",
+        "beam search",
+        "growth",
+        "second turn",
+        "sampling and streaming",
+        "schedule without a cache",
+        "batched = one by one",
+        "bfloat16 close to float32",
+    )
+}
+
 CASES = [
     MethodCase("full", "full", {}, {}),
     MethodCase(
@@ -43,4 +72,30 @@ CASES = [
         "uniform", "uniform", {"image_keep_rate": 0.25, "layer": 2}, {"image_keep_rate": 1.0}
     ),
     MethodCase("no_image", "no_image", {"layer": 2}),
+    MethodCase("fastv", "fastv", {"k": 2, "keep_ratio": 0.5}, {"k": 2, "keep_ratio": 1.0}),
+    MethodCase(
+        "fastv-rerank", "fastv", {"k": 2, "keep_ratio": 0.5, "decoder": "rerank"}, None, RERANK
+    ),
+    MethodCase(
+        "fastv-reprune", "fastv", {"k": 2, "keep_ratio": 0.5, "decoder": "reprune"}, None, REPRUNE
+    ),
+    MethodCase("sparsevlm-1.5", "sparsevlm", {"pruning_layers": "1/3", "budgets": "8/4"}),
+    MethodCase(
+        "sparsevlm-2.0",
+        "sparsevlm",
+        {"version": "2.0", "pruning_layers": "1/3", "budgets": "8/4", "priority_heads": 2},
+    ),
+    MethodCase(
+        "h2o", "h2o", {"heavy": 0.25, "recent": 0.25}, {"heavy": 1.0, "recent": 1.0}, EVICTION
+    ),
+    MethodCase(
+        "h2o-rolled", "h2o", {"heavy": 0.25, "recent": 0.25, "position": "rolled"}, None, EVICTION
+    ),
+    MethodCase(
+        "fastv+h2o",
+        "fastv+h2o",
+        {"fastv_k": 2, "fastv_keep_ratio": 0.5, "h2o_heavy": 0.25, "h2o_recent": 0.25},
+        None,
+        EVICTION,
+    ),
 ]
