@@ -1,8 +1,8 @@
 """Two methods at once: one that drops image tokens and one that manages the cache of the rest.
 
-``create("fastv+h2o", fastv_k=2, h2o_heavy=0.25)``: each part keeps its own parameters, prefixed with
-its name.  The cache method works on each layer's own tokens, so its shares count what the other part
-left there.
+``create("fastv+h2o", fastv_k=2, h2o_heavy=0.25)``: each part keeps its own parameters, prefixed
+with its name.  The cache method works on each layer's own tokens, so its shares count what the
+other part left there.
 """
 
 from __future__ import annotations
