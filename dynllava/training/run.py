@@ -76,13 +76,14 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         arguments.world_size,
     )
     start = _start(output, identity, resume, arguments)
-    trainer = DynamicTrainer(config, model, dataset, arguments, processor.tokenizer.pad_token_id)
+    trainer = DynamicTrainer(config, model, dataset, arguments, processor)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         final = output / FINAL
         trainer.save_model(str(final))
         if arguments.should_save:
-            processor.save_pretrained(final)
+            # A pickle that nobody needs to load the model.
+            (final / "training_args.bin").unlink(missing_ok=True)
             _write_log(output / LOG, trainer.state.log_history)
     except OSError as error:
         last = checkpointing.latest(output)

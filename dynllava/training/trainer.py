@@ -48,7 +48,8 @@ class DynamicTrainer(Trainer):
     dataset : InstructionDataset
     arguments : TrainingArguments
         See :func:`training_arguments`.
-    pad_token_id : int
+    processor : LlavaProcessor
+        Stored beside each checkpoint's weights.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class DynamicTrainer(Trainer):
         model: torch.nn.Module,
         dataset: InstructionDataset,
         arguments: TrainingArguments,
-        pad_token_id: int,
+        processor: Any,
     ) -> None:
         self.config = config
         self.totals = dict.fromkeys(METRICS, (0.0, 0))
@@ -67,7 +68,8 @@ class DynamicTrainer(Trainer):
         super().__init__(
             model,
             arguments,
-            data_collator=Collator(pad_token_id),
+            data_collator=Collator(processor.tokenizer.pad_token_id),
+            processing_class=processor,
             train_dataset=dataset,
             callbacks=[_EpochOrder(self), _GradientNorms(self)],
         )
