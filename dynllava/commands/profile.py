@@ -97,10 +97,9 @@ def _profile(args: argparse.Namespace, item: Run, options: Options) -> int:
     failed = False
     if args.audit:
         from dynllava.profiling.audit import audit
-        from dynllava.profiling.ledger import MODES
+        from dynllava.profiling.ledger import modes
 
-        modes = MODES if item.outputs > 1 else MODES[:1]
-        findings = [finding for mode in modes for finding in audit(item, mode)]
+        findings = [finding for mode in modes(item) for finding in audit(item, mode)]
         tables += report.audit_tables(item, findings)
         failed = not all(finding.agrees for finding in findings)
     if args.style == "json":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynllava.profiling import ledger, stats
-from dynllava.profiling.bench import TIMED, Result, cost
+from dynllava.profiling.bench import Result, cost
 from dynllava.profiling.render import Table, quantity
 from dynllava.profiling.report import MODE_TITLES
 from dynllava.profiling.speed import CPU_SUFFIX, STOCK
@@ -77,12 +77,11 @@ def _time_cell(result: Result, name: str) -> str:
 
 
 def _share_table(results: Sequence[Result], suffix: str) -> Table:
-    modes = [mode for mode in TIMED if mode in results[0].cost_ratios]
     rows = []
     for result in results:
         if result.subject.name == STOCK:
             continue
-        for mode in modes:
+        for mode in result.cost_ratios:
             ratio = result.ratios[mode + suffix]
             share = result.shares[mode + suffix]
             rows.append(

@@ -44,7 +44,7 @@ def grid(text_tokens: int, outputs: int, batch: int, options: Options) -> Grid:
         for name in methods.names():
             shape = spec.prompt(text_tokens)
             run = ledger.Run(spec, methods.create(name), shape, outputs, batch)
-            for mode in ledger.MODES if outputs > 1 else ledger.MODES[:1]:
+            for mode in ledger.modes(run):
                 rows.append((spec.name, name, mode, *_numbers(run, mode, options)))
     title = (
         f"All methods at their defaults, {text_tokens} text + 576 image tokens, "

@@ -2,7 +2,8 @@
 
 Stored bytes follow the method's schedule.  Allocated bytes follow the cache's growth rule
 (:mod:`dynllava.cache`): room for one token beyond the prompt, then for two beyond the longest
-row, rounded up to the growth chunk.  Methods that bound their cache allocate the bound.
+row, rounded up to the growth chunk; a method that bounds its cache never allocates more than the
+bound and one, and allocates its scores beside them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from dynllava.profiling.spec import dtype_bytes
 
 USABLE_SHARE = 0.92
 """Share of a device's memory left for tensors (context, allocator fragmentation): an assumption."""
+
+
+EVICTION_BYTES = 4 + 8 + 8
+"""Bytes beside each K/V entry and head of an evicting layer: score, ordinal, position."""
 
 
 def entry_bytes(dims: ModelDims, dtype: str) -> int:
@@ -81,14 +86,19 @@ def kv_state(
     lengths = schedule.kv_lengths(fed, kept)
     capacities = _capacities(run, fed, chunk, kept)
     stored = [unit * length for length in lengths]
-    allocated = [unit * capacity for capacity in capacities]
+    beside = run.batch * run.spec.dims.kv_heads * EVICTION_BYTES
+    allocated = [
+        capacity * (unit if limit is None else unit + beside)
+        for capacity, limit in zip(capacities, schedule.kv_limit, strict=True)
+    ]
     if fed == 0:
-        peak = unit * _prefill_peak(schedule.prefill_rows, schedule.prefill_kv, capacities)
+        transient = _prefill_transient(schedule.prefill_rows, schedule.prefill_kv, allocated)
+        peak = max(held + unit * rows for held, rows in transient)
     else:
         before = _capacities(run, fed - 1, chunk, None if kept is None else max(kept - 1, 0))
         # A layer that grows holds its old and its new buffer of K or V for a moment.
         growing = [old // 2 for old, new in zip(before, capacities, strict=True) if new > old]
-        peak = unit * (sum(capacities) + max(growing, default=0))
+        peak = sum(allocated) + unit * max(growing, default=0)
     return KvState(fed, lengths, stored, allocated, peak)
 
 
@@ -100,21 +110,28 @@ def _capacities(run: Run, fed: int, chunk: int, kept: int | None) -> list[int]:
     else:
         before = schedule.kv_lengths(fed - 1, None if kept is None else min(kept, fed - 1))
     return [
-        limit
-        if limit is not None and first >= limit
-        else max(round_up(first + 1, chunk), round_up(entries + 2, chunk))
+        _capacity(first, entries, limit, chunk)
         for first, entries, limit in zip(start, before, schedule.kv_limit, strict=True)
     ]
 
 
-def _prefill_peak(rows: tuple[int, ...], kept: tuple[int, ...], capacities: list[int]) -> int:
-    """Return the most entries held at once: earlier layers as stored, this one uncompressed."""
-    held, peak = 0, 0
-    for entered, stored, capacity in zip(rows, kept, capacities, strict=True):
-        transient = entered if stored < entered else 0
-        peak = max(peak, held + capacity + transient)
-        held += capacity
-    return peak
+def _capacity(first: int, before: int, limit: int | None, chunk: int) -> int:
+    """Return the entries allocated: ``first`` after prefill, ``before`` ahead of the last step."""
+    if limit is None:
+        return max(round_up(first + 1, chunk), round_up(before + 2, chunk))
+    needed = max(first, before) + 1
+    return max(needed, min(round_up(needed, chunk), limit + 1))
+
+
+def _prefill_transient(
+    rows: tuple[int, ...], kept: tuple[int, ...], allocated: list[int]
+) -> list[tuple[int, int]]:
+    """Return per layer: bytes allocated up to it, and rows held uncompressed beside them."""
+    held, found = 0, []
+    for entered, stored, size in zip(rows, kept, allocated, strict=True):
+        held += size
+        found.append((held, entered if stored < entered else 0))
+    return found
 
 
 def dense_growth_peak(run: Run, fed: int, dtype: str) -> int:

@@ -84,6 +84,22 @@ class Run:
         return Run(self.spec, Method(), self.shape, self.outputs, self.batch)
 
 
+def modes(run: Run) -> tuple[str, ...]:
+    """Return the modes that a run has.
+
+    One generated token comes from prefill alone; a method that evicts cache entries is not
+    defined without a cache.
+    """
+    if run.outputs == 1:
+        return MODES[:1]
+    return MODES if not evicts(run.schedule) else MODES[:2]
+
+
+def evicts(schedule: Schedule) -> bool:
+    """Return whether the method bounds its cache."""
+    return any(limit is not None for limit in schedule.kv_limit)
+
+
 @dataclass(frozen=True)
 class Entry:
     """MACs of one component in one layer (None: outside the decoder layers), whole batch."""

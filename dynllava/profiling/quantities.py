@@ -67,7 +67,7 @@ def compute_quantities(run: ledger.Run, options: Options) -> Iterator[Quantity]:
     factor = flops.FLOPS_PER_MAC if options.unit == "FLOP" else 1
     unit = "FLOP" if options.unit == "FLOP" else "MAC"
     dense = run.dense()
-    for mode in _modes(run):
+    for mode in ledger.modes(run):
         entries = ledger.entries(run, mode, layer_counter=options.layer_counter)
         for component, macs in ledger.by_component(entries).items():
             yield Quantity("compute", mode, component, factor * macs, unit, "counted")
@@ -133,7 +133,7 @@ def time_quantities(run: ledger.Run, options: Options) -> Iterator[Quantity]:
         f"{share.compute:.0%} of compute, {share.bandwidth:.0%} of bandwidth"
     )
     dense = run.dense()
-    for mode in _modes(run):
+    for mode in ledger.modes(run):
         arguments = (mode, options.device, options.dtype, share)
         estimate, baseline = (roofline.estimate(item, *arguments) for item in (run, dense))
         for component in ledger.in_table_order(estimate.seconds):
@@ -146,8 +146,3 @@ def time_quantities(run: ledger.Run, options: Options) -> Iterator[Quantity]:
         if mode != "prefill":
             yield Quantity("time", mode, "per token", estimate.per_call, "s", label)
             yield Quantity("time", mode, "dense per token", baseline.per_call, "s", label)
-
-
-def _modes(run: ledger.Run) -> tuple[str, ...]:
-    """Return the modes that the run has (one generated token comes from prefill alone)."""
-    return ledger.MODES if run.outputs > 1 else ledger.MODES[:1]

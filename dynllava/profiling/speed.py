@@ -15,7 +15,7 @@ import torch
 
 from dynllava.errors import UserError
 from dynllava.methods.base import Method, PromptShape
-from dynllava.profiling.ledger import Run
+from dynllava.profiling.ledger import Run, evicts
 from dynllava.profiling.spec import ModelSpec
 
 CPU_SUFFIX = "_cpu"
@@ -261,9 +261,14 @@ class Subject:
         times.add("prefill", prefill, first)
         if outputs > 1:
             times.add("tpot", first, end, outputs - 1)
+        if self._evicts(inputs.shape):
+            nocache_fed = ()
         for fed in nocache_fed:
             self._time_nocache(model, inputs, embeds, fed, clock, times, len(nocache_fed))
         return times
+
+    def _evicts(self, shape: PromptShape) -> bool:
+        return evicts(self.run_of(shape, 1, 1, None).schedule)
 
     def _with_image(self, model: Any, inputs: Inputs) -> torch.Tensor:
         if inputs.pixels is None:

@@ -45,7 +45,7 @@ def test_kv_bytes_of_a_real_run_equal_the_ledger(name, tiny_bench, tiny_spec):
 
 
 @pytest.mark.parametrize("chunk", [4, 16, 128])
-@pytest.mark.parametrize("name", ["full", "fastv", "structure"])
+@pytest.mark.parametrize("name", ["full", "fastv", "structure", "h2o"])
 def test_allocated_bytes_follow_the_growth_rule(name, chunk, tiny_bench, tiny_spec):
     shape = tiny_spec.prompt(12)
     inputs = speed.make_inputs(tiny_bench, shape, BATCH)
@@ -80,7 +80,7 @@ def test_matrix_products_of_a_real_prefill_equal_the_ledger(name, tiny_bench, ti
         assert total == sum(declared.values())
 
 
-@pytest.mark.parametrize("name", ["full", "fastv", "uniform", "no_image"])
+@pytest.mark.parametrize("name", ["full", "fastv", "h2o", "no_image"])
 def test_matrix_products_of_real_decoding_equal_the_ledger(name, tiny_bench, tiny_spec):
     shape = tiny_spec.prompt(12)
     inputs = speed.make_inputs(tiny_bench, shape, BATCH)

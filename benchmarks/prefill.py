@@ -1,0 +1,16 @@
+"""Prefill alone (one generated token), batch 1 and 8."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks._cli import bench_arguments, parser, run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(bench_arguments(parser("prefill", __doc__).parse_args(argv), [1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
