@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..errors import UserError
 from .questions import FAMILIES, Question, ask
 from .scenes import Scene, generate_scene, seeded_random
 
@@ -80,8 +81,14 @@ def ensure_split(name: str = "test", folder: str | os.PathLike | None = None) ->
     target = parent / f"{name}-{generator_version()}"
     if (target / "manifest.json").is_file():
         return target
-    parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=parent))
+    except OSError as error:
+        raise UserError(
+            f"cannot write the embedded data to {parent} ({error.strerror}): name another folder",
+            exit_code=1,
+        ) from error
     try:
         manifest = {}
         for family in FAMILIES:

@@ -21,6 +21,7 @@ from dynllava.embedded import (
 )
 from dynllava.embedded.scenes import COLOURS, MAX_OBJECTS, SHAPES, seeded_random
 from dynllava.embedded.tokenizer import LETTERS, split_words, vocabulary
+from dynllava.errors import UserError
 
 PIXEL_HASH = "c5748ba51fce1f723c77c6a467a32016b525ddecd27cdc34e3561018db94d45b"
 
@@ -156,6 +157,13 @@ def test_split_is_written_once_and_reads_back(tmp_path, monkeypatch):
         assert data.content_hash(rows) == manifest[family]["sha256"]
         assert rows[0]["family"] == family
         assert json.loads(rows[0]["scene"])["objects"][0]["box"]
+
+
+def test_unwritable_folder_is_one_clear_line(tmp_path):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    with pytest.raises(UserError, match="cannot write the embedded data"):
+        ensure_split("val", blocker)
 
 
 def test_datasets_decodes_the_images(tmp_path, monkeypatch):
