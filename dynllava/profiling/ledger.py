@@ -8,8 +8,9 @@ are each fed once.  Its modes:
 ``decode``
     ``outputs - 1`` steps with a cache, one query each.
 ``decode_nocache``
-    ``outputs - 1`` calls on the prompt and all output tokens so far; the selection of image
-    tokens is made anew in every call.  The vision tower runs once (its embeddings are kept).
+    ``outputs - 1`` calls on the prompt and all output tokens so far; tokens are selected anew in
+    every call.  The vision tower runs once (its embeddings are kept).  The method's scoring is
+    counted at the prompt's length (FastV's one scoring row is really as long as the call).
 
 Every number is per batch, includes the method's own overhead, and is in MAC (one MAC is two
 FLOPs); realised instead of declared token counts enter as a changed :class:`Schedule`.
@@ -26,6 +27,8 @@ from dynllava.errors import UserError
 from dynllava.methods.base import Method, ModelDims, Operation, PromptShape, Schedule
 from dynllava.profiling import flops
 from dynllava.profiling.spec import ModelSpec
+
+OUTPUT_PREDICTOR = "output_predictor"
 
 MODES = ("prefill", "decode", "decode_nocache")
 
@@ -162,14 +165,20 @@ def shape_calls(run: Run, mode: str) -> Counter[tuple[int, int]]:
 def operation_calls(run: Run, mode: str) -> list[tuple[Operation, int]]:
     """Return the method's own operations and how often each is executed."""
     steps = run.outputs - 1
-    # Without a cache, call number ``fed`` judges again every output token fed so far.
     repeats = {
         "prefill": {"prefill": 1, "decode": 0},
         "decode": {"prefill": 0, "decode": steps},
-        "decode_nocache": {"prefill": steps, "decode": steps * (steps + 1) // 2},
+        "decode_nocache": {"prefill": steps, "decode": 0},
     }[mode]
-    operations = run.method.overhead(run.shape, run.spec.dims)
-    return [(item, repeats[item.phase]) for item in operations if repeats[item.phase]]
+    found = []
+    for item in run.method.overhead(run.shape, run.spec.dims):
+        times = repeats[item.phase]
+        if mode == "decode_nocache" and item.component == OUTPUT_PREDICTOR:
+            # Each call judges all its rows again, prompt included.
+            times = steps * run.shape.total + steps * (steps + 1) // 2
+        if times:
+            found.append((item, times))
+    return found
 
 
 def head_rows(run: Run, mode: str) -> int:

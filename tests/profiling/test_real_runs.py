@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dynllava import methods
-from dynllava.profiling import kv, ledger, speed
+from dynllava.profiling import flops, kv, ledger, speed
 from dynllava.profiling.counters import flop_counter
 from dynllava.profiling.speed import STOCK, Subject
 
@@ -92,6 +92,37 @@ def test_matrix_products_of_real_decoding_equal_the_ledger(name, tiny_bench, tin
         counts.append(counter.get_total_flops() // 2)
     run = ledger.Run(tiny_spec, subject.method, shape, 3, BATCH)
     assert counts[1] - counts[0] == ledger.total(ledger.entries(run, "decode"))
+
+
+@pytest.mark.parametrize("name", ["full", "fastv", "structure", "dynamic_llava"])
+def test_matrix_products_of_a_real_call_without_cache_equal_the_ledger(name, tiny_bench, tiny_spec):
+    shape, fed, dims = tiny_spec.prompt(12), 5, tiny_spec.dims
+    inputs = speed.make_inputs(tiny_bench, shape, 1)
+    model = Subject(tiny_bench, name, methods.create(name)).prepare()
+    longer = torch.cat([inputs.embeds, inputs.embeds[:, :fed]], 1)
+    mask = torch.nn.functional.pad(inputs.image_mask, (0, fed))
+    length = torch.tensor([shape.total])
+    with torch.no_grad(), flop_counter() as counter:
+        model(
+            inputs_embeds=longer,
+            image_mask=mask,
+            prompt_length=length,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    run = ledger.Run(tiny_spec, model.method, shape, 2, 1)
+    own = sum(
+        operation.macs * (shape.total + fed if operation.phase == "decode" else times)
+        for operation, times in ledger.operation_calls(run, "decode_nocache")
+    )
+    rows = [row[0] for row in model.last_report.layer_tokens]
+    layers = sum(sum(flops.decoder_layer(dims, n, n).values()) for n in rows)
+    # The ledger counts FastV's scoring row at the prompt's length.
+    longer_row = dims.heads * dims.head_dim * fed if name == "fastv" else 0
+    declared = layers + own + flops.lm_head(dims, 1) + longer_row
+    assert counter.get_total_flops() // 2 == declared
+    if name != "dynamic_llava":
+        assert rows == run.schedule.nocache_rows(fed)
 
 
 def test_stock_and_full_do_the_same_work(tiny_bench, tiny_spec):
