@@ -32,7 +32,10 @@ def canonical(task: str) -> str:
 
 def title(name: str) -> str:
     """Return what plots and tables call benchmark ``name``."""
-    return TITLES.get(name, name.replace("_", " "))
+    if name in TITLES:
+        return TITLES[name]
+    words = name.removeprefix("embedded_").replace("_", " ").replace("ppl", "PPL")
+    return words[:1].upper() + words[1:]
 
 
 def higher_is_better(name: str) -> bool:

@@ -200,7 +200,8 @@ def _score(record: RunRecord) -> Value:
     # As published: percent, but MME and perplexity in their own units.
     factor = 100 if task.scale == 1 else 1
     stderr = None if score.stderr is None else factor * score.stderr
-    return Value(factor * score.value, stderr, score.n, task.higher_is_better)
+    perfect = None if task.scale is None else factor * task.scale
+    return Value(factor * score.value, stderr, score.n, task.higher_is_better, perfect)
 
 
 def record_costs(record: RunRecord) -> dict[str, Cost]:

@@ -35,10 +35,13 @@ class Mark:
     slower: tuple[str, ...] = ()
 
     def interval(self) -> tuple[float, float] | None:
-        """Return the 95 % confidence interval, if the score has a standard error."""
+        """Return the 95 % confidence interval within the metric's range, if there is one."""
         if not self.value.stderr:
             return None
-        return stats.confidence_interval(self.value.value, self.value.stderr)
+        low, high = stats.confidence_interval(self.value.value, self.value.stderr)
+        if self.value.perfect is None:
+            return low, high
+        return max(low, 0.0), min(high, self.value.perfect)
 
 
 @dataclass(frozen=True)
@@ -182,13 +185,14 @@ def _relative(mark: Mark, dense: Mark) -> float:
 def groups(points: Sequence[Point], benchmark: str) -> tuple[pareto.Grouping | None, str]:
     """Return which own runs ``benchmark``'s samples cannot tell apart, or None and the reason.
 
-    The average pools the samples of all tasks that every run shares.
+    The average pools the samples of the tasks that it is over and that every run shares.
     """
     own = [point for point in points if point.samples]
     if not own:
         return None, "published numbers come without samples"
     if benchmark == "average":
         shared = set.intersection(*(set(point.samples) for point in own))
+        shared &= set(common_benchmarks(own))
         scores = {
             point.label: {
                 f"{task}/{key}": value

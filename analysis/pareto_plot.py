@@ -194,8 +194,9 @@ def _limits(axes: Any, shown: Panel, costs: Sequence[float]) -> None:
 
 
 def _is_outlier(shown: Panel, mark: Mark) -> bool:
-    """Return whether a collapsed score would squash the rest of the panel."""
-    if not shown.dense or not mark.value.higher_is_better:
+    """Return whether a published, collapsed score would squash the rest of the panel."""
+    own = mark.point.origin == "measured"
+    if own or not shown.dense or not mark.value.higher_is_better:
         return False
     return mark.value.value < 0.62 * shown.dense[0].value.value
 

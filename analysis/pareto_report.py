@@ -95,7 +95,9 @@ def write_pages(
     for (source, model), points in pages.items():
         for cost in costs:
             name = f"{source}-{model}-{cost}"
-            made, drawn, text = _page(points, source, model, cost, average)
+            # Paired tests do not depend on the cost: the first section of a page holds them.
+            first = cost == costs[0]
+            made, drawn, text = _page(points, source, model, cost, average, first)
             panels += made
             files |= {f"{name}-{key}": data for key, data in drawn.items()}
             sections += text
@@ -108,7 +110,7 @@ def write_pages(
 
 
 def _page(
-    points: list[Point], source: str, model: str, cost: str, average: str
+    points: list[Point], source: str, model: str, cost: str, average: str, with_tests: bool
 ) -> tuple[list[pareto_data.Panel], dict[str, bytes], list[str]]:
     names = pareto_data.benchmark_names(points)
     over = names if average == "all" else None
@@ -129,7 +131,7 @@ def _page(
         files |= {f"benchmarks.{kind}": data for kind, data in drawn.items()}
     text = [f"## {source}, {model}, {AXES[cost].title.lower()}", ""]
     text += _summary_table(mean if mean in shown else shown[0])
-    text += _groups(points, shown)
+    text += _groups(points, shown) if with_tests else []
     if mean.names and mean.missing:
         text += ["", "Not in the average: " + "; ".join(mean.missing) + "."]
     return shown, files, [*text, ""]

@@ -58,12 +58,16 @@ def display_unit(axis: str, largest: float) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Value:
-    """A score with its standard error and number of samples, where they are known."""
+    """A score with its standard error and number of samples, where they are known.
+
+    ``perfect`` is the value of a perfect score, None for an unbounded metric.
+    """
 
     value: float
     stderr: float | None = None
     n: int | None = None
     higher_is_better: bool = True
+    perfect: float | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ def common_benchmarks(points: list[Point], share: float = 2 / 3) -> list[str]:
     """Return the benchmarks an average may use: those that over ``share`` of curves report.
 
     Points that miss one of them get no average.  Published models: only the paper's 12 count.
+    Metrics where less is better (perplexity) stay out as long as others exist.
     """
     reported: dict[str, set[str]] = {}
     for point in points:
@@ -181,5 +186,7 @@ def common_benchmarks(points: list[Point], share: float = 2 / 3) -> list[str]:
     names = list(reported)
     if any(point.origin == "published" for point in points):
         names = [name for name in benchmarks.PAPER12 if name in names]
+    gains = {name for item in points for name, v in item.scores.items() if v.higher_is_better}
+    names = [name for name in names if name in gains] or names
     curves = {point.curve for point in points if point.scores}
     return [name for name in names if len(reported[name]) > share * len(curves)]

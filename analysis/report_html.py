@@ -202,7 +202,8 @@ def _samples(overlays: Sequence[Overlay]) -> str:
             "<code>dynllava show IMAGE QUESTION --store results</code> adds one.</p>"
         )
     groups: dict[tuple[str, str], list[Overlay]] = {}
-    for item in overlays:
+    # Dense first: the others are compared with it.
+    for item in sorted(overlays, key=lambda found: found.method != "full"):
         groups.setdefault((item.image, item.question), []).append(item)
     parts = [
         '<p class="quiet">Veiled patches were dropped before the last layer. Struck-through words '

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynllava.analysis import benchmarks, published, style
-from dynllava.analysis.points import Point
+from dynllava.analysis.points import Point, display_unit
 from dynllava.analysis.table_cells import Cell, TableData, compare, computed
 from dynllava.analysis.table_cells import published as published_cell
 from dynllava.analysis.table_specs import SPECS, Spec
@@ -177,7 +177,8 @@ def ours(own: Sequence[Point]) -> list[TableData]:
         points.sort(key=lambda point: (not point.is_dense, point.curve, -_tokens(point)))
         tasks = list(dict.fromkeys(name for point in points for name in point.scores))
         axes = [axis for axis in _AXIS_HEADERS if any(axis in point.costs for point in points)]
-        rows = [_own_summary(point, axes, tasks) for point in points]
+        units = {axis: _unit(axis, points) for axis in axes}
+        rows = [_own_summary(point, units, tasks) for point in points]
         lower = {
             task for point in points for task in tasks
             if task in point.scores and not point.scores[task].higher_is_better
@@ -190,7 +191,7 @@ def ours(own: Sequence[Point]) -> list[TableData]:
             lambda index, points=points: points[index].is_dense,
             lambda column, tasks=tasks, lower=lower, start=start: tasks[column - start] in lower,
         )
-        headers = ("method", *(_AXIS_HEADERS[axis] for axis in axes),
+        headers = ("method", *(f"{_AXIS_HEADERS[axis]} {units[axis][1]}".strip() for axis in axes),
                    *(benchmarks.title(task) for task in tasks))  # fmt: skip
         notes = ["Own runs, newest record of each configuration; ± standard error, (n) samples."]
         if not any(point.is_dense for point in points):
@@ -202,26 +203,32 @@ def ours(own: Sequence[Point]) -> list[TableData]:
 
 _AXIS_HEADERS = {
     "image_tokens": "image tokens per layer",
-    "prefill_flops": "prefill TFLOPs",
-    "decode_flops": "decode TFLOPs",
-    "kv_bytes": "KV MiB",
-    "ttft": "TTFT ms",
-    "tpot": "TPOT ms",
+    "prefill_flops": "prefill",
+    "decode_flops": "decode",
+    "kv_bytes": "KV",
+    "ttft": "TTFT",
+    "tpot": "TPOT",
 }
+
+
+def _unit(axis: str, points: Sequence[Point]) -> tuple[float, str]:
+    largest = max(point.costs[axis].value for point in points if axis in point.costs)
+    factor, unit = display_unit(axis, largest)
+    return factor, "" if axis == "image_tokens" else unit
 
 
 def _tokens(point: Point) -> float:
     return point.costs["image_tokens"].value if "image_tokens" in point.costs else 0.0
 
 
-def _own_summary(point: Point, axes: list[str], tasks: list[str]) -> list[Cell]:
+def _own_summary(point: Point, units: dict[str, tuple[float, str]], tasks: list[str]) -> list[Cell]:
     cells = [Cell(point.label)]
-    for axis in axes:
+    for axis, (factor, _) in units.items():
         cost = point.costs.get(axis)
         if cost is None:
             cells.append(Cell("", "missing", reason="not recorded"))
         else:
-            cells.append(Cell(f"{cost.value:.4g}", "measured", cost.value))
+            cells.append(Cell(f"{factor * cost.value:.4g}", "measured", cost.value))
     for task in tasks:
         score = point.scores.get(task)
         if score is None:
@@ -229,5 +236,6 @@ def _own_summary(point: Point, axes: list[str], tasks: list[str]) -> list[Cell]:
             continue
         error = f" ± {score.stderr:.2g}" if score.stderr is not None else ""
         count = f" ({score.n})" if score.n else ""
-        cells.append(Cell(f"{score.value:.4g}{error}{count}", "measured", score.value))
+        shown = f"{score.value:.1f}" if score.value >= 20 else f"{score.value:.3g}"
+        cells.append(Cell(f"{shown}{error}{count}", "measured", score.value))
     return cells
