@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -14,7 +16,7 @@ from dynllava.commands import compare
 from dynllava.errors import UserError
 from dynllava.methods import budget
 from dynllava.profiling.spec import LLAVA_15_7B
-from dynllava.records import MethodInfo, ModelInfo, RunRecord, Score, TaskInfo
+from dynllava.records import MethodInfo, ModelInfo, RecordStore, RunRecord, Score, TaskInfo
 
 
 def test_one_cell_per_method_without_budgets():
@@ -91,3 +93,22 @@ def test_a_budget_out_of_reach_is_left_out_and_said(capsys):
     assert "a budget of 40 is out of reach; left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="a budget of 40 is out of reach"):
         grid.cells(["fastv"], [40], {"fastv": {"k": 3}}, LLAVA_15_7B)
+
+
+@pytest.mark.slow
+def test_two_processes_with_the_embedded_model_answer_as_one(tmp_path):
+    pytest.importorskip("lmms_eval")
+    command = [sys.executable, "-m", "dynllava.cli", "compare", "--methods", "full", "fastv"]
+    command += ["--tasks", "embedded_attribute", "embedded_caption_ppl", "--limit", "5", "--quiet"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    launcher = ["--launcher", "accelerate", "--num-processes", "2"]
+    found = []
+    for name, options in (("one", []), ("two", launcher)):
+        arguments = [*command, *options, "--out", str(tmp_path / name)]
+        subprocess.run(arguments, env=environment, check=True, timeout=600)
+        store = RecordStore(tmp_path / name)
+        records, problems = store.read()
+        assert not problems
+        found.append([(r.scores, r.counted, store.samples(r)) for r in records])
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
