@@ -84,6 +84,6 @@ def _solved(
         found.append(Cell(name, solution, float(budget)))
     if not found:
         raise failures[0]
-    for error in failures:
-        print(f"note: {error}; left out", file=sys.stderr)
+    for failure in failures:
+        print(f"note: {failure}; left out", file=sys.stderr)
     return found

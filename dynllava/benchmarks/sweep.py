@@ -10,20 +10,19 @@ change their numbers; it opens the record's id (``<fingerprint>-<random>``).
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dynllava.benchmarks import results
+from dynllava.benchmarks.evaluation import evaluate, out_of_memory, quiet
 from dynllava.benchmarks.runner import ModelRunner, Runner
 from dynllava.benchmarks.tasks import LoadedTask, expand, load_tasks, one_line
 from dynllava.errors import UserError
@@ -31,7 +30,6 @@ from dynllava.methods.base import Method
 from dynllava.records import Measured, MethodInfo, RecordStore, RunRecord, TaskInfo
 
 LARGEST_BATCH = 32
-LOG_NAME = "sweep.log"
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def run_sweep(
     runner = runner or ModelRunner(pretrained, **model_options)
     with tempfile.TemporaryDirectory(prefix="dynllava-") as scratch:
         names = expand(tasks)
-        with _quiet(Path(store)):
+        with quiet(Path(store)):
             loaded = load_tasks(names, Path(scratch), [Path(item) for item in folders], prompts)
         sweep = _Sweep(runner, RecordStore(store), limit, batch_size, progress, suite)
         return sweep.run([_Job(cell, task) for cell in cells for task in loaded])
@@ -228,7 +226,7 @@ class _Sweep:
         try:
             if error is not None or method is None:
                 raise error or RuntimeError("no method")
-            with _quiet(self.store.folder):
+            with quiet(self.store.folder):
                 result = self._simple_evaluate(job.task)
             if result is None:
                 return None
@@ -287,7 +285,7 @@ class _Sweep:
                 return evaluate(self.runner.adapter(size), task, self.limit, self.store.folder)
             except Exception as error:
                 rows = LARGEST_BATCH if size == "auto" else int(size)
-                if self.batch_size != "auto" or rows == 1 or not _out_of_memory(error):
+                if self.batch_size != "auto" or rows == 1 or not out_of_memory(error):
                     raise
                 size = rows // 2
                 print(f"out of memory: trying batch size {size}", file=sys.stderr)
@@ -319,39 +317,6 @@ class _Sweep:
             own = self.seconds.get(job.task.name)
             total += sum(own) / len(own) if own else overall
         return total
-
-
-def evaluate(
-    adapter: Any, task: LoadedTask, limit: int | None, output: Path
-) -> dict[str, Any] | None:
-    """Run lmms-eval in this process on one loaded task; None in all but the first process."""
-    from lmms_eval.evaluator import simple_evaluate
-    from lmms_eval.tasks import TaskManager
-
-    return simple_evaluate(
-        model=adapter,
-        tasks=[task.task],
-        task_manager=TaskManager(include_defaults=False),
-        limit=limit,
-        # Standard errors are ours (see statistics), so upstream need not draw bootstraps.
-        bootstrap_iters=0,
-        cli_args=argparse.Namespace(output_path=str(output), process_with_media=False),
-    )
-
-
-@contextmanager
-def _quiet(folder: Path) -> Iterator[None]:
-    """Send what lmms-eval prints (bars, tables per task) to a log file in the store's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log = (folder / LOG_NAME).open("a", encoding="utf-8")
-    with log, redirect_stdout(log), redirect_stderr(log):
-        yield
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _duration(seconds: float) -> str:
