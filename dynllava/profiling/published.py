@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from dynllava.errors import UserError
 from dynllava.methods.base import Method
 from dynllava.profiling import kv, roofline
 from dynllava.profiling.device import GIB, load_device
@@ -27,10 +26,7 @@ DTYPE = "float16"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published measurement and our estimate of the same quantity.
-
-    ``estimated`` is None where the method is not available.
-    """
+    """A published measurement (None: out of memory) and our estimate of the same quantity."""
 
     table: str
     model: str
@@ -41,14 +37,12 @@ class Comparison:
     unit: str
     measured: float | None
     note: str
-    estimated: float | None
+    estimated: float
 
     @property
     def ratio(self) -> float | None:
         """Measured / estimated."""
-        if self.measured is None or not self.estimated:
-            return None
-        return self.measured / self.estimated
+        return None if self.measured is None else self.measured / self.estimated
 
 
 def method_of_label(label: str) -> Method:
@@ -67,7 +61,7 @@ def method_of_label(label: str) -> Method:
         parameters = {"k": int(values["k"]), "keep_ratio": 1 - float(values["r"])}
     elif name == "h2o":
         half = float(values["r"]) / 2
-        parameters = {"heavy_ratio": half, "recent_ratio": half}
+        parameters = {"heavy": half, "recent": half}
     return methods.create(name, **parameters)
 
 
@@ -112,11 +106,9 @@ def _timed(
 ) -> Comparison:
     measured, note = _number(row[column])
     run = _run(row, batch, outputs)
-    value = None
-    if run is not None:
-        estimate = roofline.estimate(run, mode, load_device(DEVICE), DTYPE, efficiency)
-        seconds = estimate.per_call if column.endswith("per_token") else estimate.total
-        value = seconds * (1000 if unit == "ms" else 1)
+    estimate = roofline.estimate(run, mode, load_device(DEVICE), DTYPE, efficiency)
+    seconds = estimate.per_call if column.endswith("per_token") else estimate.total
+    value = seconds * (1000 if unit == "ms" else 1)
     return Comparison(
         table, row["model"], row["method"], batch, outputs, column, unit, measured, note, value
     )
@@ -125,21 +117,17 @@ def _timed(
 def _memory(row: dict[str, str], batch: int, outputs: int, column: str) -> Comparison:
     measured, note = _number(row[column])
     run = _run(row, batch, outputs)
-    value = None if run is None else kv.memory_bytes(run, DTYPE) / GIB
-    if value is not None and not kv.fits(run, load_device(DEVICE), DTYPE):
+    value = kv.memory_bytes(run, DTYPE) / GIB
+    if not kv.fits(run, load_device(DEVICE), DTYPE):
         note = f"{note}; estimated not to fit".lstrip("; ")
     return Comparison(
         "table 4", row["model"], row["method"], batch, outputs, column, "GB", measured, note, value
     )
 
 
-def _run(row: dict[str, str], batch: int, outputs: int) -> Run | None:
+def _run(row: dict[str, str], batch: int, outputs: int) -> Run:
     spec = PRESETS[row["model"]]
-    try:
-        method = method_of_label(row["method"])
-    except UserError:
-        return None
-    return Run(spec, method, spec.prompt(TEXT_TOKENS), outputs, batch)
+    return Run(spec, method_of_label(row["method"]), spec.prompt(TEXT_TOKENS), outputs, batch)
 
 
 def _number(text: str) -> tuple[float | None, str]:

@@ -153,7 +153,7 @@ def published_table(rows: Sequence[Comparison]) -> Table:
             f"{row.table}: {row.model} {row.method}, batch {row.batch}",
             row.quantity,
             "-" if row.measured is None else f"{row.measured:g} {row.unit}",
-            "-" if row.estimated is None else f"{row.estimated:.3g} {row.unit}",
+            f"{row.estimated:.3g} {row.unit}",
             "-" if row.ratio is None else f"{row.ratio:.2f}",
             row.note,
         )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dynllava import methods
 from dynllava.errors import UserError
 from dynllava.profiling import bench, bench_report, ledger, speed, stats
 from dynllava.profiling.speed import STOCK
@@ -114,7 +115,7 @@ def test_syncs_are_counted_by_kind():
     assert dict(syncs) == {"_local_scalar_dense": 2, "tolist": 1, "boolean_index": 1, "equal": 1}
 
 
-@pytest.mark.parametrize("name", ["full", "dynamic_llava", "fastv", "structure"])
+@pytest.mark.parametrize("name", methods.names())
 def test_a_decode_step_makes_no_host_synchronisation(name, tiny_bench, tiny_spec):
     subject = bench.make_subjects(lambda: tiny_bench, [name], tiny_spec)[1]
     inputs = speed.make_inputs(tiny_bench, tiny_spec.prompt(12), 2)

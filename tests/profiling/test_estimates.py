@@ -127,8 +127,8 @@ def test_published_rows_are_all_compared():
     rows = published.compare()
     assert len(rows) == 3 * 2 + 3 * 7 + 5
     for row in rows:
-        if row.measured is not None and row.estimated is not None:
-            # A roofline is a lower bound up to the assumed efficiency; nothing is fitted.
+        assert row.estimated > 0
+        if row.measured is not None:
             assert row.ratio == pytest.approx(row.measured / row.estimated)
     noted = [row for row in rows if row.measured is None]
     assert [row.note.startswith("oom") for row in noted] == [True] * len(noted)
@@ -138,6 +138,8 @@ def test_methods_of_published_labels():
     method = published.method_of_label("fastv k=3,r=0.75")
     assert (method.k, method.keep_ratio) == (3, 0.25)
     assert published.method_of_label("dynamic_llava I|T").output_keep_rate == 0.5
+    h2o = published.method_of_label("h2o r=0.5")
+    assert (h2o.heavy, h2o.recent) == (0.25, 0.25)
 
 
 def test_parameters_of_the_presets():
