@@ -21,6 +21,9 @@ _MEANS = {
     "kv_bytes": "byte",
 }
 
+_ANY_TEXT = 64
+"""Text tokens assumed for image tokens per layer, which do not depend on them."""
+
 
 def logged_samples(result: dict[str, Any], task: LoadedTask) -> list[dict[str, Any]]:
     """Return what lmms-eval logged, in the order of the data set whatever the launch."""
@@ -112,16 +115,14 @@ def counted(
 def _ledger(
     means: dict[str, float], keep_rate: float | None, method: Method, spec: ModelSpec
 ) -> dict[str, Counted]:
-    text = round(means.get("input_tokens", spec.image_tokens + 64)) - spec.image_tokens
-    note = "counted at the mean prompt length"
-    if "input_tokens" not in means:
-        note = "counted at 64 text tokens"
+    """Return what the schedule says; FLOPs only where the prompt's length is known."""
+    known = "input_tokens" in means
+    text = round(means["input_tokens"]) - spec.image_tokens if known else _ANY_TEXT
     if text < 1:
         return {}
     outputs = max(1, round(means.get("output_tokens", 1)))
     run = ledger.Run(spec, method, spec.prompt(text), outputs)
-    drops = any(run.schedule.drops_output)
-    if keep_rate is not None and drops:
+    if keep_rate is not None and any(run.schedule.drops_output):
         run = run.realised(output_keep=keep_rate)
     image = ledger.image_tokens_per_layer(run)
     found = {
@@ -129,8 +130,10 @@ def _ledger(
             sum(image) / len(image), "token", "mean over decoder layers, declared", "prefill"
         )
     }
-    for mode in ("prefill", "decode"):
-        if mode == "prefill" or outputs > 1:
-            macs = ledger.total(ledger.entries(run, mode))
-            found[f"{mode}_flops"] = Counted(flops.FLOPS_PER_MAC * macs, "FLOP", note, mode)
+    modes = ("prefill", "decode") if outputs > 1 else ("prefill",)
+    for mode in modes if known else ():
+        macs = ledger.total(ledger.entries(run, mode))
+        found[f"{mode}_flops"] = Counted(
+            flops.FLOPS_PER_MAC * macs, "FLOP", "counted at the mean prompt length", mode
+        )
     return found
