@@ -171,7 +171,8 @@ def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point
     for other in others:
         for axis, cost in record_costs(other).items():
             costs.setdefault(axis, [cost])
-    model = record.model.name.rstrip("/").rpartition("/")[2]
+    # A checkpoint with trained predictors is compared with the model it was made from.
+    model = record.model.name.rstrip("/").rpartition("/")[2].removesuffix("-dynamic")
     return Point(
         "measured",
         "own runs",

@@ -27,6 +27,9 @@ SHOWN = (("caption", 0), ("attribute", 0), ("counting", 1))
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
+    parser.add_argument(
+        "--pretrained", default="embedded", help="model for the embedded suite (default: embedded)"
+    )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
     parser.add_argument("--limit", type=int, default=60, help="samples per task family")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods besides dense")
@@ -50,12 +53,16 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     if args.limit < 1:
         raise UserError(f"--limit {args.limit}: accepted is a number from 1")
-    runner = ModelRunner("embedded", device="cpu")
-    parameters = {name: PARAMETERS[name] for name in args.methods if name in PARAMETERS}
-    grid = cells(["full", *args.methods], args.budgets, parameters, runner.spec)
+    runner = ModelRunner(args.pretrained, device="cpu")
+    methods = args.methods or list(METHODS)
+    if not args.methods and not runner.trained:
+        print("note: no trained predictors, so dynamic_llava is left out", file=sys.stderr)
+        methods.remove("dynamic_llava")
+    parameters = {name: PARAMETERS[name] for name in methods if name in PARAMETERS}
+    grid = cells(["full", *methods], args.budgets, parameters, runner.spec)
     store = args.out / "results"
     records = run_sweep(
-        "embedded",
+        args.pretrained,
         grid,
         ["embedded"],
         limit=args.limit,
@@ -99,7 +106,7 @@ def _overlays(runner: Any, grid: list[Cell], store: Path) -> None:
                 row["image"],
                 row["question"],
                 label=str(cell),
-                model_name="embedded",
+                model_name=runner.info.name,
             )
             overlay.write(store / FOLDER / f"{family}-{number}-{cell.method}.json")
 
