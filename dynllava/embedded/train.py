@@ -63,7 +63,7 @@ class Settings:
     """
 
     seed: int = 0
-    steps: tuple[int, int] = (900, 900)
+    steps: tuple[int, int] = (820, 705)
     minutes: tuple[float, float] | None = None
     batch: tuple[int, int] = (32, 14)
     matrix_rate: tuple[float, float] = (0.015, 0.012)
