@@ -213,15 +213,8 @@ def check_fastv(case: dict[str, Any], folder: Path, variant: str, result: CaseRe
     ours["keep_img"] = session.image_positions(session.record["fastv_kept"])
     ours["position_ids_after"] = session.trace.positions[k][0]
     ours["layer_seq_len"] = torch.tensor(session.trace.sizes)
-    recorded = session.recorded("prefill_logits")
-    if decoder == "rerank":
-        # Rows of pruned image tokens are computed by both, but nothing reads them.
-        kept = torch.cat([torch.arange(session.start), ours["keep_img"]])
-        rows = torch.cat([kept, torch.arange(session.image.stop, session.length)])
-        logits, recorded = logits[rows], recorded[rows]
-    else:
-        logits = logits[ours["position_ids_after"]]
-    result.close(f"{variant}.prefill_logits", logits, recorded, LOGITS)
+    # Re-ranking hides tokens but computes them all, and so does its recording.
+    ours["prefill_logits"] = logits[ours["position_ids_after"]]
     if cached:
         ours["kv_len_after_prefill"] = session.kv_lengths()
     steps: dict[str, list[torch.Tensor]] = {}
@@ -508,7 +501,17 @@ def tolerance_of(name: str, recorded: torch.Tensor) -> float:
     return SCORES * max(1.0, largest)
 
 
+VARIANTS = {
+    "fastv": {"baseline", *FASTV_VARIANTS},
+    "sparsevlm": {"dense", *SPARSEVLM_VARIANTS},
+    "h2o": {"full", "sim_decode", "sim_global", *H2O_VARIANTS},
+}
 METHODS = {"fastv": check_fastv, "sparsevlm": check_sparsevlm, "h2o": check_h2o}
+
+
+def covers(case: dict[str, Any]) -> bool:
+    """Return whether every variant of a case can be checked."""
+    return set(case["variants"]) <= VARIANTS.get(case["method"], set())
 
 
 @torch.no_grad()
