@@ -22,6 +22,8 @@ from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.modeling import DynamicLlavaForConditionalGeneration, check_kernel
 
+#: The shipped model with trained predictors, and the dense one it was trained from.
+EMBEDDED = ("embedded", "embedded-dense")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -53,7 +55,8 @@ def load_model(
     Parameters
     ----------
     pretrained : str or Path
-        ``"embedded"``, a local folder, or a hub name.  Accepted kinds: Dynamic-LLaVA in Hugging
+        ``"embedded"`` (``"embedded-dense"``: before its predictors were trained), a local folder,
+        or a hub name.  Accepted kinds: Dynamic-LLaVA in Hugging
         Face or official format, LLaVA-1.5 in Hugging Face or official format.
     method : str or Method, optional
         Default: ``dynamic_llava`` where the checkpoint has predictors, else ``full``.
@@ -101,11 +104,11 @@ def load_model(
 
 
 def resolve(pretrained: str | Path) -> Path:
-    """Return the local folder of ``pretrained`` (``"embedded"``, a folder, or a hub name)."""
-    if str(pretrained) == "embedded":
-        from dynllava.embedded import model_path
+    """Return the local folder of ``pretrained``: an embedded model, a folder, or a hub name."""
+    if str(pretrained) in EMBEDDED:
+        from dynllava import embedded
 
-        return Path(model_path())
+        return embedded.dynamic_path() if pretrained == "embedded" else embedded.model_path()
     folder = Path(pretrained)
     if folder.is_dir():
         return folder

@@ -20,6 +20,7 @@ __all__ = [
     "SceneDigit",
     "SceneObject",
     "ask",
+    "dynamic_path",
     "ensure_split",
     "generate_scene",
     "load_split",
@@ -32,3 +33,8 @@ __all__ = [
 def model_path() -> Path:
     """Folder of the shipped dense checkpoint, in Hugging Face format."""
     return Path(__file__).with_name("model")
+
+
+def dynamic_path() -> Path:
+    """Folder of the shipped checkpoint with trained predictors (its language model tuned along)."""
+    return Path(__file__).with_name("dynamic")

@@ -142,9 +142,9 @@ def load_spec(name: str) -> ModelSpec:
     if name in PRESETS:
         return PRESETS[name]
     if name == "embedded":
-        from dynllava.embedded.model import build_config
+        from dynllava.embedded import dynamic_path
 
-        return spec_from_config(build_config().to_dict(), "embedded")
+        return replace(spec_from_folder(dynamic_path()), name="embedded")
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise UserError(
