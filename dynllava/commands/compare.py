@@ -122,9 +122,19 @@ def _parameters(items: list[str]) -> dict[str, dict[str, Any]]:
         method, dot, key = name.partition(".")
         if not (equals and dot and method and key):
             raise UserError(f"--param {item}: accepted is METHOD.NAME=VALUE")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        found.setdefault(method, {})[key] = tuple(value) if isinstance(value, list) else value
+        found.setdefault(method, {})[key] = _value(method, key, text)
     return found
+
+
+def _value(method: str, key: str, text: str) -> Any:
+    """Return a parameter's value: JSON, or the text where it is none or the parameter is one."""
+    from dynllava import methods
+
+    fields = getattr(methods.registry().get(method), "__dataclass_fields__", {})
+    if key in fields and fields[key].type == "str":
+        return text
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return tuple(value) if isinstance(value, list) else value

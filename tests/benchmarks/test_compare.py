@@ -48,6 +48,8 @@ def test_parameters_are_json_or_text():
         "a": {"layers": (2, 6), "rate": 0.5},
         "b": {"version": "1.5x", "on": True},
     }
+    # A parameter that is a text stays one, even if it looks like a number.
+    assert compare._parameters(["sparsevlm.version=2.0"]) == {"sparsevlm": {"version": "2.0"}}
 
 
 def test_the_launcher_starts_the_same_command_without_a_launcher():
