@@ -87,12 +87,16 @@ def count_run(
     return result
 
 
-@functools.lru_cache(maxsize=4096)
 def count_operation(counter: str, operation: Operation, batch: int) -> int:
     """Return MACs of an operation, executed as ``batch * count`` products of its size."""
-    products = batch * operation.count
-    left = torch.empty(products, operation.m, operation.k, device="meta")
-    right = torch.empty(products, operation.k, operation.n, device="meta")
+    sizes = (operation.m, operation.k, operation.n)
+    return _count_products(counter, batch * operation.count, *sizes)
+
+
+@functools.lru_cache(maxsize=4096)
+def _count_products(counter: str, products: int, m: int, k: int, n: int) -> int:
+    left = torch.empty(products, m, k, device="meta")
+    right = torch.empty(products, k, n, device="meta")
     return counters.COUNTERS[counter](_Product(), (left, right)).total
 
 

@@ -1,11 +1,15 @@
 """What the ledger declares against what the real model did: KV bytes and matrix products."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from dynllava import methods
+from dynllava.embedded import model_path
 from dynllava.profiling import flops, kv, ledger, speed
 from dynllava.profiling.counters import flop_counter
+from dynllava.profiling.spec import load_spec
 from dynllava.profiling.speed import STOCK, Subject
 
 OUTPUTS = 20
@@ -42,6 +46,22 @@ def test_kv_bytes_of_a_real_run_equal_the_ledger(name, tiny_bench, tiny_spec):
             assert [int(n) for n in cache.kv_lengths()[:, row]] == state.lengths
             stored += state.total_stored
         assert cache.stored_bytes() == stored
+
+
+@pytest.mark.skipif(
+    not Path(model_path(), "config.json").is_file(), reason="the embedded checkpoint is not built"
+)
+def test_kv_bytes_of_the_embedded_model_equal_the_ledger():
+    spec = load_spec("embedded")
+    bench = speed.build_bench("embedded", spec, "cpu", "float32", "sdpa")
+    inputs = speed.make_inputs(bench, spec.prompt(20), BATCH)
+    for name in ("full", "fastv", "sparsevlm", "structure", "h2o"):
+        subject = Subject(bench, name, methods.create(name))
+        cache = run_model(subject, inputs, 6)
+        run = ledger.Run(spec, subject.method, inputs.shape, 6, BATCH)
+        state = kv.kv_state(run, 5, "float32")
+        assert cache.stored_bytes() == state.total_stored, name
+        assert cache.allocated_bytes() == state.total_allocated, name
 
 
 @pytest.mark.parametrize("chunk", [4, 16, 128])
