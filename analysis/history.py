@@ -77,6 +77,7 @@ def _page(commits: list[str], metrics: dict[str, dict[str, list[Reading]]]) -> d
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     methods = list(dict.fromkeys(name for series in metrics.values() for name in series))
     with matplotlib.rc_context({**style.RC, "axes.titlesize": 8.5}):
@@ -94,7 +95,11 @@ def _page(commits: list[str], metrics: dict[str, dict[str, list[Reading]]]) -> d
             axes = figure.add_subplot(grid[index // COLUMNS, index % COLUMNS])
             axes.set_title(name, pad=4)
             for method, readings in series.items():
-                handles.setdefault(method, _series(axes, commits, method, readings))
+                # Budgets of one method share a colour: every second one is hollow.
+                alike = [name for name in methods if name.split()[0] == method.split()[0]]
+                hollow = alike.index(method) % 2 == 1
+                handles.setdefault(method, _series(axes, commits, method, readings, hollow))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
             axes.set_xlim(-0.3, len(commits) - 0.7 if len(commits) > 1 else 0.3)
             step = math.ceil(len(commits) / 6)
             axes.set_xticks(range(0, len(commits), step), commits[::step])
@@ -106,12 +111,15 @@ def _page(commits: list[str], metrics: dict[str, dict[str, list[Reading]]]) -> d
         return figure_files(figure)
 
 
-def _series(axes: Any, commits: list[str], method: str, readings: list[Reading]) -> Any:
+def _series(
+    axes: Any, commits: list[str], method: str, readings: list[Reading], hollow: bool
+) -> Any:
     look = style.look(method.split()[0])
     xs = [commits.index(item.commit) for item in readings]
     errors = [item.error or 0 for item in readings]
+    face = "white" if hollow else look.colour
     return axes.errorbar(
         xs, [item.value for item in readings], yerr=errors if any(errors) else None,
-        color=look.colour, marker=look.marker, ms=4.5, mew=1.2, lw=1.2, elinewidth=0.9, capsize=0,
+        color=look.colour, marker=look.marker, mfc=face, ms=4.5, mew=1.2, lw=1.2, elinewidth=0.9, capsize=0,
         ls=(0, look.dashes) if look.dashes else "-",
     )  # fmt: skip

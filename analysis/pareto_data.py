@@ -105,7 +105,7 @@ def panel(
             reason = "misses a benchmark of the average" if averaged else "no score"
             missing.append(f"{point.label}: {reason}")
         elif axis not in point.costs:
-            missing.append(f"{point.label}: no {AXES[axis].title.lower()}")
+            missing.append(f"{point.label}: no {AXES[axis].phrase}")
         else:
             slower = tuple(slower_than_dense(points, point))
             marks.append(Mark(point, point.costs[axis].value, value, False, slower))

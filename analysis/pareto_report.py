@@ -119,7 +119,7 @@ def _page(
     shown = [panel for panel in (mean, *panels) if panel.curves()]
     if not shown:
         return [], {}, []
-    title = f"Accuracy against {AXES[cost].title.lower()}, {style.model_name(model)}"
+    title = f"Accuracy against {AXES[cost].phrase}, {style.model_name(model)}"
     origin = _sources(points)
     files = {}
     if mean in shown:
@@ -129,7 +129,7 @@ def _page(
     if len(panels) > 1 or mean not in shown:
         drawn = pareto_plot.draw_many(panels, title, origin)
         files |= {f"benchmarks.{kind}": data for kind, data in drawn.items()}
-    text = [f"## {source}, {model}, {AXES[cost].title.lower()}", ""]
+    text = [f"## {source}, {model}, {AXES[cost].phrase}", ""]
     text += _summary_table(mean if mean in shown else shown[0])
     text += _groups(points, shown) if with_tests else []
     if mean.names and mean.missing:

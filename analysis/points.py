@@ -27,6 +27,11 @@ class Axis:
     unit: str
     kind: str
 
+    @property
+    def phrase(self) -> str:
+        """The title within a sentence."""
+        return self.title if self.title[1].isupper() else self.title[0].lower() + self.title[1:]
+
 
 AXES = {
     item.name: item

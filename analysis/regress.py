@@ -156,7 +156,8 @@ def _differences(old: RunRecord, new: RunRecord) -> list[str]:
 
 def _short(value: object) -> str:
     text = "unknown" if value is None else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    limit = 19 if text.startswith("sha256:") else 60
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def _accuracy(old: Stored, new: Stored, policy: Policy) -> list[Check]:

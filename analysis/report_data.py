@@ -150,7 +150,7 @@ def _point(points: Sequence[Point], point: Point) -> dict[str, Any]:
         "origin": point.origin,
         "dense": point.is_dense,
         "source": point.source,
-        "slower": [AXES[name].title.lower() for name in slower_than_dense(points, point)],
+        "slower": [AXES[name].phrase for name in slower_than_dense(points, point)],
         "scores": {},
         "costs": {},
     }
