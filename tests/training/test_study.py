@@ -68,7 +68,8 @@ def test_the_study_prints_and_records(
     assert all(record.kind == "training" for record in records)
 
 
-def test_both_steps_are_measured_in_turns():
+def test_both_steps_are_measured_in_turns(monkeypatch):
+    monkeypatch.setattr(measure, "VOCABULARY", 64)
     shape = measure.Shape(32, 3, 2, 64, length=660, batch=1, sparse_layer=1)
     found = measure.compare_steps(shape, "cpu", "float32", repeats=1, checkpoint=True)
     assert found.time_ratio("policy", "plain") > 0
