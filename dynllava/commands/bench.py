@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.environment import capture
     from dynllava.profiling import bench, bench_report, render
     from dynllava.profiling.arguments import parse_integers
+    from dynllava.profiling.bench_model import build_bench
     from dynllava.profiling.spec import load_spec
-    from dynllava.profiling.speed import build_bench
     from dynllava.records import RecordStore
 
     batches = parse_integers(args.batch, "--batch")

@@ -16,9 +16,10 @@ from dynllava import methods
 from dynllava.errors import UserError
 from dynllava.methods.base import PromptShape
 from dynllava.profiling import ledger, roofline, speed, stats
+from dynllava.profiling.bench_model import Bench
 from dynllava.profiling.peak import peak_memory
 from dynllava.profiling.spec import ModelSpec
-from dynllava.profiling.speed import STOCK, Bench, Subject, Times
+from dynllava.profiling.speed import STOCK, Subject, Times
 
 TIMED = {"prefill": "prefill", "decode": "tpot", "decode_nocache": "nocache_call"}
 """Mode of the ledger -> the time that its cost is compared with."""

@@ -134,16 +134,6 @@ def _prefill_transient(
     return found
 
 
-def dense_growth_peak(run: Run, fed: int, dtype: str) -> int:
-    """Return the peak bytes of one step of a cache that grows by concatenation.
-
-    The stock ``DynamicCache`` copies one layer's K or V while the old tensor is still alive.
-    """
-    unit = run.batch * entry_bytes(run.spec.dims, dtype)
-    lengths = run.schedule.kv_lengths(fed)
-    return unit * sum(lengths) + unit * max(lengths) // 2
-
-
 def activation_bytes(run: Run, dtype: str) -> int:
     """Return an estimate of the largest working set of prefill, for one batch.
 

@@ -3,8 +3,8 @@
 import pytest
 
 from dynllava.methods.base import ModelDims
+from dynllava.profiling.bench_model import build_bench
 from dynllava.profiling.spec import ModelSpec
-from dynllava.profiling.speed import build_bench
 
 TINY_DIMS = ModelDims(
     layers=8,

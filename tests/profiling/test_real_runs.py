@@ -8,6 +8,7 @@ import torch
 from dynllava import methods
 from dynllava.embedded import model_path
 from dynllava.profiling import flops, kv, ledger, speed
+from dynllava.profiling.bench_model import build_bench
 from dynllava.profiling.counters import flop_counter
 from dynllava.profiling.spec import load_spec
 from dynllava.profiling.speed import STOCK, Subject
@@ -53,7 +54,7 @@ def test_kv_bytes_of_a_real_run_equal_the_ledger(name, tiny_bench, tiny_spec):
 )
 def test_kv_bytes_of_the_embedded_model_equal_the_ledger():
     spec = load_spec("embedded")
-    bench = speed.build_bench("embedded", spec, "cpu", "float32", "sdpa")
+    bench = build_bench("embedded", spec, "cpu", "float32", "sdpa")
     inputs = speed.make_inputs(bench, spec.prompt(20), BATCH)
     for name in ("full", "fastv", "sparsevlm", "structure", "h2o"):
         subject = Subject(bench, name, methods.create(name))
