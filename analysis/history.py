@@ -120,6 +120,7 @@ def _series(
     face = "white" if hollow else look.colour
     return axes.errorbar(
         xs, [item.value for item in readings], yerr=errors if any(errors) else None,
-        color=look.colour, marker=look.marker, mfc=face, ms=4.5, mew=1.2, lw=1.2, elinewidth=0.9, capsize=0,
+        color=look.colour, marker=look.marker, mfc=face, ms=4.5, mew=1.2, lw=1.2,
+        elinewidth=0.9, capsize=0,
         ls=(0, look.dashes) if look.dashes else "-",
     )  # fmt: skip

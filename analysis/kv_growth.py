@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dynllava import methods
 from dynllava.profiling.kv import entry_bytes
@@ -12,7 +13,7 @@ from dynllava.profiling.spec import load_spec
 TEXT_TOKENS = 56
 """Text tokens of a prompt of LVIS-VQA, single round (table 8)."""
 
-_SETTINGS = (
+_SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("full", "Dense", {}),
     ("fastv", "FastV k=3, keep 25 %", {"k": 3, "keep_ratio": 0.25}),
     ("sparsevlm", "SparseVLM", {}),

@@ -207,20 +207,20 @@ def _score(record: RunRecord) -> Value:
 
 def record_costs(record: RunRecord) -> dict[str, Cost]:
     """Return the costs of one record by axis, in the axis' unit."""
-    found = {}
+    found: dict[str, Cost] = {}
     for axis, names in _COUNTED.items():
         counted = next((record.counted[name] for name in names if name in record.counted), None)
-        factor = counted and _TO_UNIT.get((axis, counted.unit))
+        factor = None if counted is None else _TO_UNIT.get((axis, counted.unit))
         if counted is not None and factor:
             note = f"{counted.convention}, {counted.mode}"
             found[axis] = Cost(counted.value * factor, note)
-    for axis, names in _MEASURED.items():
-        timed = next((record.measured[name] for name in names if name in record.measured), None)
-        factor = timed and _TO_UNIT.get((axis, timed.unit))
-        if timed is not None and factor:
+    for axis, keys in _MEASURED.items():
+        timed = next((record.measured[name] for name in keys if name in record.measured), None)
+        scale = None if timed is None else _TO_UNIT.get((axis, timed.unit))
+        if timed is not None and scale:
             note = f"median of {timed.repeats} on {record.environment.device or 'unknown device'}"
-            spread = None if timed.iqr is None else timed.iqr * factor
-            found[axis] = Cost(timed.median * factor, note, spread)
+            spread = None if timed.iqr is None else timed.iqr * scale
+            found[axis] = Cost(timed.median * scale, note, spread)
     return found
 
 

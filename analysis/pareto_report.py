@@ -121,7 +121,7 @@ def _page(
         return [], {}, []
     title = f"Accuracy against {AXES[cost].phrase}, {style.model_name(model)}"
     origin = _sources(points)
-    files = {}
+    files: dict[str, bytes] = {}
     if mean in shown:
         over_text = ", ".join(benchmarks.title(name) for name in mean.names)
         drawn = pareto_plot.draw_one(mean, title, f"{origin}\nAverage of {over_text}")

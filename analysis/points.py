@@ -152,7 +152,8 @@ def relative_average(point: Point, dense: Point, names: Iterable[str]) -> Value 
     standard error treats benchmarks and the two runs as independent, which is conservative
     for paired runs; it is None unless every score has one.
     """
-    ratios, variances = [], []
+    ratios: list[float] = []
+    variances: list[float | None] = []
     for name in names:
         ours, theirs = point.scores.get(name), dense.scores.get(name)
         if ours is None or theirs is None:
@@ -172,9 +173,10 @@ def relative_average(point: Point, dense: Point, names: Iterable[str]) -> Value 
     mean = 100 * sum(ratios) / len(ratios)
     if point is dense:
         return Value(100.0, 0.0, None)
-    if any(item is None for item in variances):
+    known = [item for item in variances if item is not None]
+    if len(known) < len(variances):
         return Value(mean, None, None)
-    stderr = 100 * sum(variances) ** 0.5 / len(ratios)
+    stderr = 100 * sum(known) ** 0.5 / len(ratios)
     return Value(mean, stderr, None)
 
 

@@ -17,7 +17,7 @@ HEADERS = (
 
 def provenance_rows(data: ReportData) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return headers and one row of texts per record, newest first."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     records = sorted((item.record for item in data.stored), key=lambda r: r.created, reverse=True)
     for record in records:
         task, environment = record.task, record.environment

@@ -133,7 +133,7 @@ def _refusal(record: RunRecord, reason: str) -> Check:
 
 def _differences(old: RunRecord, new: RunRecord) -> list[str]:
     """Return what makes two records of one cell incomparable, in words."""
-    pairs = {
+    pairs: dict[str, tuple[object, object]] = {
         "checkpoint": (old.model.checkpoint_hash, new.model.checkpoint_hash),
         "method parameters": (old.method.parameters, new.method.parameters),
         "device": (old.environment.device, new.environment.device),

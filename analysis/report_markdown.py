@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dynllava.analysis import benchmarks, style, table_render
 from dynllava.analysis.pareto_data import panel, summarise
 from dynllava.analysis.provenance import provenance_rows
@@ -16,7 +18,7 @@ def markdown(data: ReportData) -> str:
     for table in data.own_tables:
         parts += ["", f"## {table.title}", "", table_render.render(table, "markdown")]
     parts += ["", "## Fronts, prefill compute", ""]
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (source, model), points in data.pages.items():
         shown = panel(points, "average", "prefill_flops")
         for row in summarise(shown):
@@ -26,7 +28,7 @@ def markdown(data: ReportData) -> str:
     headers = ("study", "model", "method", "budgets", "hypervolume", "mean score over costs")
     parts += [_table(headers, rows), "", f"Score: {benchmarks.title('average').lower()}.", ""]
     parts += ["## Realised share of counted savings", ""]
-    shares = [
+    shares: list[tuple[str, ...]] = [
         (s.label, "undefined" if s.value is None else f"{s.value:.0%}", s.note, s.origin)
         for s in data.shares
     ]
@@ -46,7 +48,7 @@ def markdown(data: ReportData) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(headers) + " |", "|" + "---|" * len(headers)]
     lines += ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
