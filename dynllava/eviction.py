@@ -8,6 +8,7 @@ the slot of the loser: nothing moves, nothing is copied, and the host learns not
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -329,7 +330,7 @@ def over_groups(values: torch.Tensor, kv_heads: int) -> torch.Tensor:
     return values.unflatten(1, (kv_heads, -1)).sum(2)
 
 
-def rotated(x: torch.Tensor, shift: torch.Tensor, rotary: object) -> torch.Tensor:
+def rotated(x: torch.Tensor, shift: torch.Tensor, rotary: Callable) -> torch.Tensor:
     """Return ``x`` ([B, H, q, d] or [B, q, d]) rotated by ``shift`` [B, q] further positions."""
     cos, sin = rotary(x.float(), shift)
     # Some rotary types scale their tables; a second rotation must not scale again.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -23,6 +23,7 @@ from dynllava.conformance.h2o_simulation import (
     PlainDecoder,
 )
 from dynllava.eviction import EvictingStore
+from dynllava.methods import h2o
 from dynllava.modeling import DynamicLlavaForConditionalGeneration
 
 LOGITS = 2e-4
@@ -358,7 +359,7 @@ def check_h2o(case: dict[str, Any], folder: Path, variant: str, result: CaseResu
         position=position,
         first_full_layers=params["first_full_layers"],
     )
-    heavy, recent = session.model.method.budget(session.length)
+    heavy, recent = cast(h2o.H2O, session.model.method).budget(session.length)
     logits = session.prefill()
     sums = [call.observed and call.observed.sums[0] for call in session.trace.calls]
     total = session.length + len(session.tokens)

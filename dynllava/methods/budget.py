@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.base import Method, PromptShape
+from dynllava.methods.composition import Composition
 from dynllava.methods.sparsevlm import PUBLISHED, PUBLISHED_IMAGE, numbers
 
 Budget = str | float | Sequence[float]
@@ -205,8 +206,8 @@ def _solve_h2o(
 def _solve_composition(
     name: str, goal: float, shape: PromptShape, num_layers: int, fixed: dict[str, Any]
 ) -> dict[str, Any]:
-    method = create(name, **fixed)
-    for part in (method.first, method.second):
+    parts = cast(Composition, create(name, **fixed)).parts
+    for part in parts:
         if part.name in SINGLE_CUT or part.name == "sparsevlm":
             prefix = f"{part.name}_"
             own = {

@@ -49,7 +49,8 @@ class Composition(Method):
     second: Method
 
     def __post_init__(self) -> None:
-        self.name = f"{self.first.name}+{self.second.name}"
+        # An instance has the name that creates it, which is no class's.
+        vars(self)["name"] = f"{self.first.name}+{self.second.name}"
 
     @property
     def parts(self) -> tuple[Method, Method]:
@@ -66,12 +67,14 @@ class Composition(Method):
         managers = [self._manages_cache(part) for part in self.parts]
         if all(managers):
             raise UserError(f"{self.name}: both parts drop cache entries; one of them may")
-        for part, other in ((0, 1), (1, 0)):
-            bound = self.parts[part].needs_whole_cache() or not self.parts[part].uses_cache()
-            if bound and managers[other]:
+        for part, other, manages in (
+            (self.first, self.second, managers[1]),
+            (self.second, self.first, managers[0]),
+        ):
+            if manages and (part.needs_whole_cache() or not part.uses_cache()):
                 raise UserError(
-                    f"{self.name}: this form of {self.parts[part].name} cannot work on a cache "
-                    f"that {self.parts[other].name} changes"
+                    f"{self.name}: this form of {part.name} cannot work on a cache that "
+                    f"{other.name} changes"
                 )
 
     def _manages_cache(self, part: Method) -> bool:

@@ -7,6 +7,7 @@ inter-quartile ranges; ratios to the dense stock model are taken within a round.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -128,7 +129,7 @@ def measure(
     for result in results:
         timing = result.subject
         result.peak_bytes = peak_memory(
-            bench.device, lambda timing=timing: timing.time(inputs, plan.outputs)
+            bench.device, functools.partial(timing.time, inputs, plan.outputs)
         )
     baseline = results[0]
     for result in results:

@@ -22,6 +22,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from dynllava.errors import UserError
 from dynllava.methods.base import Method, ModelDims, Operation, PromptShape, Schedule
@@ -34,6 +35,9 @@ MODES = ("prefill", "decode", "decode_nocache")
 
 LayerCounter = Callable[[ModelDims, int, int, int], dict[str, int]]
 """(dims, queries, keys, batch) -> MACs by component of one decoder layer."""
+
+
+Count = TypeVar("Count", int, float)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class Run:
             self.method.validate(layers)
             object.__setattr__(self, "schedule", self.method.schedule(self.shape, layers))
 
-    def realised(self, *, output_keep: float | None = None, **changes: object) -> Run:
+    def realised(self, *, output_keep: float | None = None, **changes: Any) -> Run:
         """Return the run with realised token counts in place of declared ones.
 
         ``output_keep`` is the realised share of kept output tokens; other ``changes`` are
@@ -132,7 +136,14 @@ def _layer_calls(schedule: Schedule, outputs: int, mode: str) -> tuple[GroupCall
     for layer, signature in enumerate(zip(*columns, strict=True)):
         groups.setdefault(signature, []).append(layer)
     # One layer stands for its group: long decodings have thousands of steps.
-    few = Schedule(*zip(*groups, strict=True), output_keep=schedule.output_keep)
+    first = [layers[0] for layers in groups.values()]
+    few = Schedule(
+        tuple(schedule.prefill_rows[layer] for layer in first),
+        tuple(schedule.prefill_kv[layer] for layer in first),
+        tuple(schedule.drops_output[layer] for layer in first),
+        tuple(schedule.kv_limit[layer] for layer in first),
+        schedule.output_keep,
+    )
     shapes: list[Counter[tuple[int, int]]] = [Counter() for _ in groups]
     if mode == "prefill":
         for counter, rows in zip(shapes, few.prefill_rows, strict=True):
@@ -234,9 +245,9 @@ def by_component(items: Iterable[Entry]) -> dict[str, int]:
     return in_table_order(totals)
 
 
-def in_table_order(totals: Mapping[str, int]) -> dict[str, int]:
+def in_table_order(totals: Mapping[str, Count]) -> dict[str, Count]:
     """Return ``totals`` with all standard components first, then those a method added."""
-    extra = [name for name in totals if name not in flops.COMPONENTS]
+    extra: list[str] = [name for name in totals if name not in flops.COMPONENTS]
     return {name: totals.get(name, 0) for name in (*flops.COMPONENTS, *extra)}
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from dynllava.methods import create
 from dynllava.methods.base import Method, PromptShape
 from dynllava.profiling.bench_model import Bench
 from dynllava.profiling.ledger import Run, evicts
@@ -200,7 +201,8 @@ def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subje
             logits = model.last_report.record["output_predictor_logits"].float()
             margins.append((logits[..., 0] - logits[..., 1]).flatten())
     threshold = float(torch.cat(margins).quantile(1 - rate))
-    return Subject(subject.bench, subject.name, replace(method, output_threshold=threshold))
+    calibrated = create(method.name, **{**method.parameters(), "output_threshold": threshold})
+    return Subject(subject.bench, subject.name, calibrated)
 
 
 def allocated_bytes(cache: Any) -> int:

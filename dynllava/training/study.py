@@ -162,7 +162,9 @@ def use(models: dict[str, Any], setting: Setting) -> Any:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison, print it, and append its records."""
     parser = argparse.ArgumentParser(prog="python -m dynllava.training.study", description=__doc__)
-    parser.add_argument("--dense", default="embedded-dense", help="weights before predictor training")
+    parser.add_argument(
+        "--dense", default="embedded-dense", help="weights before predictor training"
+    )
     parser.add_argument("--trained", required=True, help="folder of the trained model")
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int, help="samples per family")

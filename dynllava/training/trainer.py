@@ -95,7 +95,7 @@ class DynamicTrainer(Trainer):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Create the optimiser with one group per learning rate and decay."""
-        if self.optimizer is None:
+        if getattr(self, "optimizer", None) is None:
             model = self.model if model is None else model
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             options.pop("lr", None)
