@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from dynllava.commands.train import configure, run
 from dynllava.errors import UserError
-from dynllava.training.run import configure, run
 
 
 def main() -> int:
