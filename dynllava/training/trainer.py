@@ -257,8 +257,9 @@ def training_arguments(config: TrainingConfig) -> TrainingArguments:
         max_grad_norm=optim.max_grad_norm,
         bf16=run.bf16,
         tf32=run.tf32 if tf32 else None,
-        activation_checkpointing=run.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing=run.gradient_checkpointing,
+        # Named activation_checkpointing in the latest releases; this name works in all.
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=run.workers,
         dataloader_pin_memory=not on_cpu,
         remove_unused_columns=False,

@@ -1,7 +1,6 @@
 """Runs of the trainer on a tiny model: it trains, stops, resumes and refuses."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def log_of(config):
 
 
 def test_a_run_trains_predictors_and_language_model_and_can_be_loaded(tiny_config, tiny_folder):
-    config = tiny_config()
+    config = tiny_config("run.max_steps=2")
     final = train(config)
     model, processor = load_model(final)
     assert model.method.name == "dynamic_llava"
@@ -49,18 +48,6 @@ def test_a_run_trains_predictors_and_language_model_and_can_be_loaded(tiny_confi
         "loss_image_mask",
         "grad_norm_image_predictor",
     } <= first.keys()
-
-
-def test_resume_is_bit_identical(tiny_config, tmp_path):
-    whole = train(tiny_config(f"run.output_dir={tmp_path / 'whole'}"))
-    parted = tiny_config(f"run.output_dir={tmp_path / 'parted'}")
-    other = Path(train(parted))
-    for name in ("checkpoint-4", "final"):
-        shutil.rmtree(other.parent / name)
-    resumed = train(parted, resume=True)
-    expected, actual = weights(whole), weights(resumed)
-    assert all(actual[name].equal(value) for name, value in expected.items())
-    assert torch.isfinite(actual["image_predictor.output_mlp.4.weight"]).all()
 
 
 @pytest.mark.parametrize("kind", ["full", "fastv"])
