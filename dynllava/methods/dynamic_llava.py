@@ -96,9 +96,7 @@ class DynamicLlava(Method):
         if not ctx.decoding and self.vision_keep_rate < 1:
             keep = self._keep_image_tokens(ctx)
         if self.output_keep_rate < 1 and self._has_outputs(ctx):
-            if ctx.output_predictor is None:
-                raise UserError("the model has no output predictor: set output_keep_rate=1.0")
-            logits = ctx.output_predictor(stream.hidden)
+            logits = self._judge_outputs(ctx)
             ctx.record["output_predictor_logits"] = logits
             is_output = stream.is_segment(Segment.OUTPUT)
             stays = self.decide(logits)
@@ -112,6 +110,21 @@ class DynamicLlava(Method):
         """Return bool [...] from output predictor logits [..., 2]; a tie drops."""
         margin = logits[..., 0].float() - logits[..., 1].float()
         return margin > (self.output_threshold or 0.0)
+
+    def _judge_outputs(self, ctx: StepContext) -> torch.Tensor:
+        """Return output predictor logits [B, L, 2]; zero for tokens that are no output tokens."""
+        if ctx.output_predictor is None:
+            raise UserError("the model has no output predictor: set output_keep_rate=1.0")
+        hidden = ctx.stream.hidden
+        if ctx.stream.size == 1:
+            return ctx.output_predictor(hidden)
+        # A call without a cache has the prompt in front of them: judge output tokens only.
+        is_output = ctx.stream.is_segment(Segment.OUTPUT)
+        most = int(is_output.sum(1).max())
+        order = torch.argsort((~is_output).to(torch.uint8), dim=1, stable=True)[:, :most]
+        judged = ctx.output_predictor(take_rows(hidden, order))
+        logits = judged.new_zeros(*is_output.shape, 2)
+        return logits.scatter(1, order[..., None].expand(-1, -1, 2).to(judged.device), judged)
 
     def _has_outputs(self, ctx: StepContext) -> bool:
         # A decode step is one token a row and always an output token; asking the tensor

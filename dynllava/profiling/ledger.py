@@ -185,8 +185,8 @@ def operation_calls(run: Run, mode: str) -> list[tuple[Operation, int]]:
     for item in run.method.overhead(run.shape, run.spec.dims):
         times = repeats[item.phase]
         if mode == "decode_nocache" and item.component == OUTPUT_PREDICTOR:
-            # Each call judges all its rows again, prompt included.
-            times = steps * run.shape.total + steps * (steps + 1) // 2
+            # Each call judges all its output tokens again.
+            times = steps * (steps + 1) // 2
         if times:
             found.append((item, times))
     return found
