@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from dynllava.config import DynamicLlavaConfig
 from dynllava.modeling import DynamicLlavaForConditionalGeneration
@@ -60,7 +61,7 @@ class Comparison:
     seconds : dict of str to list of float
         Wall time of each repeat.
     peak_bytes : dict of str to (int or None)
-        See :func:`dynllava.profiling.peak.peak_memory`.
+        See :func:`allocated_peak`.
     """
 
     seconds: dict[str, list[float]]
@@ -190,7 +191,7 @@ def compare(
     peaks = {}
     for name, function in functions.items():
         function()  # buffers that stay are not counted as this function's peak
-        peaks[name] = peak_memory(device, function)
+        peaks[name] = allocated_peak(device, function)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -200,6 +201,27 @@ def compare(
             _synchronize(device)
             seconds[name].append(time.perf_counter() - start)
     return Comparison(seconds, peaks)
+
+
+def allocated_peak(device: torch.device, work: Callable[[], None]) -> int | None:
+    """Return the peak bytes of ``work``: on a CPU of the tensors allocated while it runs.
+
+    Resident memory would not do there: what an earlier run freed stays with the process.
+    """
+    if device.type != "cpu":
+        return peak_memory(device, work)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in recorded.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    now = peak = 0
+    for _, change in sorted(events):
+        now += change
+        peak = max(peak, now)
+    return peak
 
 
 def compare_steps(shape: Shape, device: str, dtype: str, repeats: int, checkpoint: bool) -> Any:
