@@ -2,7 +2,7 @@
 
 ``python -m dynllava.training.sweep --out results/training [key=value ...]`` trains each variant
 from the embedded configuration and appends the held-out scores of its predictors to the records.
-Variants whose label is in the store already are not trained again.
+A record's label names the variant and its steps; what is in the store already is not made again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = known_labels(args.out)
     try:
         for label in args.only or VARIANTS:
-            if label not in done:
+            steps = read_config("embedded", args.overrides).run.max_steps
+            if f"{label}, {steps} steps" not in done:
                 run_variant(label, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -78,8 +79,9 @@ def run_variant(label: str, args: argparse.Namespace) -> None:
         args.trained = str(train(config))
         model, processor = load_model(args.trained)
         rows = {name: family_rows(args.split, name, args.limit) for name in FAMILIES}
-        setting = Setting(label, "trained", model.method.name, model.method.parameters())
-        scores = {name: score(model, processor, part) for name, part in rows.items()}
+        name = f"{label}, {config.run.max_steps} steps"
+        setting = Setting(name, "trained", model.method.name, model.method.parameters())
+        scores = {family: score(model, processor, part) for family, part in rows.items()}
         RecordWriter(args, {"trained": model}, rows).add(setting, scores, model)
     questions = [name for name in FAMILIES if name != CAPTION]
     mean = sum(scores[name].accuracy() for name in questions) / len(questions)
