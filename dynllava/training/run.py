@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynllava.errors import UserError
 from dynllava.training import checkpointing
 from dynllava.training.config import TrainingConfig, read_config
@@ -89,6 +91,9 @@ def _start(output: Path, identity: dict[str, Any], resume: bool, arguments: Any)
         raise UserError(f"{output} already holds a run: --resume continues it")
     if known:
         checkpointing.check_resume(output, identity)
+    if arguments.world_size > 1:
+        # Every process must have looked at the folder before one of them claims it.
+        torch.distributed.barrier()
     with arguments.main_process_first(desc="checkpoint folder"):
         if arguments.process_index == 0:
             checkpointing.remove_torn(output)
