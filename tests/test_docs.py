@@ -45,7 +45,7 @@ def shown() -> list[tuple[str, str]]:
 def words(command: str) -> list[str]:
     """Arguments, with placeholders made concrete and optional parts (in brackets) left out."""
     command = re.sub(r"\[[^\]]*\]", "", command.replace('\\"', '"'))
-    command = command.replace("table N", "table 1").rstrip('" ')
+    command = re.sub(r"\$\w+", "2", command.replace("table N", "table 1")).rstrip('" ')
     if command.count('"') % 2:
         command += '"'
     return shlex.split(command)
