@@ -161,3 +161,10 @@ def test_torchvision_is_removed_only_where_it_cannot_work(name, tmp_path):
 
 def write(path, text):
     path.write_text(text)
+
+
+def test_the_readme_shows_what_the_records_say():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "readme_results.py"), "--check"], check=False
+    )
+    assert done.returncode == 0
