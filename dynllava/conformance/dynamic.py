@@ -28,11 +28,17 @@ def prepare(case: dict[str, Any], folder: Path) -> DynamicLlavaForConditionalGen
     model = golden_model(folder)
     sparsity = model.config.sparsity()
     overrides = case.get("config_overrides", {})
+    judges = overrides.get("use_text_predictor", True) and overrides.get(
+        "use_output_text_predictor", sparsity.use_output_text_predictor
+    )
+    rates = overrides.get("vision_keep_rate", sparsity.vision_keep_rate)
+    sees = overrides.get("use_vision_predictor", sparsity.use_vision_predictor)
     model.set_method(
         "dynamic_llava",
         sparse_layer=overrides.get("sparse_layer", sparsity.sparse_layer),
-        vision_keep_rate=overrides.get("vision_keep_rate", sparsity.vision_keep_rate),
-        output_keep_rate=overrides.get("output_text_keep_rate", sparsity.output_text_keep_rate),
+        vision_keep_rate=rates if sees else 1.0,
+        # Inference decides by the logits: the rate only says whether the predictor runs.
+        output_keep_rate=sparsity.output_text_keep_rate if judges else 1.0,
     )
     return model
 
