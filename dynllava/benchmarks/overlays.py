@@ -21,7 +21,7 @@ class _Function(str):
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    """A dumper of our own, so that the representer below changes no other user of yaml."""
 
 
 _Dumper.add_representer(

@@ -28,8 +28,8 @@ RERANK = {
     "ranks; the golden mask_cache recordings replace this",
 }
 REPRUNE = {
-    name: "runs without a cache only (re-prunes at every call); the golden no-cache recordings "
-    "replace this"
+    name: "runs without a cache only (re-prunes at every call): batching and generation are in "
+    "tests/methods/test_selection.py, the calls in the golden no-cache recordings"
     for name in (
         "batched generation = one by one",
         "cached = uncached",
@@ -45,6 +45,12 @@ REPRUNE = {
         "batched = one by one",
         "bfloat16 close to float32",
     )
+}
+
+RANK = {
+    name: "its counts depend on the prompt, so the declared schedule is an estimate; the lengths "
+    "seen are compared with the official recordings (golden rank.layer_seq_len) instead"
+    for name in ("schedule = lengths seen", "schedule without a cache")
 }
 
 CASES = [
@@ -84,6 +90,13 @@ CASES = [
         "sparsevlm-2.0",
         "sparsevlm",
         {"version": "2.0", "pruning_layers": "1/3", "budgets": "8/4", "priority_heads": 2},
+    ),
+    MethodCase(
+        "sparsevlm-rank",
+        "sparsevlm",
+        {"version": "rank", "pruning_layers": "1/3", "scale": 2.0},
+        None,
+        RANK,
     ),
     MethodCase(
         "h2o", "h2o", {"heavy": 0.25, "recent": 0.25}, {"heavy": 1.0, "recent": 1.0}, EVICTION
