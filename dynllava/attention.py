@@ -137,9 +137,19 @@ def _prompt(
 
         return policy_attention(query, key, value, call.policy.to(query.device), scaling)
     if call.probe is not None:
-        call.observed = observe(query, key, call.probe, scaling, call.length.to(query.device))
+        own_mask = call.mask is not None or (call.store is not None and call.store.masks_prompt)
+        call.observed = observe(
+            query,
+            key,
+            call.probe,
+            scaling,
+            call.length.to(query.device),
+            None if own_mask else value,
+        )
     if call.store is not None:
         call.store.fill_prompt(key, value, call)
+    if call.observed is not None and call.observed.output is not None:
+        return call.observed.output
     mask = None if call.mask is None else call.mask.to(query.device)
     if call.kernel == "flash_attention_2" and mask is None:
         flash = AttentionInterface()["flash_attention_2"]
@@ -186,9 +196,7 @@ def attend(
         packed = query.reshape(batch, heads // groups, groups, dim)
         out = attend(packed, key, value, scaling, mask=mask, kernel=kernel)
         return out.reshape(batch, heads, 1, dim)
-    if groups > 1:
-        key = key.repeat_interleave(groups, 1)
-        value = value.repeat_interleave(groups, 1)
+    key, value = per_query_head(key, query.shape[1]), per_query_head(value, query.shape[1])
     if kernel == "eager":
         weights = softmax_weights(query, key, scaling, mask=mask, causal=causal)
         return weights.to(query.dtype) @ value
@@ -222,7 +230,12 @@ def softmax_weights(
 
 
 def observe(
-    query: torch.Tensor, key: torch.Tensor, probe: Probe, scaling: float, length: torch.Tensor
+    query: torch.Tensor,
+    key: torch.Tensor,
+    probe: Probe,
+    scaling: float,
+    length: torch.Tensor,
+    value: torch.Tensor | None = None,
 ) -> Observed:
     """Compute what ``probe`` asks for, never a full attention matrix.
 
@@ -232,9 +245,11 @@ def observe(
     key : Tensor [B, Hkv, L, d]
     length : Tensor [B] int64
         Valid tokens per row; padded queries are left out of the column sums.
+    value : Tensor [B, Hkv, L, d], optional
+        Where given, column sums bring the attention's output along.
     """
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    rows = sums = None
+    key = per_query_head(key, query.shape[1])
+    rows = sums = output = None
     if probe.query_rows is not None:
         index = probe.query_rows.to(query.device)
         chosen = query.gather(
@@ -243,8 +258,15 @@ def observe(
         visible = torch.arange(key.shape[2], device=query.device) <= index[:, :, None]
         rows = softmax_weights(chosen, key, scaling, mask=visible[:, None])
     if probe.column_sums:
-        sums = column_sums(query, key, scaling, length)
-    return Observed(rows=rows, sums=sums)
+        value = None if value is None else per_query_head(value, query.shape[1])
+        sums, output = summed_attention(query, key, value, scaling, length)
+    return Observed(rows=rows, sums=sums, output=output)
+
+
+def per_query_head(entries: torch.Tensor, heads: int) -> torch.Tensor:
+    """Return keys or values [B, Hkv, L, d] once for each of ``heads`` query heads."""
+    groups = heads // entries.shape[1]
+    return entries.repeat_interleave(groups, 1) if groups > 1 else entries
 
 
 def observe_cached(
@@ -265,7 +287,7 @@ def observe_cached(
         True = visible.
     """
     heads = query.shape[1]
-    key = key.repeat_interleave(heads // key.shape[1], 1)
+    key = per_query_head(key, heads)
     index = probe.query_rows.to(query.device)[:, None, :, None]
     chosen = query.gather(2, index.expand(-1, heads, -1, query.shape[-1]))
     if mask is not None:
@@ -274,19 +296,51 @@ def observe_cached(
     return Observed(rows=softmax_weights(chosen, key, scaling, mask=mask))
 
 
-def column_sums(
-    query: torch.Tensor, key: torch.Tensor, scaling: float, length: torch.Tensor
-) -> torch.Tensor:
-    """Return [B, H, L] float32: causal attention summed over each row's valid queries.
+def summed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor | None,
+    scaling: float,
+    length: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the causal attention's column sums, and its output where values are given.
 
     Works in blocks of :data:`QUERY_BLOCK` queries: memory grows with L, not with its square.
+    The probabilities are formed anyway, so the output costs one product more, which is less than
+    a second, fused pass.
+
+    Parameters
+    ----------
+    query, key : Tensor [B, H, L, d]
+    value : Tensor [B, H, L, d] or None
+    scaling : float
+        Softmax scale.
+    length : Tensor [B] int64
+        Valid tokens per row; padded queries are left out of the sums.
+
+    Returns
+    -------
+    tuple
+        Sums [B, H, L] float32; output [B, H, L, d] in the query's dtype, or None.
     """
-    total = query.new_zeros(query.shape[:2] + key.shape[2:3], dtype=torch.float32)
-    for start in range(0, query.shape[2], QUERY_BLOCK):
-        block = query[:, :, start : start + QUERY_BLOCK]
+    batch, heads, count, dim = query.shape
+    query, keys = query.reshape(-1, count, dim), key.reshape(-1, count, dim).transpose(1, 2)
+    total = query.new_zeros(batch * heads, 1, count, dtype=torch.float32)
+    real = (torch.arange(count, device=query.device) < length[:, None]).float()
+    real = real.repeat_interleave(heads, 0)[:, None]
+    parts = []
+    for start in range(0, count, QUERY_BLOCK):
+        block = query[:, start : start + QUERY_BLOCK]
         # Later keys are invisible to the whole block.
-        end = start + block.shape[2]
-        weights = softmax_weights(block, key[:, :, :end], scaling, causal=True, first_row=start)
-        real = torch.arange(start, end, device=query.device)[None, :] < length[:, None]
-        total[:, :, :end] += (weights * real[:, None, :, None]).sum(2)
-    return total
+        end = start + block.shape[1]
+        hidden = block.new_full((block.shape[1], end), float("-inf")).triu(start + 1)
+        scores = torch.baddbmm(hidden, block, keys[:, :, :end], alpha=scaling)
+        weights = scores.softmax(-1, dtype=torch.float32)
+        total[:, :, :end] += real[:, :, start:end] @ weights
+        if value is not None:
+            parts.append(weights.to(value.dtype) @ value.reshape(-1, count, dim)[:, :end])
+    sums = total.view(batch, heads, count)
+    if not parts:
+        return sums, None
+    output = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return sums, output.view(batch, heads, count, dim)

@@ -62,10 +62,12 @@ class LayerStore:
     """K and V of one layer, ``[B, Hkv, capacity, d]``.
 
     ``shares_lengths`` tells whether the decoder commits the group's lengths after a call (True), or
-    the store keeps its own books (methods that evict per head).
+    the store keeps its own books (methods that evict per head).  ``masks_prompt``: the store hides
+    keys from the prompt's own attention.
     """
 
     shares_lengths = True
+    masks_prompt = False
 
     def __init__(self, lengths: Lengths, chunk: int = DEFAULT_CHUNK) -> None:
         self.lengths = lengths
@@ -151,10 +153,9 @@ class LayerStore:
         key, value : Tensor [B, Hkv, q, d]
             New entries.
         """
-        batch, heads, count, dim = key.shape
-        index = slots[..., None].expand(batch, heads, count, dim)
-        self.key.scatter_(2, index, key)
-        self.value.scatter_(2, index, value)
+        places = (*row_and_head(key), slots)
+        self.key.index_put_(places, key)
+        self.value.index_put_(places, value)
 
     def index(self, rows: torch.Tensor) -> None:
         """Reorder or repeat rows."""
@@ -317,6 +318,13 @@ def flash_step(
         softmax_scale=scaling,
     )
     return out.transpose(1, 2)
+
+
+def row_and_head(entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices [B, 1, 1] and [1, H, 1] that address ``entries`` [B, H, ...]."""
+    batch, heads = entries.shape[:2]
+    rows = torch.arange(batch, device=entries.device)[:, None, None]
+    return rows, torch.arange(heads, device=entries.device)[None, :, None]
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from dynllava.attention import LayerCall, softmax_weights
-from dynllava.cache import LayerStore, Lengths, round_up
+from dynllava.cache import LayerStore, Lengths, round_up, row_and_head
 
 ABSENT = -1
 
@@ -233,8 +233,7 @@ class EvictingStore(LayerStore):
             return pad(tensor.gather(2, order), (0, more), value=empty)
 
         def vectors(tensor: torch.Tensor) -> torch.Tensor:
-            index = order[..., None].expand(-1, -1, -1, tensor.shape[3])
-            return pad(tensor.gather(2, index), (0, 0, 0, more))
+            return pad(tensor[(*row_and_head(tensor), order)], (0, 0, 0, more))
 
         self.key, self.value = vectors(key), vectors(value)
         self.ordinal = entries(ordinal.masked_fill(~keep, ABSENT), ABSENT)

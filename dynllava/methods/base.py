@@ -163,10 +163,14 @@ class Probe:
 
 @dataclass
 class Observed:
-    """What a :class:`Probe` saw (see there for shapes)."""
+    """What a :class:`Probe` saw (see there for shapes).
+
+    ``output`` [B, H, L, d] is the attention's output, where the column sums brought it along.
+    """
 
     rows: torch.Tensor | None = None
     sums: torch.Tensor | None = None
+    output: torch.Tensor | None = None
 
 
 @dataclass

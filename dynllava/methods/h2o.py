@@ -153,14 +153,20 @@ class H2O(Method):
         )
 
     def overhead(self, shape: PromptShape, dims: ModelDims) -> list[Operation]:
-        """Return the second pass over the causal square that the column sums need."""
+        """Return the pass over the causal square that only a restricted prompt needs."""
         return self.overhead_on((shape.total,) * dims.layers, shape, dims)
 
     def overhead_on(
         self, rows: tuple[int, ...], shape: PromptShape, dims: ModelDims
     ) -> list[Operation]:
-        """Return the column sums' products; a block of queries sees only the keys up to its end."""
-        operations = []
+        """Return the products of the scores that a restricted prompt (``phase``) needs beforehand.
+
+        Otherwise the prompt's own attention gives them along the way.  A block of queries sees
+        only the keys up to its end.
+        """
+        operations: list[Operation] = []
+        if self.phase == "decode":
+            return operations
         for layer in range(self.first_full_layers, dims.layers):
             count = rows[layer]
             starts = range(0, count, QUERY_BLOCK)

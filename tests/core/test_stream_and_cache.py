@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynllava.attention import LayerCall, column_sums, observe, softmax_weights
+from dynllava.attention import LayerCall, observe, softmax_weights, summed_attention
 from dynllava.cache import LayerStore, Lengths, SparseCache
 from dynllava.methods.base import Probe
 from dynllava.methods.random import hash_uniform
@@ -127,15 +128,18 @@ def test_observed_rows_and_column_sums_equal_the_full_matrix(length, seed):
         torch.testing.assert_close(seen.sums[row], full[row, :, : valid[row]].sum(1))
 
 
-def test_column_sums_do_not_depend_on_the_block(monkeypatch):
+@pytest.mark.parametrize("count", [1, 5, 33])
+def test_sums_and_output_of_one_pass_do_not_depend_on_the_block(monkeypatch, count):
     import dynllava.attention as attention
 
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(1, 2, 33, 8, generator=generator)
-    key = torch.randn(1, 2, 33, 8, generator=generator)
-    expected = column_sums(query, key, 0.3, torch.tensor([33]))
+    query, key, value = torch.randn(3, 2, 4, count, 8, generator=torch.Generator().manual_seed(0))
+    length = torch.tensor([count, max(1, count // 2)])
+    arguments = (query, key, value, 0.3, length)
+    sums, output = summed_attention(*arguments)
+    torch.testing.assert_close(output, attention.attend(query, key, value, 0.3, causal=True))
     monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
-    torch.testing.assert_close(column_sums(query, key, 0.3, torch.tensor([33])), expected)
+    torch.testing.assert_close(summed_attention(*arguments), (sums, output))
+    assert summed_attention(query, key, None, 0.3, length)[1] is None
 
 
 def test_hash_is_uniform_and_independent_of_the_batch():

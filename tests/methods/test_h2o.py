@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import batch, pixels, prompts, tiny_model
 
-from dynllava.attention import LayerCall, column_sums, observe
+from dynllava.attention import LayerCall, observe
 from dynllava.conformance.h2o_simulation import PlainDecoder
 from dynllava.errors import UserError
 from dynllava.eviction import Budget, EvictingStore, kept_entries
@@ -135,14 +135,6 @@ def test_equal_scores_keep_the_earlier_entry():
     ordinal = torch.tensor([[[0, 1, 2, 3, 4, -1]]])
     keep = kept_entries(score, ordinal, *(torch.tensor([n]) for n in (5, 2, 1)))
     assert keep[0, 0].tolist() == [True, True, False, False, True, False]
-
-
-def test_column_sums_need_no_square(monkeypatch):
-    query, key = torch.randn(2, 4, 37, 8), torch.randn(2, 4, 37, 8)
-    length = torch.tensor([37, 20])
-    whole = column_sums(query, key, 0.3, length)
-    monkeypatch.setattr("dynllava.attention.QUERY_BLOCK", 8)
-    torch.testing.assert_close(column_sums(query, key, 0.3, length), whole)
 
 
 def test_it_refuses_to_run_without_a_cache():
