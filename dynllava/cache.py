@@ -143,6 +143,9 @@ class LayerStore:
             self.key = torch.nn.functional.pad(self.key, (0, 0, 0, more))
             self.value = torch.nn.functional.pad(self.value, (0, 0, 0, more))
 
+    def prepare(self, count: int) -> None:
+        """Do on the host what ``count`` further tokens need (stores with books of their own)."""
+
     def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Write new entries.
 
@@ -239,6 +242,16 @@ class SparseCache(Cache):
         group = Lengths(length, bound, exact)
         self.groups.append(group)
         return group
+
+    def make_room(self, count: int) -> None:
+        """Let every layer prepare for ``count`` further tokens a row, before they are fed."""
+        done: list[Lengths] = []
+        for store in self.stores:
+            if not store.shares_lengths:
+                store.prepare(count)
+            elif not any(group is store.lengths for group in done):
+                done.append(store.lengths)
+                self.reserve(store.lengths, count + 1)
 
     def reserve(self, group: Lengths, extra: int) -> None:
         """Make room for ``extra`` entries behind the longest row of ``group``'s layers."""

@@ -69,6 +69,8 @@ class Pass:
         Filled by a prompt, continued otherwise.
     kernel : str
         Attention kernel.
+    compiled : callable or None
+        :meth:`_walk`, compiled; then a step's shapes depend on the cache's capacity alone.
     """
 
     def __init__(
@@ -78,7 +80,10 @@ class Pass:
         ctx: StepContext,
         cache: SparseCache | None,
         kernel: str,
+        compiled: Callable[..., Any] | None = None,
     ) -> None:
+        self.compiled = compiled
+        self.fixed = compiled is not None
         self.model = language_model
         self.method = method
         self.ctx = ctx
@@ -185,12 +190,25 @@ class Pass:
         return store
 
     def _continue(self, phase: str) -> DecoderResult:
+        size = self.stream.size
+        self.cache.make_room(size)
+        walk = Pass._walk if self.compiled is None else self.compiled
+        for group, kept_count in walk(self, phase):
+            group.advance(size, kept_count)
+        return self._finish()
+
+    def _walk(self, phase: str) -> list[tuple[Lengths, torch.Tensor | None]]:
+        """Run the layers on a cache; return each group of layers with its kept tokens [B].
+
+        Whatever the host decides from numbers that change from step to step stays outside, so that
+        a step with ``fixed`` shapes can be compiled.
+        """
         stream = self.stream
         kept: torch.Tensor | None = None
         observed: Observed | None = None
         group: Lengths | None = None
         plan: _GroupPlan | None = None
-        plans: list[tuple[Lengths, _GroupPlan]] = []
+        plans: list[tuple[Lengths, torch.Tensor | None]] = []
         for index, layer in enumerate(self.model.layers):
             selection = self.method.select(index, self.ctx, observed)
             if selection is not None and selection.hide:
@@ -211,9 +229,9 @@ class Pass:
             if store.shares_lengths:
                 if store.lengths is not group or selection is not None:
                     group = store.lengths
-                    self.cache.reserve(group, stream.size + 1)
-                    plan = _GroupPlan.make(group, stream, kept, phase, self.hidden_keys)
-                    plans.append((group, plan))
+                    span = store.capacity if self.fixed else None
+                    plan = _GroupPlan.make(group, stream, kept, phase, self.hidden_keys, span)
+                    plans.append((group, plan.kept_count))
                     if plan.position is not None:
                         self.stream = replace(self.stream, position=plan.position)
                 call.slots, call.mask, call.span = plan.slots, plan.mask, plan.span
@@ -223,9 +241,7 @@ class Pass:
                 self.stream = replace(self.stream, position=position)
             self._run_layer(layer, call)
             observed = call.observed
-        for group, plan in plans:
-            group.advance(stream.size, plan.kept_count)
-        return self._finish()
+        return plans
 
     def _run_layer(self, layer: nn.Module, call: LayerCall) -> None:
         stream = self.stream
@@ -267,9 +283,13 @@ class _GroupPlan:
         kept: torch.Tensor | None,
         phase: str,
         hidden_keys: torch.Tensor | None,
+        span: int | None,
     ) -> _GroupPlan:
-        build = cls._step if phase == "step" else cls._extend
-        plan = build(group, stream, kept)
+        """Plan a call; ``span`` is the number of entries that a step of fixed shape looks at."""
+        if phase == "step":
+            plan = cls._step(group, kept, span)
+        else:
+            plan = cls._extend(group, stream, kept)
         if hidden_keys is not None:
             plan.hide(hidden_keys)
         if group.compact:
@@ -278,10 +298,12 @@ class _GroupPlan:
         return plan
 
     @classmethod
-    def _step(cls, group: Lengths, stream: TokenStream, kept: torch.Tensor | None) -> _GroupPlan:
-        span = group.bound + 1
+    def _step(cls, group: Lengths, kept: torch.Tensor | None, span: int | None) -> _GroupPlan:
         mask = None
-        if not group.exact:
+        masked = span is not None or not group.exact
+        if span is None:
+            span = group.bound + 1
+        if masked:
             columns = torch.arange(span, device=group.length.device)
             mask = (columns <= group.length[:, None])[:, None, None, :]
         return cls(

@@ -130,6 +130,12 @@ class EvictingStore(LayerStore):
             mask = mask & call.mask.to(mask.device)
         return mask.repeat_interleave(call.observed.sums.shape[1] // score.shape[1], 1)
 
+    def prepare(self, count: int) -> None:
+        """Make room for one token's step (an extension allocates anew), and bound the lengths."""
+        if count == 1:
+            self.grow(self.lengths.bound + 1)
+        self.lengths.bound = min(self.lengths.bound + count, self.limit)
+
     def step(
         self,
         query: torch.Tensor,
@@ -139,7 +145,6 @@ class EvictingStore(LayerStore):
         call: LayerCall,
     ) -> torch.Tensor:
         """Write one token into each head's free slot, attend, score, evict one entry a head."""
-        self.grow(self.lengths.bound + 1)
         slot = self.free[..., None]
         self.write(slot, key, value)
         newest = self.seen[:, None, None].expand_as(slot)
@@ -173,7 +178,6 @@ class EvictingStore(LayerStore):
         self.ordinal.scatter_(2, loser[..., None], gone)
         self.free = torch.where(over[:, None], loser, count[:, None])
         self.lengths.length = torch.where(over, self.lengths.length, count)
-        self.lengths.bound = min(self.lengths.bound + 1, self.limit)
 
     def extend(
         self,
@@ -210,7 +214,6 @@ class EvictingStore(LayerStore):
         self.seen = self.seen + length
         keep = kept_entries(score, ordinal, self.seen, self.heavy, self.recent)
         self.lengths.length = torch.minimum(self.lengths.length + length, self.heavy + self.recent)
-        self.lengths.bound = min(self.lengths.bound + count, self.limit)
         self._hold(keep, keys, values, ordinal, score, place)
         return out
 

@@ -111,6 +111,7 @@ def test_the_store_keeps_what_a_full_recomputation_keeps(
         before, seen = store.lengths.length.clone(), store.seen.clone()
         call = LayerCall("sdpa", operation, length=torch.full((rows,), count))
         call.position = store.seen[:, None] + torch.arange(count)
+        store.prepare(count)
         act = store.step if operation == "step" else store.extend
         out = act(random(count), random(count), random(count), 0.5, call)
         assert torch.isfinite(out).all()
