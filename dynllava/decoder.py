@@ -83,7 +83,7 @@ class Pass:
         compiled: Callable[..., Any] | None = None,
     ) -> None:
         self.compiled = compiled
-        self.fixed = compiled is not None
+        self.fixed = False
         self.model = language_model
         self.method = method
         self.ctx = ctx
@@ -141,6 +141,7 @@ class Pass:
 
     def step(self) -> DecoderResult:
         """Feed one token a row on top of the cache."""
+        self.fixed = self.compiled is not None
         return self._continue("step")
 
     def extend(self) -> DecoderResult:
@@ -192,7 +193,7 @@ class Pass:
     def _continue(self, phase: str) -> DecoderResult:
         size = self.stream.size
         self.cache.make_room(size)
-        walk = Pass._walk if self.compiled is None else self.compiled
+        walk = self.compiled if self.fixed else Pass._walk
         for group, kept_count in walk(self, phase):
             group.advance(size, kept_count)
         return self._finish()
@@ -286,10 +287,8 @@ class _GroupPlan:
         span: int | None,
     ) -> _GroupPlan:
         """Plan a call; ``span`` is the number of entries that a step of fixed shape looks at."""
-        if phase == "step":
-            plan = cls._step(group, kept, span)
-        else:
-            plan = cls._extend(group, stream, kept)
+        step = phase == "step"
+        plan = cls._step(group, kept, span) if step else cls._extend(group, stream, kept)
         if hidden_keys is not None:
             plan.hide(hidden_keys)
         if group.compact:

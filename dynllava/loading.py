@@ -20,7 +20,11 @@ from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.base import Method
-from dynllava.modeling import DynamicLlavaForConditionalGeneration, check_kernel
+from dynllava.modeling import (
+    DynamicLlavaForConditionalGeneration,
+    check_kernel,
+    refuse_compiling,
+)
 
 #: The shipped model with trained predictors, and the dense one it was trained from.
 EMBEDDED = ("embedded", "embedded-dense")
@@ -49,6 +53,7 @@ def load_model(
     device: str | torch.device = "cpu",
     attn_implementation: str = "sdpa",
     device_map: str | dict[str, Any] | None = None,
+    compile: bool = False,
 ) -> tuple[DynamicLlavaForConditionalGeneration, Any]:
     """Load a model and its processor.
 
@@ -70,6 +75,8 @@ def load_model(
         sdpa, eager or flash_attention_2.
     device_map : str or dict, optional
         As in ``from_pretrained``.
+    compile : bool
+        Compile decode steps (:meth:`~DynamicLlavaForConditionalGeneration.set_compile`).
 
     Returns
     -------
@@ -88,6 +95,10 @@ def load_model(
             f"{folder}: model_type={kind!r}; accepted are dynamic_llava, llava, "
             f"{', '.join(OFFICIAL_TYPES)}"
         )
+    if compile:
+        refuse_compiling(attn_implementation)
+        if device_map is not None:
+            raise UserError("compile=True with device_map: accepted is one device")
     model = _build(folder, kind, check_kernel(attn_implementation), parse_dtype(dtype))
     model = _place(model, device, device_map)
     if method is None and not _trained_predictors(model):
@@ -100,6 +111,8 @@ def load_model(
     elif method_args:
         name = model.method.name
         model.set_method(name, **{**model.method.parameters(), **method_args})
+    if compile:
+        model.set_compile()
     return model.eval(), load_processor(folder)
 
 

@@ -11,6 +11,7 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from dynllava import attention
 from dynllava.cache import DEFAULT_CHUNK, SparseCache
+from dynllava.compiled import CompiledSteps
 from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.decoder import DecoderResult, Pass, PolicyHook, make_context
 from dynllava.errors import UserError
@@ -41,6 +42,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self._build_predictors(config.sparsity())
         self.last_report: CallReport | None = None
         self.kv_chunk = DEFAULT_CHUNK
+        self.compiled_steps: CompiledSteps | None = None
         self._stock: tuple[nn.Module, ...] = ()
         self._take_over_attention()
         self.set_method(default_method(config))
@@ -81,6 +83,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """Choose the kernel: sdpa, eager or flash_attention_2."""
         super().set_attn_implementation(attn_implementation, **kwargs)
         self._take_over_attention()
+        if self.compiled_steps is not None:
+            refuse_compiling(self.kernel)
 
     # ------------------------------------------------------------------ method
 
@@ -101,6 +105,28 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         chosen.validate(self.config.text_config.num_hidden_layers)
         chosen.check_checkpoint(self.config.sparsity().to_dict())
         self.method = chosen
+
+    def set_compile(self, enabled: bool = True, backend: str = "inductor") -> None:
+        """Compile decode steps with ``torch.compile``, or stop doing so.
+
+        The first steps of a method, a batch size and a cache size take seconds to minutes; it pays
+        for long or many generations.  FastV's re-ranking decoder keeps its ordinary steps.
+
+        Parameters
+        ----------
+        enabled : bool
+            Whether steps are compiled.
+        backend : str
+            Backend of ``torch.compile``.
+
+        Raises
+        ------
+        UserError
+            If the attention kernel is FlashAttention's.
+        """
+        if enabled:
+            refuse_compiling(self.kernel)
+        self.compiled_steps = CompiledSteps(backend) if enabled else None
 
     def unwrap(self) -> LlavaForConditionalGeneration:
         """Return the stock model that was wrapped; it was never changed."""
@@ -235,7 +261,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             decoding=continuing,
             predictors={"image": self.image_predictor, "output": self.output_predictor},
         )
-        run = Pass(self.model.language_model, self.method, ctx, cache, self.kernel)
+        step = self.compiled_steps.of(self.method) if self.compiled_steps is not None else None
+        run = Pass(self.model.language_model, self.method, ctx, cache, self.kernel, step)
         if not continuing:
             return run.prompt(policy_hook), ctx.record
         return (run.step() if stream.size == 1 else run.extend()), ctx.record
@@ -446,6 +473,12 @@ def check_kernel(name: str | None) -> str:
             f"attn_implementation={name!r}: accepted are {', '.join(attention.KERNELS)}"
         )
     return name
+
+
+def refuse_compiling(kernel: str) -> None:
+    """Refuse to compile around a kernel that the compiler cannot see into."""
+    if kernel == "flash_attention_2":
+        raise UserError("compile=True with flash_attention_2: accepted are sdpa and eager")
 
 
 def refuse_sliding_windows(text_config: Any) -> None:

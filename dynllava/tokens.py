@@ -59,11 +59,11 @@ class TokenStream:
 
     def valid(self) -> torch.Tensor:
         """Return [B, L] bool, True where a token is not padding."""
-        return self.segment != Segment.PAD
+        return self.segment != int(Segment.PAD)
 
     def is_segment(self, segment: Segment) -> torch.Tensor:
         """Return [B, L] bool, True where the token is of ``segment``."""
-        return self.segment == segment
+        return self.segment == int(segment)
 
     def gather(self, keep: torch.Tensor) -> TokenStream:
         """Return the stream of the kept tokens, left-aligned, order preserved.

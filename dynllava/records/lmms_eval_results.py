@@ -15,7 +15,7 @@ from dynllava.records.schema import Environment, MethodInfo, ModelInfo, RunRecor
 RESULTS_SUFFIX = "_results.json"
 # model_args that say which weights run how, and are no hyper-parameters of a method.
 _NO_METHOD_PARAMETERS = frozenset(
-    """pretrained model method dtype device device_map attn_implementation batch_size
+    """pretrained model method dtype device device_map attn_implementation compile batch_size
     conv_template code_version trust_remote_code revision""".split()  # noqa: SIM905
 )
 

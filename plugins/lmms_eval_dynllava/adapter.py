@@ -75,6 +75,7 @@ class DynamicLlava(lmms):
             device=device,
             attn_implementation=arguments.attn_implementation,
             device_map=arguments.device_map,
+            compile=arguments.compile,
         )
         if processor is None:
             raise UserError(f"{arguments.pretrained}: the checkpoint has no tokenizer", 1)

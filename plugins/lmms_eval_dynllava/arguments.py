@@ -30,6 +30,8 @@ class ModelArguments:
         None: float16 on a GPU, as the published evaluations, and float32 elsewhere.
     attn_implementation, device, device_map : str or None
         As in transformers; ``device_map=auto`` spreads one model over several devices.
+    compile : bool
+        Compile decode steps with ``torch.compile``.
     conv_template : str or None
         ``vicuna_v1``, ``plain`` or ``embedded`` (the checkpoint's own); None: by checkpoint.
     batch_size : int or str
@@ -46,6 +48,7 @@ class ModelArguments:
     method: str | None = None
     dtype: str | None = None
     attn_implementation: str = "sdpa"
+    compile: bool = False
     device: str | None = None
     device_map: str | None = None
     conv_template: str | None = None
@@ -91,6 +94,8 @@ class ModelArguments:
             methods.create(self.method, **self.parameters)
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype}: accepted are {', '.join(DTYPES)}")
+        if not isinstance(self.compile, bool):
+            raise UserError(f"compile={self.compile}: accepted are True and False")
         for name in ("batch_size", "max_batch_size", "max_new_tokens"):
             self._check_count(name)
         running = code_version()

@@ -46,6 +46,7 @@ def test_method_parameters_are_told_from_the_models_own_arguments():
         ("batch_size=0", r"batch_size=0: accepted is an integer from 1"),
         ("batch_size=many", r"batch_size=many"),
         ("max_new_tokens=0", r"max_new_tokens=0"),
+        ("compile=maybe", r"compile=maybe: accepted are True and False"),
         ("code_version=0.0.0+old", r"code_version=0.0.0\+old: the code that runs is"),
         ("method=dynamic_llava,sparse_layer=[2", r"not a list in JSON"),
     ],

@@ -115,6 +115,11 @@ def test_device_map_auto_answers_like_one_device(checkpoint, dense):
         ({"method": "dynamic_llava", "sparse_layer": 6}, "sparse_layer=6"),
         ({"method": "full", "device": "toaster"}, "device=toaster"),
         ({"method": "full", "attn_implementation": "fast"}, "attn_implementation='fast'"),
+        (
+            {"method": "full", "compile": True, "attn_implementation": "flash_attention_2"},
+            "compile=True with flash_attention_2: accepted are sdpa and eager",
+        ),
+        ({"method": "full", "compile": True, "device_map": "auto"}, "accepted is one device"),
         ({"method": "full", "pretrained": "/nowhere"}, "/nowhere: no such folder"),
     ],
 )
