@@ -10,6 +10,10 @@ from dynllava.cli import main as dynllava
 
 STORE = "results/bench"
 METHODS = ("full", "dynamic_llava", "fastv", "sparsevlm", "h2o")
+MODEL_ON = {True: ("llava-1.5-7b", "bfloat16"), False: ("mid-size", "float32")}
+"""Whether on CUDA -> what is timed by default, and its dtype."""
+PROMPT_TOKENS = {True: 60, False: 56}
+"""Whether on CUDA -> text tokens of the prompt."""
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -22,13 +26,22 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return found
 
 
+def bench_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a parser for measurements that ``dynllava bench`` makes."""
+    found = parser(name, description)
+    found.add_argument("--batch", default="1,8", help="batch sizes")
+    found.add_argument("--methods", nargs="+", default=list(METHODS))
+    return found
+
+
 def bench_arguments(args: argparse.Namespace, lengths: Sequence[int]) -> list[str]:
-    """Return ``dynllava bench`` arguments: LLaVA-1.5-7B in bfloat16 on CUDA, else mid-size."""
+    """Return ``dynllava bench`` arguments."""
     cuda = args.device.startswith("cuda")
     repeats = args.repeats or (30 if cuda else 5)
-    model = ["--model", "llava-1.5-7b", "--dtype", "bfloat16"] if cuda else ["--model", "mid-size"]
-    arguments = ["bench", *model, "--prompt-tokens", "60" if cuda else "56", "--batch", "1,8"]
-    arguments += ["--methods", *METHODS, "--device", args.device, "--repeats", str(repeats)]
+    model, dtype = MODEL_ON[cuda]
+    arguments = ["bench", "--model", model, "--dtype", dtype, "--batch", args.batch]
+    arguments += ["--prompt-tokens", str(PROMPT_TOKENS[cuda]), "--methods", *args.methods]
+    arguments += ["--device", args.device, "--repeats", str(repeats)]
     arguments += ["--output-tokens", ",".join(map(str, lengths)), "--store", args.store]
     return arguments + (["--threads", str(args.threads)] if args.threads else [])
 

@@ -5,18 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks._cli import bench_arguments, parser, run
+from benchmarks._cli import METHODS, bench_arguments, bench_parser, run
+
+KEEPS_ALL = "dynamic_llava:vision_keep_rate=1.0,output_threshold=-1000000.0"
+"""Judges every output token and keeps it: against ``full`` this is the cost of judging."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = parser("decode", __doc__)
+    options = bench_parser("decode", __doc__)
     options.add_argument("--output-tokens", help="generated tokens, e.g. 64,512")
     options.add_argument("--no-cache", action="store_true", help="also calls without a cache")
+    options.add_argument("--compile", action="store_true", help="also compiled decode steps")
+    options.set_defaults(methods=[*METHODS, KEEPS_ALL])
     args = options.parse_args(argv)
     cuda = args.device.startswith("cuda")
     given = args.output_tokens or ("512,2000" if cuda else "64,512")
     arguments = bench_arguments(args, [int(item) for item in given.split(",")])
-    return run(arguments + (["--no-cache"] if args.no_cache else []))
+    for name in ("no_cache", "compile"):
+        if getattr(args, name):
+            arguments.append("--" + name.replace("_", "-"))
+    return run(arguments)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks._cli import bench_arguments, parser, run
+from benchmarks._cli import bench_arguments, bench_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(bench_arguments(parser("prefill", __doc__).parse_args(argv), [1]))
+    return run(bench_arguments(bench_parser("prefill", __doc__).parse_args(argv), [1]))
 
 
 if __name__ == "__main__":

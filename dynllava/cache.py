@@ -128,8 +128,10 @@ class LayerStore:
     def _allocated(self, first: torch.Tensor) -> torch.Tensor:
         batch, heads, count, dim = first.shape
         capacity = round_up(count + 1, self.chunk)
-        out = first.new_zeros(batch, heads, capacity, dim)
+        out = first.new_empty(batch, heads, capacity, dim)
         out[:, :, :count] = first
+        # Masked entries get weight 0, but 0 times whatever lay in memory may be NaN.
+        out[:, :, count:] = 0
         return out
 
     def next_position(self) -> torch.Tensor:

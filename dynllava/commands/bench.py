@@ -32,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=30, help="rounds that count")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them")
     parser.add_argument("--no-cache", action="store_true", help="also decode without a cache")
+    parser.add_argument(
+        "--compile", action="store_true", help="time every method with compiled decode steps too"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--attention", default="sdpa", help="sdpa, eager or flash_attention_2")
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         lambda: build_bench(args.model, spec, args.device, args.dtype, args.attention),
         args.methods,
         spec,
+        args.compile,
     )
     rows: list[tuple[Any, ...]] = []
     for batch in batches:

@@ -22,6 +22,9 @@ from dynllava.profiling.peak import peak_memory
 from dynllava.profiling.spec import ModelSpec
 from dynllava.profiling.speed import STOCK, Subject, Times
 
+FULL = "full"
+"""Our own dense path among the subjects."""
+
 TIMED = {"prefill": "prefill", "decode": "tpot", "decode_nocache": "nocache_call"}
 """Mode of the ledger -> the time that its cost is compared with."""
 
@@ -55,7 +58,8 @@ class Result:
     """Repeats of one subject under a plan, and its place against the dense stock model.
 
     ``ratios``, ``cost_ratios`` and ``shares`` have one entry per mode of :data:`TIMED` that ran;
-    a share is None where it is undefined.
+    a share is None where it is undefined.  ``ratios_to_full`` compare with our own dense path,
+    where it is among the subjects.
     """
 
     subject: Subject
@@ -63,6 +67,7 @@ class Result:
     times: list[Times] = field(default_factory=list)
     peak_bytes: int | None = None
     ratios: dict[str, stats.Spread] = field(default_factory=dict)
+    ratios_to_full: dict[str, stats.Spread] = field(default_factory=dict)
     cost_ratios: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float | None] = field(default_factory=dict)
 
@@ -86,12 +91,13 @@ class Result:
 
 
 def make_subjects(
-    build: Callable[[], Bench], chosen: Sequence[str], spec: ModelSpec
+    build: Callable[[], Bench], chosen: Sequence[str], spec: ModelSpec, compiled: bool = False
 ) -> list[Subject]:
     """Return the subjects: the stock model first, then each named method.
 
-    A method may carry parameters: ``"fastv:k=2,keep_ratio=0.25"``.  The model is built after
-    the names have been checked, because that may take long.
+    A method may carry parameters: ``"fastv:k=2,keep_ratio=0.25"``.  With ``compiled`` each runs
+    once more with compiled decode steps.  The model is built after the names have been checked,
+    because that may take long.
     """
     from dynllava.profiling.arguments import parse_parameters
 
@@ -105,6 +111,7 @@ def make_subjects(
     return [
         Subject(bench, STOCK, None),
         *[Subject(bench, item, method) for item, method in parsed],
+        *[Subject(bench, f"{item}, compiled", method, True) for item, method in parsed if compiled],
     ]
 
 
@@ -131,25 +138,27 @@ def measure(
         result.peak_bytes = peak_memory(
             bench.device, functools.partial(timing.time, inputs, plan.outputs)
         )
-    baseline = results[0]
+    own = next((result for result in results if result.subject.name == FULL), None)
     for result in results:
-        _compare(result, baseline)
+        _compare(result, results[0], own)
     return results
 
 
-def _compare(result: Result, baseline: Result) -> None:
+def _compare(result: Result, baseline: Result, own: Result | None) -> None:
     for mode, name in TIMED.items():
         if name not in result.names:
             continue
         result.cost_ratios[mode] = cost(result, mode) / cost(baseline, mode)
         for suffix in ("", speed.CPU_SUFFIX):
-            ratios = stats.paired_ratios(
-                result.series(name + suffix), baseline.series(name + suffix)
-            )
-            found = result.ratios[mode + suffix] = stats.spread(ratios)
+            times = result.series(name + suffix)
+            found = stats.spread(stats.paired_ratios(times, baseline.series(name + suffix)))
+            result.ratios[mode + suffix] = found
             result.shares[mode + suffix] = stats.realised_share(
                 found.median, result.cost_ratios[mode]
             )
+            if own is not None:
+                ratios = stats.paired_ratios(times, own.series(name + suffix))
+                result.ratios_to_full[mode + suffix] = stats.spread(ratios)
 
 
 def cost(result: Result, mode: str) -> int:

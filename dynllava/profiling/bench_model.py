@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from dynllava.compiled import CompiledSteps
 from dynllava.errors import UserError
 from dynllava.profiling.spec import ModelSpec
 
@@ -25,6 +26,8 @@ class Bench:
         Whether nothing was trained (speed does not depend on it; scores would).
     device, dtype
         Where and in what it runs.
+    compiled_steps : CompiledSteps
+        Compiled decode steps, kept from run to run.
     """
 
     spec: ModelSpec
@@ -33,6 +36,7 @@ class Bench:
     random_weights: bool
     device: torch.device
     dtype: torch.dtype
+    compiled_steps: CompiledSteps = field(default_factory=CompiledSteps)
 
 
 def build_bench(

@@ -9,7 +9,7 @@ from dynllava.profiling import ledger, stats
 from dynllava.profiling.bench import Result, cost
 from dynllava.profiling.render import Table, quantity
 from dynllava.profiling.report import MODE_TITLES
-from dynllava.profiling.speed import CPU_SUFFIX, STOCK
+from dynllava.profiling.speed import CPU_SUFFIX, STOCK, Subject
 from dynllava.records import (
     Counted,
     Environment,
@@ -139,6 +139,8 @@ def measured(result: Result) -> dict[str, Measured]:
             found[f"realised_share_{mode}"] = Measured(
                 share, ratio.iqr / saving, ratio.repeats, "1"
             )
+    for mode, ratio in result.ratios_to_full.items():
+        found[f"time_ratio_to_full_{mode}"] = Measured(ratio.median, ratio.iqr, ratio.repeats, "1")
     return found
 
 
@@ -167,9 +169,8 @@ def counted(result: Result) -> dict[str, Counted]:
     return found
 
 
-def record(result: Result, environment: Environment) -> RunRecord:
-    """Return the record of one subject under one plan."""
-    subject, plan = result.subject, result.plan
+def describe(subject: Subject) -> tuple[ModelInfo, MethodInfo]:
+    """Return what a record says about a subject's model and method."""
     spec = subject.bench.spec
     name = f"{spec.name} (random weights)" if subject.bench.random_weights else spec.name
     if subject.method is None:
@@ -179,12 +180,23 @@ def record(result: Result, environment: Environment) -> RunRecord:
             parameters={"implementation": "transformers, DynamicCache"},
         )
     else:
-        method = MethodInfo(subject.method.name, parameters=subject.method.parameters())
+        # Further settings of a method, and compiled steps, are told apart by their label.
+        own = subject.method.name
+        label = "" if subject.name == own else subject.name
+        method = MethodInfo(own, label=label, parameters=subject.method.parameters())
+    dims = spec.dims
+    return ModelInfo(name, None, dims.layers, dims.hidden, spec.image_tokens or None), method
+
+
+def record(result: Result, environment: Environment) -> RunRecord:
+    """Return the record of one subject under one plan."""
+    plan = result.plan
+    model, method = describe(result.subject)
     text = plan.shape.total - plan.shape.image
     task = f"speed-b{plan.batch}-t{text}-i{plan.shape.image}-o{plan.outputs}"
     return RunRecord(
         kind="bench",
-        model=ModelInfo(name, None, spec.dims.layers, spec.dims.hidden, spec.image_tokens or None),
+        model=model,
         method=method,
         task=TaskInfo(name=task, suite="speed"),
         counted=counted(result),

@@ -92,16 +92,21 @@ class Subject:
         :data:`STOCK` or a label.
     method : Method or None
         None for the stock model.
+    compiled : bool
+        Whether decode steps are compiled.
     """
 
-    def __init__(self, bench: Bench, name: str, method: Method | None) -> None:
-        self.bench, self.name, self.method = bench, name, method
+    def __init__(
+        self, bench: Bench, name: str, method: Method | None, compiled: bool = False
+    ) -> None:
+        self.bench, self.name, self.method, self.compiled = bench, name, method, compiled
 
     def prepare(self) -> Any:
         """Return the model, switched to this subject's method."""
         if self.method is None:
             return self.bench.stock
         self.bench.wrapped.set_method(self.method)
+        self.bench.wrapped.compiled_steps = self.bench.compiled_steps if self.compiled else None
         return self.bench.wrapped
 
     def run_of(self, shape: PromptShape, outputs: int, batch: int, keep: float | None) -> Run:
@@ -117,34 +122,47 @@ class Subject:
         """
         model, clock = self.prepare(), _Clock(self.bench.device)
         start = clock.now()
-        embeds = self._with_image(model, inputs)
+        embeds = self.with_image(model, inputs)
         prefill = clock.now()
-        extra = {} if self.method is None else {"image_mask": inputs.image_mask}
-        out = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **extra)
-        token = out.logits[:, -1:].argmax(-1)
+        token, cache = self.prefill(model, inputs, embeds)
         first = clock.now()
-        cache = out.past_key_values
-        for _ in range(outputs - 1):
-            logits = model(
-                input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits
-            token = logits[:, -1:].argmax(-1)
+        self.decode(model, token, cache, outputs - 1)
         end = clock.now()
         times = Times(output_keep=self._realised_keep(model), kv_allocated=allocated_bytes(cache))
         times.add("ttft", start, first)
         times.add("prefill", prefill, first)
         if outputs > 1:
             times.add("tpot", first, end, outputs - 1)
-        if self._evicts(inputs.shape):
+        if self.evicts(inputs.shape):
             nocache_fed = ()
         for fed in nocache_fed:
-            self._time_nocache(model, inputs, embeds, fed, clock, times, len(nocache_fed))
+            call = self.nocache_call(model, inputs, embeds, fed)
+            start = clock.now()
+            call()
+            times.add("nocache_call", start, clock.now(), len(nocache_fed))
         return times
 
-    def _evicts(self, shape: PromptShape) -> bool:
+    def evicts(self, shape: PromptShape) -> bool:
+        """Return whether the method needs a cache to evict from."""
         return evicts(self.run_of(shape, 1, 1, None).schedule)
 
-    def _with_image(self, model: Any, inputs: Inputs) -> torch.Tensor:
+    def prefill(self, model: Any, inputs: Inputs, embeds: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Run the language model on the prompt; return the first token [B, 1] and the cache."""
+        extra = {} if self.method is None else {"image_mask": inputs.image_mask}
+        out = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **extra)
+        return out.logits[:, -1:].argmax(-1), out.past_key_values
+
+    def decode(self, model: Any, token: torch.Tensor, cache: Any, steps: int) -> torch.Tensor:
+        """Run greedy steps on the cache from ``token`` [B, 1]; return the last token."""
+        for _ in range(steps):
+            logits = model(
+                input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1
+            ).logits
+            token = logits[:, -1:].argmax(-1)
+        return token
+
+    def with_image(self, model: Any, inputs: Inputs) -> torch.Tensor:
+        """Return the prompt's embeddings [B, L, D], the image's features from the vision tower."""
         if inputs.pixels is None:
             return inputs.embeds
         features = model.model.get_image_features(pixel_values=inputs.pixels, return_dict=True)
@@ -153,27 +171,22 @@ class Subject:
             inputs.image_mask[..., None], flat.reshape(-1, flat.shape[-1])
         )
 
-    def _time_nocache(
-        self,
-        model: Any,
-        inputs: Inputs,
-        embeds: torch.Tensor,
-        fed: int,
-        clock: _Clock,
-        times: Times,
-        parts: int,
-    ) -> None:
-        """Time one call without a cache on the prompt and ``fed`` output tokens."""
+    def nocache_call(
+        self, model: Any, inputs: Inputs, embeds: torch.Tensor, fed: int
+    ) -> Callable[[], torch.Tensor]:
+        """Return one call without a cache on the prompt and ``fed`` output tokens."""
         longer = torch.cat([embeds, embeds[:, :1].expand(-1, fed, -1)], 1)
         extra: dict[str, Any] = {}
         if self.method is not None:
             mask = torch.nn.functional.pad(inputs.image_mask, (0, fed))
             length = torch.full((embeds.shape[0],), inputs.shape.total, device=embeds.device)
             extra = {"image_mask": mask, "prompt_length": length}
-        start = clock.now()
-        out = model(inputs_embeds=longer, use_cache=False, logits_to_keep=1, **extra)
-        out.logits[:, -1:].argmax(-1)
-        times.add("nocache_call", start, clock.now(), parts)
+
+        def call() -> torch.Tensor:
+            out = model(inputs_embeds=longer, use_cache=False, logits_to_keep=1, **extra)
+            return out.logits[:, -1:].argmax(-1)
+
+        return call
 
     def _realised_keep(self, model: Any) -> float | None:
         if self.method is None or not any(model.last_report.output_kept):
@@ -185,14 +198,17 @@ class Subject:
 def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subject:
     """Return the subject with a threshold at which untrained predictors keep the asked-for share.
 
-    Random predictors keep almost all or almost nothing; a trained one keeps about its rate.
+    Random predictors keep almost all or almost nothing; a trained one keeps about its rate.  A
+    threshold that was asked for stays.
     """
     method = subject.method
     rate = getattr(method, "output_keep_rate", 1.0)
     if method is None or method.name != "dynamic_llava" or rate >= 1 or outputs < 2:
         return subject
+    if getattr(method, "output_threshold", None) is not None:
+        return subject
     margins = []
-    model = subject.prepare()
+    model = Subject(subject.bench, subject.name, method).prepare()
     with torch.inference_mode():
         out = model(inputs_embeds=inputs.embeds, image_mask=inputs.image_mask, logits_to_keep=1)
         for _ in range(min(outputs - 1, 64)):
@@ -202,7 +218,7 @@ def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subje
             margins.append((logits[..., 0] - logits[..., 1]).flatten())
     threshold = float(torch.cat(margins).quantile(1 - rate))
     calibrated = create(method.name, **{**method.parameters(), "output_threshold": threshold})
-    return Subject(subject.bench, subject.name, calibrated)
+    return Subject(subject.bench, subject.name, calibrated, subject.compiled)
 
 
 def allocated_bytes(cache: Any) -> int:
