@@ -111,7 +111,7 @@ class EvictingStore(LayerStore):
         columns = torch.arange(key.shape[2], device=device).expand(score.shape)
         ordinal = columns.masked_fill(columns >= self.seen[:, None, None], ABSENT)
         place = call.position.to(device)[:, None].expand(score.shape)
-        keep = kept_entries(score, ordinal, self.seen, self.heavy, self.recent)
+        keep = kept_entries(score, ordinal, self.seen, self.heavy, self.recent, by_age=True)
         if self.masks_prompt:
             call.mask = self._prompt_mask(score, ordinal, call)
         self._hold(keep, key, value, ordinal, score, place)
@@ -121,7 +121,7 @@ class EvictingStore(LayerStore):
     ) -> torch.Tensor:
         """Return [B, H, L, L] bool: causal, and heavy or within ``recent``."""
         none = torch.zeros_like(self.recent)
-        heavy = kept_entries(score, ordinal, self.seen, self.heavy, none)
+        heavy = kept_entries(score, ordinal, self.seen, self.heavy, none, by_age=True)
         rows = torch.arange(score.shape[2], device=score.device)
         distance = rows[:, None] - rows[None, :]
         near = (distance >= 0) & (distance <= self.recent[:, None, None])
@@ -299,6 +299,8 @@ def kept_entries(
     seen: torch.Tensor,
     heavy: torch.Tensor,
     recent: torch.Tensor,
+    *,
+    by_age: bool = False,
 ) -> torch.Tensor:
     """Return [B, H, E] bool: which entries stay.
 
@@ -314,12 +316,18 @@ def kept_entries(
         The budget: the ``recent`` newest entries, and of the others the ``heavy`` with the
         highest score, the earlier one first where scores are equal.  A row within its budget
         keeps everything.
+    by_age : bool
+        The entries are in the order of their ordinals already.
     """
     present = ordinal >= 0
     late = present & (ordinal >= (seen - recent)[:, None, None])
-    by_age = ordinal.argsort(dim=2, stable=True)
-    ranked = score.masked_fill(~present | late, float("-inf")).gather(2, by_age)
-    order = by_age.gather(2, ranked.argsort(dim=2, descending=True, stable=True))
+    ranked = score.masked_fill(~present | late, float("-inf"))
+    if by_age:
+        order = ranked.argsort(dim=2, descending=True, stable=True)
+    else:
+        ages = ordinal.argsort(dim=2, stable=True)
+        ranked = ranked.gather(2, ages)
+        order = ages.gather(2, ranked.argsort(dim=2, descending=True, stable=True))
     columns = torch.arange(order.shape[2], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(2, order, columns)
     best = present & ~late & (rank < heavy[:, None, None])
@@ -329,6 +337,8 @@ def kept_entries(
 
 def over_groups(values: torch.Tensor, kv_heads: int) -> torch.Tensor:
     """Return [B, Hkv, E]: ``values`` [B, H, E] summed over the query heads of each group."""
+    if values.shape[1] == kv_heads:
+        return values
     return values.unflatten(1, (kv_heads, -1)).sum(2)
 
 
