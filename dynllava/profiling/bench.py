@@ -133,11 +133,11 @@ def measure(
                 result.times.append(times)
         if progress is not None:
             progress(f"round {round_number + 1}/{plan.warmup + plan.repeats}")
-    for result in results:
-        timing = result.subject
-        result.peak_bytes = peak_memory(
-            bench.device, functools.partial(timing.time, inputs, plan.outputs)
-        )
+    if bench.device.type == "cuda":
+        # The resident memory of a CPU process says little: its allocator keeps what it once had.
+        for result in results:
+            work = functools.partial(result.subject.time, inputs, plan.outputs)
+            result.peak_bytes = peak_memory(bench.device, work)
     own = next((result for result in results if result.subject.name == FULL), None)
     for result in results:
         _compare(result, results[0], own)
