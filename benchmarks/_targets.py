@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.decode import KEEPS_ALL
+
+SEVEN_B = ("llava-1.5-7b",)
+MID = ("mid-size",)
+ANY = (*MID, *SEVEN_B)
+SHARE, RATIO = "realised_share_prefill", "time_ratio_prefill"
+NOCACHE, STEP = "realised_share_decode_nocache", "time_ratio_decode"
+TO_FULL = "time_ratio_to_full_decode"
+
 
 @dataclass(frozen=True)
 class Target:
@@ -14,9 +23,9 @@ class Target:
     text : str
         What is promised.
     task : str
-        Start of the record's task name and a part that it must contain, separated by ``*``.
+        Start and end of the record's task name, separated by ``*``.
     method : str
-        Registry name.
+        The record's label, or its method's registry name where it has none.
     quantity : str
         Key in ``measured`` (without the clock's suffix).
     bound : float
@@ -33,63 +42,59 @@ class Target:
     quantity: str
     bound: float
     at_least: bool
-    models: tuple[str, ...] = ("mid-size", "llava-1.5-7b")
+    models: tuple[str, ...] = ANY
 
     def covers(self, task: str) -> bool:
         """Return whether a record's task is meant."""
-        start, _, part = self.task.partition("*")
-        return task.startswith(start) and part in task
+        start, _, end = self.task.partition("*")
+        return task.startswith(start) and task.endswith(end)
 
     def reached(self, value: float) -> bool:
         """Return whether ``value`` keeps the promise."""
         return value >= self.bound if self.at_least else value <= self.bound
 
 
-SEVEN_B = ("llava-1.5-7b",)
-MID = ("mid-size",)
-SHARE, RATIO = "realised_share_prefill", "time_ratio_prefill"
+def _shares(method: str) -> list[Target]:
+    return [
+        Target("prefill share, 7B, batch 8", "speed-b8-*-o1", method, SHARE, 0.85, True, SEVEN_B),
+        Target("prefill share, 7B, batch 1", "speed-b1-*-o1", method, SHARE, 0.70, True, SEVEN_B),
+        Target("prefill share, CPU, batch 8", "speed-b8-*-o1", method, SHARE, 0.70, True, MID),
+        Target("prefill share, CPU, batch 1", "speed-b1-*-o1", method, SHARE, 0.70, True, MID),
+    ]
 
+
+DYNAMIC = "dynamic_llava"
 TARGETS = (
-    Target("prefill share, 7B, batch 8", "speed-b8", "dynamic_llava", SHARE, 0.85, True, SEVEN_B),
-    Target("prefill share, 7B, batch 1", "speed-b1-", "dynamic_llava", SHARE, 0.70, True, SEVEN_B),
-    Target("prefill share, CPU, batch 8", "speed-b8", "dynamic_llava", SHARE, 0.70, True, MID),
-    Target("prefill share, CPU, batch 1", "speed-b1-", "dynamic_llava", SHARE, 0.70, True, MID),
-    Target("prefill share, batch 8", "speed-b8", "fastv", SHARE, 0.70, True),
-    Target("prefill share, batch 1", "speed-b1-", "fastv", SHARE, 0.70, True),
-    Target("prefill not slower than dense", "speed-b", "sparsevlm", RATIO, 1.0, False),
-    Target("prefill at most 1.10x dense", "speed-b", "h2o", RATIO, 1.10, False),
+    *_shares(DYNAMIC),
+    *_shares("fastv"),
+    Target("prefill not slower than dense", "speed-b*-o1", "sparsevlm", RATIO, 1.0, False),
+    Target("prefill at most 1.10x dense", "speed-b*-o1", "h2o", RATIO, 1.10, False),
+    Target("decode step at most 1.03x dense", "speed-b", DYNAMIC, STEP, 1.03, False),
     Target(
-        "decode step at most 1.03x dense",
-        "speed-b",
-        "dynamic_llava",
-        "time_ratio_decode",
-        1.03,
-        False,
-    ),
-    Target(
-        "decode step at most 0.85x dense, batch 8, 512 tokens",
-        "speed-b8*o512",
-        "dynamic_llava",
-        "time_ratio_decode",
+        "decode step at most 0.85x dense, CPU, batch 8, 512 tokens",
+        "speed-b8-*-o512",
+        DYNAMIC,
+        STEP,
         0.85,
         False,
         MID,
     ),
     Target(
-        "decode at least 1.3x the dense tokens/s, batch 8, 2,000 tokens",
-        "speed-b8*o2000",
-        "dynamic_llava",
-        "time_ratio_decode",
+        "1.3x the dense tokens/s (a step at most 0.77x), batch 8, 2,000 tokens",
+        "speed-b8-*-o2000",
+        DYNAMIC,
+        STEP,
         1 / 1.3,
         False,
-        SEVEN_B,
     ),
     Target(
-        "share without a cache",
+        "judging and bookkeeping at most 3 % of a step: a step that keeps everything against "
+        "our dense one",
         "speed-b",
-        "dynamic_llava",
-        "realised_share_decode_nocache",
-        0.80,
-        True,
+        KEEPS_ALL,
+        TO_FULL,
+        1.03,
+        False,
     ),
+    Target("share without a cache", "speed-b", DYNAMIC, NOCACHE, 0.80, True),
 )

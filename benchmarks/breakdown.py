@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks._cli import METHODS, MODEL_ON, PROMPT_TOKENS, parser
@@ -28,14 +29,16 @@ from dynllava.records import Measured, RecordStore, RunRecord, TaskInfo
 
 MODES = ("prefill", "decode", "decode_nocache")
 STEPS = 8
-CLASSES = (
-    ("matrix products", ("mm", "addmm", "bmm", "baddbmm")),
-    ("fused attention", ("scaled_dot_product", "flash")),
-    ("softmax", ("softmax",)),
-    ("copying, allocating", ("copy_", "cat", "fill_", "zero_", "empty", "clone", "constant_pad")),
-    ("gathering, sorting", ("gather", "index", "scatter", "sort", "cumsum", "argmax", "topk")),
-)
-OTHERS, HOST = "element-wise, others", "Python"
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+CLASSES = {
+    "matrix products": (),
+    "fused attention": ("scaled_dot_product", "flash", "efficient_attention"),
+    "softmax": ("softmax", "log_softmax"),
+    "copying, allocating": ("copy", "cat", "fill", "zero", "empty", "clone", "constant_pad"),
+    "gathering, sorting": ("gather", "index", "scatter", "sort", "argsort", "cumsum", "argmax"),
+}
+"""Class -> starts of its operators' names."""
+OTHERS, HOST = "element-wise, others", "Python, idle"
 TASK = "breakdown"
 
 
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def names() -> list[str]:
     """Return the classes in table order."""
-    return [*(name for name, _ in CLASSES), OTHERS, HOST]
+    return [*CLASSES, OTHERS, HOST]
 
 
 def prepared(
@@ -108,7 +111,7 @@ def prepared(
 def profiled(call: Callable[[], object], calls: int, cuda: bool) -> Counter[str]:
     """Return seconds a call by class: operators' own time, on the device where there is one.
 
-    The rest of the process's CPU time (on a GPU: of the elapsed time) is Python's.
+    The rest is Python's: of the process's CPU time, on a GPU of the time that elapsed.
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     with torch.inference_mode(), profile(activities=activities) as profiler:
@@ -119,6 +122,8 @@ def profiled(call: Callable[[], object], calls: int, cuda: bool) -> Counter[str]
         total = (time.perf_counter() if cuda else time.process_time()) - start
     times: Counter[str] = Counter()
     for event in profiler.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel, which its operator counts already
         own = event.self_device_time_total if cuda else event.self_cpu_time_total
         times[class_of(event.key)] += own / 1e6 / calls
     times[HOST] = max(0.0, total / calls - sum(times.values()))
@@ -128,10 +133,9 @@ def profiled(call: Callable[[], object], calls: int, cuda: bool) -> Counter[str]
 def class_of(operator: str) -> str:
     """Return the class of an operator of the profile, e.g. ``aten::mm``."""
     short = operator.removeprefix("aten::").removeprefix("_")
-    for name, parts in CLASSES:
-        if short in parts or any(part in short for part in parts if len(part) > 6 or "_" in part):
-            return name
-    return next((name for name, parts in CLASSES[1:] if short.startswith(parts)), OTHERS)
+    if short in PRODUCTS:
+        return "matrix products"
+    return next((name for name, starts in CLASSES.items() if short.startswith(starts)), OTHERS)
 
 
 def table(subjects: Sequence[Subject], found: Sequence[Sequence[Counter[str]]], what: str) -> Table:

@@ -1,4 +1,4 @@
-"""Write docs/performance.md from the bench records: targets, measured values, all rows."""
+"""Write docs/performance.md from the bench records: targets, where the time goes, all rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks import _targets
 from benchmarks._cli import STORE
 from benchmarks._targets import TARGETS, Target
+from benchmarks.breakdown import TASK as BREAKDOWN
+from benchmarks.breakdown import names as classes
 from dynllava.errors import UserError
 from dynllava.profiling.render import Table, as_markdown
 from dynllava.profiling.speed import CPU_SUFFIX
+from dynllava.profiling.stats import Spread, median_margin
 from dynllava.records import Measured, RecordStore, RunRecord
 
 QUANTITIES = (
@@ -22,28 +26,43 @@ QUANTITIES = (
     "time_ratio_prefill",
     "realised_share_prefill",
     "time_ratio_decode",
+    "time_ratio_to_full_decode",
     "realised_share_decode",
     "realised_share_decode_nocache",
 )
+RUNS = ("samples_per_second", "speedup_over_first_batch", "training_step", "time_ratio_training")
+MODES = {
+    _targets.SHARE: "prefill",
+    _targets.RATIO: "prefill",
+    _targets.STEP: "decode",
+    _targets.TO_FULL: "decode",
+    _targets.NOCACHE: "decode_nocache",
+}
+"""Quantity of a target -> mode of the breakdown that explains it."""
 
 INTRODUCTION = """# Performance
 
 Written by `python -m benchmarks.summary` from the records in `results/bench`; protocol, clocks and
 "realised share" are explained in [profiling.md](profiling.md). Dense is the stock transformers
-model with its `DynamicCache`, timed in the same rounds. Rows measured on a CPU use process CPU
-time (one thread), which other work on the machine disturbs less than wall-clock time; the spread
-says how much is left. A share above 1 means that the dense baseline lost time elsewhere.
+model with its `DynamicCache`, timed in the same rounds; `full` is our dense path. Rows measured
+on a CPU use process CPU time (one thread), which other work on the machine disturbs less than
+wall-clock time. A share above 1 means that the dense baseline lost time elsewhere (the stock cache
+is copied at every step, ours is not).
 
-Targets at 7B shape need a GPU; to measure them:
-
-    python -m benchmarks.prefill --device cuda
-    python -m benchmarks.decode --device cuda --no-cache
-    python -m benchmarks.training --device cuda --shape 7b-8-layers
-    python -m benchmarks.evaluation --device cuda
+    python -m benchmarks.prefill
+    python -m benchmarks.decode --no-cache --compile
+    python -m benchmarks.breakdown --mode prefill
+    python -m benchmarks.evaluation
+    python -m benchmarks.training
     python -m benchmarks.summary
 
-Host synchronisations in a decode step: none, for every method (counted on CPU by
-`dynllava.profiling.syncs`, `tests/profiling/test_bench.py`).
+Targets at 7B shape need a GPU: the same commands with `--device cuda` (LLaVA-1.5-7B, random
+weights, bfloat16; `benchmarks.training` with `--shape 7b-8-layers`).
+
+What needs no clock is tested instead. Host synchronisations in a decode step: none, for every
+method (counted on CPU by `dynllava.profiling.syncs`, `tests/core/test_invariants.py`). KV
+allocated: at most one growth chunk above batch x longest row (same file). Compiled steps: the same
+tokens (`tests/core/test_compiled.py`).
 """
 
 
@@ -60,7 +79,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     newest = latest(record for record in records if record.kind == "bench" and record.task)
-    tables = [target_table(newest), measured_table(newest)]
+    tables = [
+        target_table(newest),
+        length_table(newest),
+        breakdown_table(newest),
+        measured_table(
+            "Evaluation through lmms-eval, and training steps",
+            newest,
+            RUNS,
+            "Evaluation: embedded model, one task, samples/s while generating.",
+        ),
+        measured_table(
+            "All speed measurements",
+            newest,
+            QUANTITIES,
+            "Task names: b = batch, t = text, i = image, o = output tokens.",
+        ),
+    ]
     args.out.write_text(f"{INTRODUCTION}\n{as_markdown(tables)}", encoding="utf-8")
     print(args.out)
     return 0
@@ -91,8 +126,13 @@ def target_table(records: Sequence[RunRecord]) -> Table:
     rows = []
     for target in TARGETS:
         rows += target_rows(target, records)
-    columns = ("target", "method", "bound", "measured", "reached", "where")
-    return Table("Targets", columns, rows, left=2)
+    columns = ("target", "method", "bound", "measured", "reached", "where", "time lost in")
+    notes = [
+        "± is a 95 % interval of the median (1.57 IQR / √n, n rounds). Time lost: the class of "
+        "operators that exceeds its counted cost (or dense, where nothing is saved) by most, in ms "
+        "a call; see [where the time goes](#where-the-time-goes). + = uncommitted changes."
+    ]
+    return Table("Targets", columns, rows, notes, left=2)
 
 
 def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]:
@@ -101,24 +141,106 @@ def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]
     head = [target.text, target.method, f"{sign} {target.bound:.2f}"]
     rows = []
     for record in records:
-        same = record.method.name == target.method and record.model.name.startswith(target.models)
+        same = label(record) == target.method and record.model.name.startswith(target.models)
         found = value_of(record, target.quantity)
         if not same or found is None or not target.covers(record.task.name):
             continue
-        half = (found.iqr or 0) / 2
+        half = margin(found)
         value = f"{found.median:.2f} ± {half:.2f} (n={found.repeats})"
-        rows.append([*head, value, verdict(target, found.median, half), where(record)])
-    return rows or [[*head, "not measured", "-", "-"]]
+        says = verdict(target, found.median, half)
+        lost = "" if says == "yes" else time_lost(target, record, records)
+        rows.append([*head, value, says, where(record), lost])
+    return rows or [[*head, "not measured", "-", "-", ""]]
+
+
+def margin(item: Measured) -> float:
+    """Return half the 95 % interval of a median."""
+    return median_margin(Spread(item.median, item.iqr or 0.0, item.repeats))
 
 
 def verdict(target: Target, median: float, half: float) -> str:
-    """Return whether a target is reached; half the inter-quartile range may leave it open."""
+    """Return whether a target is reached; the median's interval may leave it open."""
     if target.reached(median - half) and target.reached(median + half):
         return "yes"
     if target.reached(median - half) or target.reached(median + half):
         median_says = "yes" if target.reached(median) else "no"
-        return f"open: bound within the spread (median: {median_says})"
+        return f"open: bound within the interval (median: {median_says})"
     return "**not reached**"
+
+
+def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -> str:
+    """Return the class of operators that costs more than it should by most, from a breakdown."""
+    mode = MODES[target.quantity]
+    batch = record.task.name.split("-")[1]
+    found: dict[str, RunRecord] = {}
+    for other in records:
+        same = other.environment.device == record.environment.device
+        if same and other.task.name.startswith(f"{BREAKDOWN}-{mode}-{batch}"):
+            found[label(other)] = other
+    base = next((found[name] for name in found if found[name].method.name == "full"), None)
+    if base is None or target.method not in found:
+        return "no breakdown"
+    saves = target.quantity in (_targets.SHARE, _targets.NOCACHE)
+    ratio = record.counted[f"cost_ratio_{mode}"].value if saves else 1.0
+    excess = {
+        name: found[target.method].measured[name].median - ratio * base.measured[name].median
+        for name in classes()
+    }
+    worst = max(excess, key=excess.__getitem__)
+    return f"{worst}: {1e3 * excess[worst]:.1f} of {1e3 * sum(excess.values()):.1f} ms"
+
+
+def length_table(records: Sequence[RunRecord]) -> Table:
+    """Return the decode step against dense by output length, and from where on it is faster."""
+    groups: dict[tuple[str, ...], dict[int, Measured]] = {}
+    for record in records:
+        found = value_of(record, "time_ratio_decode")
+        if found is None or record.method.label.startswith("dense"):
+            continue
+        _, batch, _, _, length = record.task.name.split("-")
+        key = (record.model.name, record.environment.device, batch[1:], label(record))
+        groups.setdefault(key, {})[int(length[1:])] = found
+    lengths = sorted({length for found in groups.values() for length in found})
+    rows = []
+    for key, found in sorted(groups.items()):
+        cells = [
+            f"{found[length].median:.2f} ± {margin(found[length]):.2f}" if length in found else "-"
+            for length in lengths
+        ]
+        rows.append([*key, *cells, faster_from(found)])
+    columns = ("model", "device", "batch", "method", *map(str, lengths), "faster from")
+    notes = [
+        "Mean over the steps up to each length, divided by the stock model's. Faster from: the "
+        "shortest measured length from which on every interval lies below 1."
+    ]
+    return Table("Decode step with a cache / dense, by generated tokens", columns, rows, notes, 4)
+
+
+def faster_from(found: dict[int, Measured]) -> str:
+    """Return the shortest measured length from which on the step is faster than dense."""
+    start = None
+    for length in sorted(found, reverse=True):
+        if found[length].median + margin(found[length]) >= 1:
+            break
+        start = length
+    return "-" if start is None else str(start)
+
+
+def breakdown_table(records: Sequence[RunRecord]) -> Table:
+    """Return the time of each class of operators, in ms a call."""
+    rows = []
+    for record in records:
+        if not record.task.name.startswith(BREAKDOWN):
+            continue
+        cells = [f"{1e3 * record.measured[name].median:.2f}" for name in classes()]
+        total = sum(record.measured[name].median for name in classes())
+        rows.append([label(record), where(record), *cells, f"{1e3 * total:.2f}"])
+    columns = ("method", "where", *classes(), "all")
+    notes = [
+        "ms a call, medians, under torch's profiler (which slows small operators down): operators' "
+        "own time, the rest is Python's. Tasks: mode, b = batch, o = output tokens fed before."
+    ]
+    return Table("Where the time goes", columns, rows, notes, left=2)
 
 
 def where(record: RunRecord) -> str:
@@ -128,19 +250,17 @@ def where(record: RunRecord) -> str:
     return f"{record.task.name}, {environment.device}, {environment.date[:10]}, {commit}"
 
 
-def measured_table(records: Sequence[RunRecord]) -> Table:
-    """Return all measured quantities, one row a record."""
+def measured_table(
+    title: str, records: Sequence[RunRecord], quantities: Sequence[str], note: str
+) -> Table:
+    """Return measured quantities, one row a record that has any of them."""
     rows = []
     for record in records:
-        cells = [cell(value_of(record, quantity)) for quantity in QUANTITIES]
+        cells = [cell(value_of(record, quantity)) for quantity in quantities]
         if any(item != "-" for item in cells):
             rows.append([record.model.name, label(record), where(record), *cells])
-    columns = ("model", "method", "where", *[name.replace("_", " ") for name in QUANTITIES])
-    notes = [
-        "Median (inter-quartile range). Task names: b = batch, t = text, i = image, o = output "
-        "tokens; + = uncommitted changes."
-    ]
-    return Table("All measurements", columns, rows, notes, left=3)
+    columns = ("model", "method", "where", *[name.replace("_", " ") for name in quantities])
+    return Table(title, columns, rows, [f"Median (inter-quartile range). {note}"], left=3)
 
 
 def cell(item: Measured | None) -> str:

@@ -253,7 +253,8 @@ class SparseCache(Cache):
                 store.prepare(count)
             elif not any(group is store.lengths for group in done):
                 done.append(store.lengths)
-                self.reserve(store.lengths, count + 1)
+                # An extension writes dropped tokens to one slot behind the kept ones.
+                self.reserve(store.lengths, count if count == 1 else count + 1)
 
     def reserve(self, group: Lengths, extra: int) -> None:
         """Make room for ``extra`` entries behind the longest row of ``group``'s layers."""

@@ -153,35 +153,27 @@ class H2O(Method):
         )
 
     def overhead(self, shape: PromptShape, dims: ModelDims) -> list[Operation]:
-        """Return the pass over the causal square that only a restricted prompt needs."""
+        """Return the column sums' products (and the scores that a restricted prompt needs)."""
         return self.overhead_on((shape.total,) * dims.layers, shape, dims)
 
     def overhead_on(
         self, rows: tuple[int, ...], shape: PromptShape, dims: ModelDims
     ) -> list[Operation]:
-        """Return the products of the scores that a restricted prompt (``phase``) needs beforehand.
+        """Return the same where layers have ``rows`` tokens.
 
-        Otherwise the prompt's own attention gives them along the way.  A block of queries sees
-        only the keys up to its end.
+        The prompt's own attention forms the probabilities that are summed; only where it is
+        restricted (``phase``) do they need a pass of their own.  A block of queries sees only the
+        keys up to its end.
         """
-        operations: list[Operation] = []
-        if self.phase == "decode":
-            return operations
+        operations = []
         for layer in range(self.first_full_layers, dims.layers):
-            count = rows[layer]
-            starts = range(0, count, QUERY_BLOCK)
-            for start in starts:
-                block = min(QUERY_BLOCK, count - start)
-                operations.append(
-                    Operation(
-                        "column_sums",
-                        "scoring",
-                        layer,
-                        "prefill",
-                        block,
-                        dims.head_dim,
-                        start + block,
-                        dims.heads,
-                    )
-                )
+            for start in range(0, rows[layer], QUERY_BLOCK):
+                block = min(QUERY_BLOCK, rows[layer] - start)
+                products = [("column_sums", 1, block)]
+                if self.phase != "decode":
+                    products.append(("scores", block, dims.head_dim))
+                operations += [
+                    Operation(name, "scoring", layer, "prefill", m, k, start + block, dims.heads)
+                    for name, m, k in products
+                ]
         return operations

@@ -1,8 +1,8 @@
 """KV-cache memory: bytes stored, bytes allocated, and the peak of a step; what fits on a device.
 
 Stored bytes follow the method's schedule.  Allocated bytes follow the cache's growth rule
-(:mod:`dynllava.cache`): room for one token beyond the prompt, then for two beyond the longest
-row, rounded up to the growth chunk; a method that bounds its cache never allocates more than the
+(:mod:`dynllava.cache`): room for one token beyond the longest row whenever one is fed, rounded up
+to the growth chunk; a method that bounds its cache never allocates more than the
 bound and one, and allocates its scores beside them.
 """
 
@@ -118,7 +118,7 @@ def _capacities(run: Run, fed: int, chunk: int, kept: int | None) -> list[int]:
 def _capacity(first: int, before: int, limit: int | None, chunk: int) -> int:
     """Return the entries allocated: ``first`` after prefill, ``before`` ahead of the last step."""
     if limit is None:
-        return max(round_up(first + 1, chunk), round_up(before + 2, chunk))
+        return max(round_up(first + 1, chunk), round_up(before + 1, chunk))
     needed = max(first, before) + 1
     return max(needed, min(round_up(needed, chunk), limit + 1))
 

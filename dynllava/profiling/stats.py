@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,15 @@ def spread(values: Sequence[float]) -> Spread:
         return Spread(values[0], 0.0, 1)
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(statistics.median(values), high - low, len(values))
+
+
+def median_margin(found: Spread) -> float:
+    """Return half an approximate 95 % interval of the median: 1.57 IQR / sqrt(n).
+
+    The notch of a box plot (McGill, Tukey and Larsen 1978); with few repeats it exceeds half the
+    inter-quartile range.
+    """
+    return 1.57 * found.iqr / math.sqrt(found.repeats)
 
 
 def paired_ratios(times: Sequence[float], baseline: Sequence[float]) -> list[float]:

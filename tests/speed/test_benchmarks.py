@@ -1,0 +1,136 @@
+"""The speed measurements' own logic: targets, verdicts, breakdowns.  No test depends on a time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import breakdown, summary
+from benchmarks._targets import MID, RATIO, SHARE, TARGETS, Target
+from dynllava.profiling.stats import Spread, median_margin
+from dynllava.records import (
+    Counted,
+    Environment,
+    Measured,
+    MethodInfo,
+    ModelInfo,
+    RecordStore,
+    RunRecord,
+    TaskInfo,
+)
+
+ROOT = Path(__file__).parents[2]
+AT_LEAST = Target("share", "speed-b1-*-o1", "fastv", SHARE, 0.7, True, MID)
+AT_MOST = Target("ratio", "speed-b*-o1", "h2o", RATIO, 1.1, False)
+
+
+def record(task, method, label="", counted=None, **measured):
+    return RunRecord(
+        kind="bench",
+        model=ModelInfo("mid-size (random weights)", None, 8, 512, 144),
+        method=MethodInfo(method, label=label),
+        task=TaskInfo(task, suite="speed"),
+        counted={key: Counted(value, "1", "", "prefill") for key, value in (counted or {}).items()},
+        measured={key: Measured(*value, "1") for key, value in measured.items()},
+        environment=Environment(device="cpu", commit="0123456789", dirty=False),
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "median", "half", "says"),
+    [
+        (AT_LEAST, 0.9, 0.1, "yes"),
+        (AT_LEAST, 0.72, 0.05, "open: bound within the interval (median: yes)"),
+        (AT_LEAST, 0.68, 0.05, "open: bound within the interval (median: no)"),
+        (AT_LEAST, 0.5, 0.1, "**not reached**"),
+        (AT_MOST, 1.05, 0.01, "yes"),
+        (AT_MOST, 1.2, 0.01, "**not reached**"),
+    ],
+)
+def test_verdicts_respect_the_interval(target, median, half, says):
+    assert summary.verdict(target, median, half) == says
+
+
+def test_margin_is_the_notch_of_a_box_plot():
+    assert median_margin(Spread(1.0, 0.2, 4)) == pytest.approx(0.157)
+    assert median_margin(Spread(1.0, 0.2, 100)) == pytest.approx(0.0314)
+
+
+def test_targets_take_their_own_records_only():
+    rows = [
+        record("speed-b1-t56-i144-o1", "fastv", **{SHARE: (0.9, 0.0, 5)}),
+        record("speed-b8-t56-i144-o1", "fastv", **{SHARE: (0.8, 0.0, 5)}),
+        record("speed-b1-t56-i144-o11", "fastv", **{SHARE: (0.7, 0.0, 5)}),
+        record("speed-b1-t56-i144-o1", "fastv", "fastv, compiled", **{SHARE: (0.6, 0.0, 5)}),
+    ]
+    found = summary.target_rows(AT_LEAST, rows)
+    assert [row[3] for row in found] == ["0.90 ± 0.00 (n=5)"]
+    assert summary.target_rows(AT_MOST, rows)[0][3] == "not measured"
+
+
+def test_a_missed_target_names_the_class_that_costs_too_much():
+    times = dict.fromkeys(breakdown.names(), (0.010, 0.0, 5))
+    task = "breakdown-prefill-b1"
+    rows = [
+        record(task, "full", "dense, stock transformers", **times),
+        record(task, "fastv", **{**times, "softmax": (0.013, 0.0, 5)}),
+        record(
+            "speed-b1-t56-i144-o1",
+            "fastv",
+            counted={"cost_ratio_prefill": 0.5},
+            **{SHARE: (0.2, 0.0, 5)},
+        ),
+    ]
+    (found,) = summary.target_rows(AT_LEAST, rows)
+    assert found[4] == "**not reached**"
+    assert found[-1] == "softmax: 8.0 of 38.0 ms"
+
+
+def test_faster_from_needs_every_longer_length():
+    def ratios(*medians):
+        return {8 * 2**i: Measured(median, 0.0, 5, "1") for i, median in enumerate(medians)}
+
+    assert summary.faster_from(ratios(1.1, 0.9, 0.8)) == "16"
+    assert summary.faster_from(ratios(0.9, 1.1, 0.8)) == "32"
+    assert summary.faster_from(ratios(0.9, 1.1)) == "-"
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [
+        ("aten::mm", "matrix products"),
+        ("aten::baddbmm", "matrix products"),
+        ("aten::mul", breakdown.OTHERS),
+        ("aten::_softmax", "softmax"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "fused attention"),
+        ("aten::index_put_", "gathering, sorting"),
+        ("aten::copy_", "copying, allocating"),
+    ],
+)
+def test_operators_are_grouped(operator, name):
+    assert breakdown.class_of(operator) == name
+
+
+@pytest.mark.parametrize("mode", breakdown.MODES)
+def test_breakdown_runs_and_records(mode, tmp_path, capsys):
+    arguments = ["--mode", mode, "--methods", "h2o", "--repeats", "1", "--fed", "2"]
+    assert breakdown.main([*arguments, "--store", str(tmp_path)]) == 0
+    assert mode in capsys.readouterr().out
+    records, problems = RecordStore(tmp_path).read()
+    assert not problems
+    # H2O has nothing to evict from without a cache.
+    assert len(records) == (1 if mode == "decode_nocache" else 2)
+    for found in records:
+        assert set(found.measured) == set(breakdown.names())
+        assert found.measured["matrix products"].median > 0
+
+
+def test_the_page_is_what_the_records_say(tmp_path):
+    out = tmp_path / "performance.md"
+    assert summary.main(["--store", str(ROOT / "results/bench"), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert page == (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert all(target.text in page for target in TARGETS)
+    assert not re.search(r"\bnan\b", page)
