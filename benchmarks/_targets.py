@@ -11,6 +11,7 @@ MID = ("mid-size",)
 ANY = (*MID, *SEVEN_B)
 SHARE, RATIO = "realised_share_prefill", "time_ratio_prefill"
 NOCACHE, STEP = "realised_share_decode_nocache", "time_ratio_decode"
+LATE = "time_ratio_decode_late"
 TO_FULL = "time_ratio_to_full_decode"
 
 
@@ -71,10 +72,10 @@ TARGETS = (
     Target("prefill at most 1.10x dense", "speed-b*-o1", "h2o", RATIO, 1.10, False),
     Target("decode step at most 1.03x dense", "speed-b", DYNAMIC, STEP, 1.03, False),
     Target(
-        "decode step at most 0.85x dense, CPU, batch 8, 512 tokens",
-        "speed-b8-*-o512",
+        "decode step at most 0.85x dense, CPU, batch 8, beyond 512 tokens",
+        "speed-b8-*-o1024",
         DYNAMIC,
-        STEP,
+        LATE,
         0.85,
         False,
         MID,

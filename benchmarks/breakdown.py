@@ -23,7 +23,7 @@ from dynllava.profiling.bench_model import build_bench
 from dynllava.profiling.bench_report import describe
 from dynllava.profiling.render import Table, as_text
 from dynllava.profiling.spec import load_spec
-from dynllava.profiling.speed import Inputs, Subject
+from dynllava.profiling.speed import STATIC, STOCK, Inputs, Subject
 from dynllava.profiling.stats import spread
 from dynllava.records import Measured, RecordStore, RunRecord, TaskInfo
 
@@ -54,9 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, dtype = MODEL_ON[cuda]
     spec = load_spec(name)
     subjects = bench.make_subjects(
-        lambda: build_bench(name, spec, args.device, dtype, "sdpa"), args.methods, spec
+        lambda: build_bench(name, spec, args.device, dtype, "sdpa"),
+        args.methods,
+        spec,
+        stock=(STOCK, STATIC) if args.mode == "decode" else (STOCK,),
     )
-    inputs = speed.make_inputs(subjects[0].bench, spec.prompt(PROMPT_TOKENS[cuda]), args.batch)
+    shape, outputs = spec.prompt(PROMPT_TOKENS[cuda]), args.fed + STEPS
+    inputs = speed.make_inputs(subjects[0].bench, shape, args.batch, outputs)
     subjects = [speed.calibrate_keep_rate(item, inputs, args.fed) for item in subjects]
     if args.mode == "decode_nocache":
         subjects = [item for item in subjects if not item.evicts(inputs.shape)]
@@ -100,12 +104,13 @@ def prepared(
     with torch.inference_mode():
         embeds = subject.with_image(model, inputs)
         if mode == "prefill":
-            return functools.partial(subject.prefill, model, inputs, embeds), 1
+            return functools.partial(subject.prefill, model, inputs, embeds, 1), 1
         if mode == "decode_nocache":
             return subject.nocache_call(model, inputs, embeds, fed), 1
-        token, cache = subject.prefill(model, inputs, embeds)
-        token = subject.decode(model, token, cache, fed)
-    return functools.partial(subject.decode, model, token, cache, STEPS), STEPS
+        token, cache = subject.prefill(model, inputs, embeds, fed + STEPS)
+        token = subject.decode(model, token, cache, inputs.fed, 0, fed)
+    steps = functools.partial(subject.decode, model, token, cache, inputs.fed, fed, fed + STEPS)
+    return steps, STEPS
 
 
 def profiled(call: Callable[[], object], calls: int, cuda: bool) -> Counter[str]:

@@ -35,6 +35,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile", action="store_true", help="time every method with compiled decode steps too"
     )
+    parser.add_argument(
+        "--stock",
+        nargs="+",
+        choices=("dynamic", "static"),
+        default=["dynamic", "static"],
+        help="caches of the dense stock model; ratios of decoding take the faster one",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--attention", default="sdpa", help="sdpa, eager or flash_attention_2")
@@ -61,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.profiling.arguments import parse_integers
     from dynllava.profiling.bench_model import build_bench
     from dynllava.profiling.spec import load_spec
+    from dynllava.profiling.speed import STATIC, STOCK
     from dynllava.records import RecordStore
 
     batches = parse_integers(args.batch, "--batch")
@@ -73,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         args.methods,
         spec,
         args.compile,
+        [{"dynamic": STOCK, "static": STATIC}[name] for name in args.stock],
     )
     rows: list[tuple[Any, ...]] = []
     for batch in batches:

@@ -25,6 +25,12 @@ from dynllava.profiling.speed import STOCK, Subject, Times
 FULL = "full"
 """Our own dense path among the subjects."""
 
+LATE = "decode_late"
+"""The second half of the decoding steps: a ratio to dense, without a cost of its own."""
+
+WARMUP_OUTPUTS = 256
+"""Most tokens that a warm-up round generates."""
+
 TIMED = {"prefill": "prefill", "decode": "tpot", "decode_nocache": "nocache_call"}
 """Mode of the ledger -> the time that its cost is compared with."""
 
@@ -91,9 +97,13 @@ class Result:
 
 
 def make_subjects(
-    build: Callable[[], Bench], chosen: Sequence[str], spec: ModelSpec, compiled: bool = False
+    build: Callable[[], Bench],
+    chosen: Sequence[str],
+    spec: ModelSpec,
+    compiled: bool = False,
+    stock: Sequence[str] = (STOCK,),
 ) -> list[Subject]:
-    """Return the subjects: the stock model first, then each named method.
+    """Return the subjects: the stock model with the given caches first, then each named method.
 
     A method may carry parameters: ``"fastv:k=2,keep_ratio=0.25"``.  With ``compiled`` each runs
     once more with compiled decode steps.  The model is built after the names have been checked,
@@ -109,7 +119,7 @@ def make_subjects(
         parsed.append((item, method))
     bench = build()
     return [
-        Subject(bench, STOCK, None),
+        *[Subject(bench, name, None) for name in stock],
         *[Subject(bench, item, method) for item, method in parsed],
         *[Subject(bench, f"{item}, compiled", method, True) for item, method in parsed if compiled],
     ]
@@ -122,14 +132,16 @@ def measure(
     if plan.repeats < 1 or plan.warmup < 0:
         raise UserError(f"repeats={plan.repeats}: accepted is 1 or more")
     bench = subjects[0].bench
-    inputs = speed.make_inputs(bench, plan.shape, plan.batch)
+    inputs = speed.make_inputs(bench, plan.shape, plan.batch, plan.outputs)
     ready = [speed.calibrate_keep_rate(item, inputs, plan.outputs) for item in subjects]
     results = [Result(item, plan) for item in ready]
     for round_number in range(plan.warmup + plan.repeats):
         for offset in range(len(results)):
             result = results[(round_number + offset) % len(results)]
-            times = result.subject.time(inputs, plan.outputs, plan.nocache_fed)
-            if round_number >= plan.warmup:
+            counts = round_number >= plan.warmup
+            outputs = plan.outputs if counts else min(plan.outputs, WARMUP_OUTPUTS)
+            times = result.subject.time(inputs, outputs, plan.nocache_fed)
+            if counts:
                 result.times.append(times)
         if progress is not None:
             progress(f"round {round_number + 1}/{plan.warmup + plan.repeats}")
@@ -139,26 +151,37 @@ def measure(
             work = functools.partial(result.subject.time, inputs, plan.outputs)
             result.peak_bytes = peak_memory(bench.device, work)
     own = next((result for result in results if result.subject.name == FULL), None)
+    stock = [result for result in results if result.subject.method is None]
     for result in results:
-        _compare(result, results[0], own)
+        for mode in (*TIMED, LATE):
+            _compare(result, mode, best_of(stock, mode), own)
     return results
 
 
-def _compare(result: Result, baseline: Result, own: Result | None) -> None:
-    for mode, name in TIMED.items():
-        if name not in result.names:
-            continue
+def best_of(stock: Sequence[Result], mode: str) -> Result:
+    """Return the dense baseline of a mode: while decoding the stock cache with the faster steps."""
+    if not mode.startswith("decode") or "tpot_cpu" not in stock[0].names:
+        return stock[0]
+    return min(stock, key=lambda result: stats.spread(result.series("tpot_cpu")).median)
+
+
+def _compare(result: Result, mode: str, baseline: Result, own: Result | None) -> None:
+    name = TIMED.get(mode, "tpot_late")
+    if name not in result.names:
+        return
+    if mode != LATE:
         result.cost_ratios[mode] = cost(result, mode) / cost(baseline, mode)
-        for suffix in ("", speed.CPU_SUFFIX):
-            times = result.series(name + suffix)
-            found = stats.spread(stats.paired_ratios(times, baseline.series(name + suffix)))
-            result.ratios[mode + suffix] = found
+    for suffix in ("", speed.CPU_SUFFIX):
+        times = result.series(name + suffix)
+        found = stats.spread(stats.paired_ratios(times, baseline.series(name + suffix)))
+        result.ratios[mode + suffix] = found
+        if mode != LATE:
             result.shares[mode + suffix] = stats.realised_share(
                 found.median, result.cost_ratios[mode]
             )
-            if own is not None:
-                ratios = stats.paired_ratios(times, own.series(name + suffix))
-                result.ratios_to_full[mode + suffix] = stats.spread(ratios)
+        if own is not None:
+            ratios = stats.paired_ratios(times, own.series(name + suffix))
+            result.ratios_to_full[mode + suffix] = stats.spread(ratios)
 
 
 def cost(result: Result, mode: str) -> int:

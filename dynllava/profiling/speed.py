@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import StaticCache
 
 from dynllava.methods import create
 from dynllava.methods.base import Method, PromptShape
@@ -21,17 +22,25 @@ from dynllava.profiling.ledger import Run, evicts
 CPU_SUFFIX = "_cpu"
 
 STOCK = "stock"
-"""Name of the dense stock transformers model among the subjects."""
+"""Name of the dense stock transformers model with its ``DynamicCache`` among the subjects."""
+
+STATIC = "stock, StaticCache"
+"""Name of the same with its ``StaticCache``, allocated for the whole run."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """One batch of prompts as embeddings [B, L, D]; ``pixels`` only where a vision tower runs."""
+    """One batch of prompts as embeddings [B, L, D]; ``pixels`` only where a vision tower runs.
+
+    ``fed`` [B, T] are the output tokens that every subject is fed, so that all do the same work
+    (None: each its own greedy ones).
+    """
 
     shape: PromptShape
     embeds: torch.Tensor
     image_mask: torch.Tensor
     pixels: torch.Tensor | None
+    fed: torch.Tensor | None = None
 
 
 @dataclass
@@ -43,7 +52,7 @@ class Times:
     seconds : dict
         ``ttft``: from the start (vision tower included, where there is one) to the first token.
         ``prefill``: the language model's prefill and the choice of the first token.
-        ``tpot``: mean of the decoding steps with a cache.
+        ``tpot``: mean of the decoding steps with a cache; ``tpot_late``: of their second half.
         ``nocache_call``: mean of the probed calls without a cache.
         Wall-clock; the same names with ``_cpu`` are the process's CPU time, which other
         processes on a shared machine disturb less.
@@ -66,8 +75,14 @@ class Times:
             self.seconds[key] = self.seconds.get(key, 0.0) + (stop - begin) / parts
 
 
-def make_inputs(bench: Bench, shape: PromptShape, batch: int, seed: int = 0) -> Inputs:
-    """Return random embeddings in place of text and (without a vision tower) of images."""
+def make_inputs(
+    bench: Bench, shape: PromptShape, batch: int, outputs: int = 0, seed: int = 0
+) -> Inputs:
+    """Return random embeddings in place of text and (without a vision tower) of images.
+
+    With random weights ``outputs`` random tokens are fed as output: greedy ones would run into
+    loops in which a row's tokens are all kept or all dropped.
+    """
     generator = torch.Generator().manual_seed(seed)
     size = (batch, shape.total, bench.spec.dims.hidden)
     embeds = torch.randn(size, generator=generator).mul_(0.02).to(bench.device, bench.dtype)
@@ -78,7 +93,11 @@ def make_inputs(bench: Bench, shape: PromptShape, batch: int, seed: int = 0) -> 
         side = bench.spec.vision.image_size
         noise = torch.randn(batch, bench.spec.vision.channels, side, side, generator=generator)
         pixels = noise.to(bench.device, bench.dtype)
-    return Inputs(shape, embeds, mask, pixels)
+    fed = None
+    if bench.random_weights and outputs:
+        fed = torch.randint(0, bench.spec.dims.vocab - 1, (batch, outputs), generator=generator)
+        fed = fed.to(bench.device)
+    return Inputs(shape, embeds, mask, pixels, fed)
 
 
 class Subject:
@@ -124,15 +143,19 @@ class Subject:
         start = clock.now()
         embeds = self.with_image(model, inputs)
         prefill = clock.now()
-        token, cache = self.prefill(model, inputs, embeds)
+        token, cache = self.prefill(model, inputs, embeds, outputs)
         first = clock.now()
-        self.decode(model, token, cache, outputs - 1)
+        steps, late = outputs - 1, outputs // 2
+        token = self.decode(model, token, cache, inputs.fed, 0, steps - late)
+        middle = clock.now()
+        self.decode(model, token, cache, inputs.fed, steps - late, steps)
         end = clock.now()
         times = Times(output_keep=self._realised_keep(model), kv_allocated=allocated_bytes(cache))
         times.add("ttft", start, first)
         times.add("prefill", prefill, first)
         if outputs > 1:
-            times.add("tpot", first, end, outputs - 1)
+            times.add("tpot", first, end, steps)
+            times.add("tpot_late", middle, end, late)
         if self.evicts(inputs.shape):
             nocache_fed = ()
         for fed in nocache_fed:
@@ -146,15 +169,38 @@ class Subject:
         """Return whether the method needs a cache to evict from."""
         return evicts(self.run_of(shape, 1, 1, None).schedule)
 
-    def prefill(self, model: Any, inputs: Inputs, embeds: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Run the language model on the prompt; return the first token [B, 1] and the cache."""
-        extra = {} if self.method is None else {"image_mask": inputs.image_mask}
+    def prefill(
+        self, model: Any, inputs: Inputs, embeds: torch.Tensor, outputs: int
+    ) -> tuple[torch.Tensor, Any]:
+        """Run the language model on the prompt; return the first token [B, 1] and the cache.
+
+        ``outputs`` is how many tokens the run generates (a static cache is allocated for them).
+        """
+        extra: dict[str, Any] = {}
+        if self.method is not None:
+            extra["image_mask"] = inputs.image_mask
+        elif self.name == STATIC:
+            size = inputs.shape.total + outputs
+            extra["past_key_values"] = StaticCache(model.config.text_config, max_cache_len=size)
         out = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **extra)
         return out.logits[:, -1:].argmax(-1), out.past_key_values
 
-    def decode(self, model: Any, token: torch.Tensor, cache: Any, steps: int) -> torch.Tensor:
-        """Run greedy steps on the cache from ``token`` [B, 1]; return the last token."""
-        for _ in range(steps):
+    def decode(
+        self,
+        model: Any,
+        token: torch.Tensor,
+        cache: Any,
+        fed: torch.Tensor | None,
+        first: int,
+        last: int,
+    ) -> torch.Tensor:
+        """Run the steps from ``first`` to before ``last`` on the cache; return the last token.
+
+        A step feeds its column of ``fed`` [B, T], or else the token chosen before, [B, 1].
+        """
+        for step in range(first, last):
+            if fed is not None:
+                token = fed[:, step : step + 1]
             logits = model(
                 input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1
             ).logits
@@ -211,8 +257,10 @@ def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subje
     model = Subject(subject.bench, subject.name, method).prepare()
     with torch.inference_mode():
         out = model(inputs_embeds=inputs.embeds, image_mask=inputs.image_mask, logits_to_keep=1)
-        for _ in range(min(outputs - 1, 64)):
+        for step in range(min(outputs - 1, 64)):
             token = out.logits[:, -1:].argmax(-1)
+            if inputs.fed is not None:
+                token = inputs.fed[:, step : step + 1]
             out = model(input_ids=token, past_key_values=out.past_key_values, logits_to_keep=1)
             logits = model.last_report.record["output_predictor_logits"].float()
             margins.append((logits[..., 0] - logits[..., 1]).flatten())

@@ -39,6 +39,33 @@ def test_dense_ratios_are_one_and_its_share_is_undefined(results):
         assert results[1].cost_ratios[mode] == 1
 
 
+def test_dense_decoding_is_the_faster_of_the_stock_caches(results):
+    import copy
+
+    slow, fast = copy.copy(results[0]), copy.copy(results[0])
+    for result, seconds in ((slow, 2.0), (fast, 1.0)):
+        result.times = [speed.Times({"tpot_cpu": seconds, "prefill_cpu": 1.0})]
+    assert bench.best_of([slow, fast], "decode") is fast
+    assert bench.best_of([slow, fast], bench.LATE) is fast
+    assert bench.best_of([slow, fast], "prefill") is slow
+
+
+def test_all_subjects_are_fed_the_same_random_tokens(tiny_bench, tiny_spec):
+    inputs = speed.make_inputs(tiny_bench, tiny_spec.prompt(12), 2, 6)
+    assert inputs.fed.shape == (2, 6)
+    fed = []
+    subject = bench.make_subjects(lambda: tiny_bench, ["full"], tiny_spec, stock=())[0]
+    model = subject.prepare()
+    hook = model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, arguments: fed.append(arguments[0])
+    )
+    try:
+        subject.time(inputs, 6)
+    finally:
+        hook.remove()
+    assert torch.equal(torch.cat([ids for ids in fed if ids.shape[1] == 1], 1), inputs.fed[:, :5])
+
+
 def test_shares_follow_their_definition(results):
     fastv = results[3]
     for mode in bench.TIMED:

@@ -108,7 +108,9 @@ def test_bench_on_the_embedded_model(capsys, tmp_path):
     code, out, _ = run(capsys, *arguments.split(), "--prompt-tokens", "12", "--store", store)
     assert code == 0
     assert "Realised savings" in out
-    assert len(RecordStore(store).read()[0]) == 2
+    records, _ = RecordStore(store).read()
+    caches = [record.method.parameters.get("implementation") for record in records]
+    assert caches == ["transformers, DynamicCache", "transformers, StaticCache", None]
 
 
 @pytest.mark.parametrize(
