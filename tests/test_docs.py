@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 START = re.compile(r"^(?:- run: |run: |srun bash -c \")?(dynllava|python -m) ")
 #: Modules whose parser the docs' options are checked against.
 CHECKED = ("dynllava.embedded.train", "dynllava.embedded.evaluate", "dynllava.benchmarks.build",
-           "benchmarks.prefill", "benchmarks.decode", "benchmarks.training",
+           "benchmarks.prefill", "benchmarks.decode", "benchmarks.breakdown", "benchmarks.training",
            "benchmarks.evaluation", "benchmarks.summary")  # fmt: skip
 
 
