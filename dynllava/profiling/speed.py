@@ -221,7 +221,10 @@ class Subject:
         self, model: Any, inputs: Inputs, embeds: torch.Tensor, fed: int
     ) -> Callable[[], torch.Tensor]:
         """Return one call without a cache on the prompt and ``fed`` output tokens."""
-        longer = torch.cat([embeds, embeds[:, :1].expand(-1, fed, -1)], 1)
+        outputs = embeds[:, :1].expand(-1, fed, -1)
+        if inputs.fed is not None:
+            outputs = model.get_input_embeddings()(inputs.fed[:, :fed])
+        longer = torch.cat([embeds, outputs], 1)
         extra: dict[str, Any] = {}
         if self.method is not None:
             mask = torch.nn.functional.pad(inputs.image_mask, (0, fed))
