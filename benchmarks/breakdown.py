@@ -116,15 +116,15 @@ def prepared(
 def profiled(call: Callable[[], object], calls: int, cuda: bool) -> Counter[str]:
     """Return seconds a call by class: operators' own time, on the device where there is one.
 
-    The rest is Python's: of the process's CPU time, on a GPU of the time that elapsed.
+    The rest of the time that elapsed is Python's, or the device idled.  Needs a quiet machine.
     """
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if cuda else [])
     with torch.inference_mode(), profile(activities=activities) as profiler:
-        start = time.perf_counter() if cuda else time.process_time()
+        start = time.perf_counter()
         call()
         if cuda:
             torch.cuda.synchronize()
-        total = (time.perf_counter() if cuda else time.process_time()) - start
+        total = time.perf_counter() - start
     times: Counter[str] = Counter()
     for event in profiler.key_averages():
         if event.device_type != DeviceType.CPU:
