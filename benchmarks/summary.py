@@ -173,11 +173,12 @@ def verdict(target: Target, median: float, half: float) -> str:
 def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -> str:
     """Return the class of operators that costs more than it should by most, from a breakdown."""
     mode = MODES[target.quantity]
-    batch = record.task.name.split("-")[1]
+    _, batch, *_, outputs = record.task.name.split("-")
+    task = f"{BREAKDOWN}-{mode}-{batch}" + ("" if mode == "prefill" else f"-{outputs}")
     found: dict[str, RunRecord] = {}
     for other in records:
         same = other.environment.device == record.environment.device
-        if same and other.task.name.startswith(f"{BREAKDOWN}-{mode}-{batch}"):
+        if same and other.task.name == task:
             found[label(other)] = other
     dense = [found[name] for name in found if name.startswith("dense")]
     if not dense or target.method not in found:
@@ -190,7 +191,7 @@ def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -
         for name in classes()
     }
     worst = max(excess, key=excess.__getitem__)
-    return f"{worst}: {1e3 * excess[worst]:.1f} of {1e3 * sum(excess.values()):.1f} ms"
+    return f"{worst} {1e3 * excess[worst]:+.1f} ms (in all {1e3 * sum(excess.values()):+.1f})"
 
 
 def length_table(records: Sequence[RunRecord]) -> Table:

@@ -85,7 +85,7 @@ def test_a_missed_target_names_the_class_that_costs_too_much():
     ]
     (found,) = summary.target_rows(AT_LEAST, rows)
     assert found[4] == "**not reached**"
-    assert found[-1] == "softmax: 8.0 of 38.0 ms"
+    assert found[-1] == "softmax +8.0 ms (in all +38.0)"
 
 
 def test_faster_from_needs_every_longer_length():
