@@ -58,8 +58,15 @@ less than wall-clock time. A share above 1 means that the dense baseline lost ti
     python -m benchmarks.training
     python -m benchmarks.summary
 
-Targets at 7B shape need a GPU: the same commands with `--device cuda` (LLaVA-1.5-7B, random
-weights, bfloat16; `benchmarks.training` with `--shape 7b-8-layers`).
+Targets at 7B shape need a GPU (LLaVA-1.5-7B, random weights, bfloat16). One line each:
+
+    python -m benchmarks.prefill --device cuda --repeats 30
+    python -m benchmarks.decode --device cuda --output-tokens 64 --no-cache --compile --repeats 10
+    python -m benchmarks.decode --device cuda --output-tokens 2000 --batch 8 --repeats 3 \\
+        --methods full dynamic_llava
+    python -m benchmarks.breakdown --device cuda --mode decode --batch 8
+    python -m benchmarks.evaluation --device cuda
+    python -m benchmarks.training --device cuda --shape 7b-8-layers
 
 What needs no clock is tested instead. Host synchronisations in a decode step: none, for every
 method (counted on CPU by `dynllava.profiling.syncs`, `tests/core/test_invariants.py`). KV
