@@ -25,6 +25,13 @@ def build_parser() -> argparse.ArgumentParser:
             info.name.replace("_", "-"), help=module.HELP, description=module.__doc__
         )
         module.configure(sub)
+        sub.add_argument(
+            "--plugin",
+            action="append",
+            default=[],
+            metavar="FILE.py",
+            help="a file with methods of your own (see dynllava new-method); may be repeated",
+        )
         sub.set_defaults(run=module.run)
     return parser
 
@@ -33,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``dynllava`` and return its exit code (0 success, 1 failure, 2 wrong usage)."""
     args = build_parser().parse_args(argv)
     try:
+        if args.plugin:
+            from dynllava.methods.plugins import load_file
+
+            for path in args.plugin:
+                load_file(path)
         return int(args.run(args))
     except UserError as error:
         print(f"dynllava {args.command}: error: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from dynllava import methods
 from dynllava.benchmarks.sweep import Cell
 from dynllava.errors import UserError
 from dynllava.methods.budget import SINGLE_CUT, solve
+from dynllava.methods.parameters import parse
 from dynllava.profiling.spec import ModelSpec
 
 IMAGE_TO_TEXT = 9
@@ -33,11 +34,11 @@ def cells(
     Parameters
     ----------
     names : sequence of str
-        Methods.
+        Methods, each with parameters of its own if given (``fastv:k=2``).
     budgets : sequence of float
         Mean image tokens processed per layer; none = every method once, as it is.
     params : mapping
-        {method: {parameter: value}}, which the solver leaves alone.
+        {method: {parameter: value}} beside those; the solver leaves both alone.
     spec : ModelSpec
         The model the budgets are solved for.
 
@@ -47,8 +48,8 @@ def cells(
         If a method meets none of the budgets.
     """
     found = []
-    for name in dict.fromkeys(names):
-        own = dict(params.get(name, {}))
+    for text in dict.fromkeys(names):
+        name, own = _own_parameters(text, params)
         if budgets and takes_budget(name):
             found += _solved(name, budgets, own, spec)
         else:
@@ -63,11 +64,26 @@ def takes_budget(name: str) -> bool:
 
 def check(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise :class:`UserError` for an unknown method or parameter, before a model is loaded."""
-    for name in names:
-        methods.create(name, **params.get(name, {}))
+    chosen = set()
+    for text in names:
+        name, own = _own_parameters(text, params)
+        methods.create(name, **own)
+        chosen.add(name)
     for name in params:
-        if name not in names:
+        if name not in chosen:
             raise UserError(f"--param {name}...: {name} is not among the methods")
+
+
+def _own_parameters(
+    text: str, params: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, dict[str, Any]]:
+    """Return a method's name and what is set of it, in its text and beside it."""
+    method = parse(text)
+    beside = params.get(method.name, {})
+    for key in beside:
+        if key in method.parameters:
+            raise UserError(f"--param {method.name}.{key}: {text} sets it already")
+    return method.name, {**beside, **method.parameters}
 
 
 def _solved(

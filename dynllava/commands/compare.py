@@ -6,7 +6,6 @@ Runs that are in the store already are not made again; a run that failed is made
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pretrained", default="embedded", help="hub name, folder, or embedded (the default)"
     )
-    parser.add_argument("--methods", nargs="+", default=["full", "dynamic_llava"], metavar="METHOD")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=["full", "dynamic_llava"],
+        metavar="METHOD",
+        help="names, with parameters if wanted: fastv:k=2,keep_ratio=0.25+h2o:heavy=0.25",
+    )
     parser.add_argument(
         "--budgets",
         nargs="+",
@@ -36,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="METHOD.NAME=VALUE",
-        help="a method's parameter; the value is JSON or text; may be repeated",
+        help="a parameter of every METHOD in the run; may be repeated",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--suite", help="paper12, understanding, generation, embedded or smoke")
@@ -116,25 +121,13 @@ def _batch_size(text: str) -> int | str:
 
 def _parameters(items: list[str]) -> dict[str, dict[str, Any]]:
     """Return {method: {name: value}} from ``METHOD.NAME=VALUE`` texts."""
+    from dynllava.methods.parameters import convert
+
     found: dict[str, dict[str, Any]] = {}
     for item in items:
         name, equals, text = item.partition("=")
         method, dot, key = name.partition(".")
         if not (equals and dot and method and key):
             raise UserError(f"--param {item}: accepted is METHOD.NAME=VALUE")
-        found.setdefault(method, {})[key] = _value(method, key, text)
+        found.setdefault(method, {})[key] = convert(method, key, text)
     return found
-
-
-def _value(method: str, key: str, text: str) -> Any:
-    """Return a parameter's value: JSON, or the text where it is none or the parameter is one."""
-    from dynllava import methods
-
-    fields = getattr(methods.registry().get(method), "__dataclass_fields__", {})
-    if key in fields and fields[key].type == "str":
-        return text
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return tuple(value) if isinstance(value, list) else value

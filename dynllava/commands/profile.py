@@ -27,7 +27,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--model", default="llava-1.5-7b", help="preset, embedded, or a folder with a config.json"
     )
-    what.add_argument("--method", default="dynamic_llava", help="see 'dynllava methods'")
+    what.add_argument(
+        "--method",
+        default="dynamic_llava",
+        help="see 'dynllava methods'; with parameters if wanted: fastv:k=2,keep_ratio=0.25",
+    )
     what.add_argument(
         "--method-args", nargs="*", default=[], metavar="NAME=VALUE", help="method parameters"
     )
@@ -150,14 +154,13 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _run_of(args: argparse.Namespace) -> Run:
-    from dynllava import methods
     from dynllava.errors import UserError
-    from dynllava.profiling.arguments import parse_parameters
+    from dynllava.methods.parameters import parse_with
     from dynllava.profiling.ledger import Run
     from dynllava.profiling.spec import load_spec
 
     spec = load_spec(args.model)
-    method = methods.create(args.method, **parse_parameters(args.method_args))
+    method = parse_with(args.method, args.method_args).create()
     shape = spec.prompt(args.prompt_tokens, images=0 if args.no_image else 1)
     item = Run(spec, method, shape, args.output_tokens, args.batch)
     rate = args.realised_output_keep

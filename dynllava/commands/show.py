@@ -24,7 +24,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pretrained", default="embedded", help="hub name, folder, or embedded (the default)"
     )
-    parser.add_argument("--method", help="see 'dynllava methods' (default: the checkpoint's)")
+    parser.add_argument(
+        "--method",
+        help="see 'dynllava methods'; with parameters if wanted: fastv:k=2,keep_ratio=0.25 "
+        "(default: the checkpoint's)",
+    )
     parser.add_argument(
         "--method-args", nargs="*", default=[], metavar="NAME=VALUE", help="method parameters"
     )
@@ -46,18 +50,21 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.analysis.overlay import FOLDER, draw
     from dynllava.analysis.visualise import look_at
     from dynllava.loading import load_model
-    from dynllava.profiling.arguments import parse_parameters
+    from dynllava.methods.parameters import parse_with, render
 
+    if args.method is None and args.method_args:
+        raise UserError("--method-args needs --method: accepted is --method NAME --method-args ...")
+    chosen = parse_with(args.method, args.method_args) if args.method else None
     model, processor = load_model(
         args.pretrained,
-        method=args.method,
-        method_args=parse_parameters(args.method_args),
+        method=chosen.name if chosen else None,
+        method_args=chosen.parameters if chosen else None,
         dtype=args.dtype,
         device=args.device,
         attn_implementation=args.attention,
     )
     name = model.method.name
-    label = " ".join([name, *args.method_args])
+    label = render(name, chosen.parameters) if chosen else name
     overlay = look_at(
         model,
         processor,

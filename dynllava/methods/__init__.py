@@ -1,38 +1,52 @@
 """Compression methods: one file each, found by the registry below.
 
 A method file in this package registers itself by defining a :class:`~dynllava.methods.base.Method`
-dataclass with a ``name``.  Methods of other packages are registered with :func:`register`.
+dataclass with a ``name``.  Methods of other packages come with the entry-point group
+``dynllava.methods``, from a file (:mod:`dynllava.methods.plugins`), or with :func:`register`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
 from typing import Any
 
-from dynllava.errors import UserError
-from dynllava.methods.base import Method
+from ..errors import UserError
+from .base import Method
 
 _EXTERNAL: dict[str, type[Method]] = {}
 
 
 def register(method: type[Method]) -> type[Method]:
-    """Make a method of another package known by its ``name``; usable as a class decorator."""
+    """Make a method of another package known by its ``name``; usable as a class decorator.
+
+    Raises
+    ------
+    UserError
+        If a method of this package has the name.
+    """
+    if method.name in _own():
+        raise UserError(f"method name {method.name!r} is taken by a method of dynllava")
     _EXTERNAL[method.name] = method
     return method
 
 
 def registry() -> dict[str, type[Method]]:
     """Return name -> method class, sorted by name."""
-    found = dict(_EXTERNAL)
-    for info in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        for value in vars(module).values():
-            own = isinstance(value, type) and value.__module__ == module.__name__
-            if own and issubclass(value, Method) and value.name:
-                found[value.name] = value
-    return dict(sorted(found.items()))
+    from .plugins import installed
+
+    return dict(sorted({**installed(), **_EXTERNAL, **_own()}.items()))
+
+
+def _own() -> dict[str, type[Method]]:
+    """Return the methods of this package."""
+    from .plugins import methods_in
+
+    modules = [
+        importlib.import_module(f"{__name__}.{info.name}")
+        for info in pkgutil.iter_modules(__path__)
+    ]
+    return {cls.name: cls for module in modules for cls in methods_in(module)}
 
 
 def names() -> list[str]:
@@ -40,24 +54,34 @@ def names() -> list[str]:
     return list(registry())
 
 
-def create(name: str, **parameters: Any) -> Method:
-    """Return a method by name, or a composition such as ``fastv+h2o`` with prefixed parameters.
+def create(text: str, **parameters: Any) -> Method:
+    """Return the method that a text names.
+
+    Parameters
+    ----------
+    text : str
+        A name, or a name with parameters, or a composition:
+        ``fastv``, ``fastv:k=2,keep_ratio=0.25``, ``fastv:k=2+h2o:heavy=0.25``
+        (grammar: :mod:`dynllava.methods.parameters`).
+    **parameters
+        Further parameters; for a composition with the part's name in front (``fastv_k``).
 
     Raises
     ------
     UserError
-        For an unknown name or parameter.
+        For an unknown name or parameter, a value of another type, a parameter given twice.
     """
-    if "+" in name:
-        from dynllava.methods.composition import compose
+    from .parameters import check_parameters, parse
 
-        return compose(name, parameters, create)
-    known = registry()
-    if name not in known:
-        raise UserError(f"method={name!r}: accepted are {', '.join(known)}")
-    accepted = [field.name for field in dataclasses.fields(known[name]) if field.init]
-    for key in parameters:
-        if key not in accepted:
-            listed = ", ".join(accepted) if accepted else "no parameters"
-            raise UserError(f"{name} has no parameter {key!r}: accepted are {listed}")
-    return known[name](**parameters)
+    if ":" in text:
+        parsed = parse(text)
+        for key in parameters:
+            if key in parsed.parameters:
+                raise UserError(f"{text}: {key} is given twice")
+        text, parameters = parsed.name, {**parsed.parameters, **parameters}
+    if "+" in text:
+        from .composition import compose
+
+        return compose(text, parameters, create)
+    check_parameters(text, parameters)
+    return registry()[text](**parameters)

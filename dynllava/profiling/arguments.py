@@ -2,25 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
-from typing import Any
-
 from dynllava.errors import UserError
-
-
-def parse_parameters(pairs: Iterable[str]) -> dict[str, Any]:
-    """Return ``["k=2", "keep_ratio=0.25"]`` as a dict; values are JSON, else plain text."""
-    parameters: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise UserError(f"method parameter {pair!r}: accepted is NAME=VALUE")
-        try:
-            parameters[name] = json.loads(text.lower() if text in ("True", "False") else text)
-        except ValueError:
-            parameters[name] = None if text == "None" else text
-    return parameters
 
 
 def parse_integers(text: str, name: str) -> list[int]:

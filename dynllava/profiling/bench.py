@@ -109,12 +109,9 @@ def make_subjects(
     once more with compiled decode steps.  The model is built after the names have been checked,
     because that may take long.
     """
-    from dynllava.profiling.arguments import parse_parameters
-
     parsed = []
     for item in chosen:
-        name, _, text = item.partition(":")
-        method = methods.create(name, **parse_parameters(text.split(",") if text else []))
+        method = methods.create(item)
         method.validate(spec.dims.layers)
         parsed.append((item, method))
     bench = build()

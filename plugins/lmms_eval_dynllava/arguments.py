@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 from dynllava import methods
 from dynllava.environment import code_version
 from dynllava.errors import UserError
+from dynllava.methods.parameters import MethodText, convert, nearest, parse
+from dynllava.methods.parameters import accepted as accepted_parameters
+from dynllava.methods.plugins import load_file
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO_BATCH_SIZE = 32
@@ -25,7 +27,11 @@ class ModelArguments:
     pretrained : str
         Local folder, hub name, or ``embedded``.
     method : str or None
-        A name from :func:`dynllava.methods.names`; None: what the checkpoint was trained for.
+        A name from :func:`dynllava.methods.names`, with parameters behind a colon if wanted, or a
+        composition (``fastv:k=2;keep_ratio=0.25+h2o:heavy=0.25``); None: what the checkpoint was
+        trained for.
+    plugin : str or None
+        Files with further methods, separated by ``;``.
     dtype : str or None
         None: float16 on a GPU, as the published evaluations, and float32 elsewhere.
     attn_implementation, device, device_map : str or None
@@ -41,11 +47,12 @@ class ModelArguments:
     code_version : str or None
         Must be this code's version if given; see :func:`check_cache`.
     parameters : dict
-        The method's hyper-parameters.
+        The method's hyper-parameters, from its text and from arguments of their names.
     """
 
     pretrained: str = "embedded"
     method: str | None = None
+    plugin: str | None = None
     dtype: str | None = None
     attn_implementation: str = "sdpa"
     compile: bool = False
@@ -74,7 +81,7 @@ class ModelArguments:
         """
         own = {item.name for item in dataclasses.fields(cls)} - {"parameters"}
         given = {key: value for key, value in values.items() if value is not None}
-        parameters = {key: _value(item) for key, item in given.items() if key not in own}
+        parameters = {key: item for key, item in given.items() if key not in own}
         arguments = cls(
             **{key: value for key, value in given.items() if key in own}, parameters=parameters
         )
@@ -82,14 +89,28 @@ class ModelArguments:
         return arguments
 
     def _check(self, own: set[str]) -> None:
-        accepted = list(inspect_parameters(self.method))
+        for path in (self.plugin or "").split(";"):
+            if path:
+                load_file(path)
+        if self.method is not None:
+            text = parse(self.method)
+            self.method = text.name
+            for key in text.parameters:
+                if key in self.parameters:
+                    raise UserError(f"method={text.name}: {key} is given twice")
+        else:
+            text = MethodText("dynamic_llava", {})
+        accepted = list(accepted_parameters(text.name))
         for key in self.parameters:
             if key not in accepted:
                 owner = self.method or "the checkpoint's method"
                 raise UserError(
-                    f"unknown argument {key}: accepted are {', '.join(sorted(own))}; "
+                    f"unknown argument {key}: {nearest(key, [*own, *accepted])}"
+                    f"accepted are {', '.join(sorted(own))}; "
                     f"for {owner}: {', '.join(accepted) or 'none'}"
                 )
+        flat = {key: convert(text.name, key, value) for key, value in self.parameters.items()}
+        self.parameters = {**text.parameters, **flat}
         if self.method is not None:
             methods.create(self.method, **self.parameters)
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -109,15 +130,6 @@ class ModelArguments:
         if isinstance(value, bool) or not str(value).isdecimal() or int(value) < 1:
             raise UserError(f"{name}={value}: accepted is an integer from 1")
         setattr(self, name, int(value))
-
-
-def inspect_parameters(method: str | None) -> list[str]:
-    """Return the names of a method's parameters (None: of ``dynamic_llava``)."""
-    known = methods.registry()
-    if method is not None and method not in known:
-        raise UserError(f"method={method}: accepted are {', '.join(known)}")
-    chosen = known.get(method or "dynamic_llava")
-    return [item.name for item in dataclasses.fields(chosen) if item.init] if chosen else []
 
 
 def check_cache(given: str | None) -> None:
@@ -140,14 +152,3 @@ def check_cache(given: str | None) -> None:
             "use_cache would return answers of older code: "
             f"add code_version={code_version()} to model_args"
         )
-
-
-def _value(value: Any) -> Any:
-    """Return a method parameter: lmms-eval turns numbers and booleans, here lists and none."""
-    if isinstance(value, str) and value[:1] in "[\"'":
-        try:
-            parsed = json.loads(value.strip("'"))
-        except ValueError:
-            raise UserError(f"{value}: not a list in JSON, such as [2,6,15]") from None
-        return tuple(parsed) if isinstance(parsed, list) else parsed
-    return None if value in ("none", "None", "null") else value

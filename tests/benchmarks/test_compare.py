@@ -27,7 +27,7 @@ def test_one_cell_per_method_without_budgets():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--methods", "fastw"], "method='fastw': accepted are"),
+        (["--methods", "fastw"], "method='fastw': did you mean fastv? accepted are"),
         (["--param", "uniform.layer=3"], "uniform is not among the methods"),
         (["--methods", "uniform", "--param", "uniform.layr=3"], "no parameter 'layr'"),
         (["--param", "layer"], "accepted is METHOD.NAME=VALUE"),
@@ -42,14 +42,20 @@ def test_bad_arguments_are_one_clear_line(arguments, message, capsys):
     assert message in lines[0]
 
 
-def test_parameters_are_json_or_text():
-    items = ["a.layers=[2, 6]", "a.rate=0.5", "b.version=1.5x", "b.on=true"]
+def test_parameters_have_their_own_types():
+    items = [
+        "sparsevlm.pruning_layers=[2, 6]",
+        "sparsevlm.version=1.5",
+        "fastv.keep_ratio=0.5",
+        "dynamic_llava.strict_official=false",
+    ]
     assert compare._parameters(items) == {
-        "a": {"layers": (2, 6), "rate": 0.5},
-        "b": {"version": "1.5x", "on": True},
+        "sparsevlm": {"pruning_layers": (2, 6), "version": "1.5"},
+        "fastv": {"keep_ratio": 0.5},
+        "dynamic_llava": {"strict_official": False},
     }
-    # A parameter that is a text stays one, even if it looks like a number.
-    assert compare._parameters(["sparsevlm.version=2.0"]) == {"sparsevlm": {"version": "2.0"}}
+    with pytest.raises(UserError, match="strict_official='x': accepted is true or false"):
+        compare._parameters(["dynamic_llava.strict_official=x"])
 
 
 def test_the_launcher_starts_the_same_command_without_a_launcher():

@@ -33,22 +33,36 @@ def test_method_parameters_are_told_from_the_models_own_arguments():
     assert parse("batch_size=auto").rows == 32
 
 
+def test_a_method_carries_its_parameters_and_compositions_are_accepted():
+    arguments = parse("pretrained=embedded,method=fastv:k=2;keep_ratio=0.25+h2o:heavy=0.25")
+    assert arguments.method == "fastv+h2o"
+    expected = {"fastv_k": 2, "fastv_keep_ratio": 0.25, "h2o_heavy": 0.25}
+    assert arguments.parameters == expected
+    flat = parse("method=fastv+h2o,fastv_k=2,fastv_keep_ratio=0.25,h2o_heavy=0.25")
+    assert (flat.method, flat.parameters) == ("fastv+h2o", expected)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pretraned=x", r"unknown argument pretraned: accepted are .*pretrained"),
+        (
+            "pretraned=x",
+            r"unknown argument pretraned: did you mean pretrained\? accepted are .*pretrained",
+        ),
         (
             "method=full,vision_keep_rate=0.2",
             r"unknown argument vision_keep_rate: .*for full: none",
         ),
-        ("method=guess", r"method=guess: accepted are .*dynamic_llava"),
+        ("method=guess", r"method='guess': accepted are .*dynamic_llava"),
         ("dtype=int8", r"dtype=int8: accepted are float32, bfloat16, float16"),
         ("batch_size=0", r"batch_size=0: accepted is an integer from 1"),
         ("batch_size=many", r"batch_size=many"),
         ("max_new_tokens=0", r"max_new_tokens=0"),
         ("compile=maybe", r"compile=maybe: accepted are True and False"),
+        ("method=fastv:k=2,k=3", r"method=fastv: k is given twice"),
+        ("plugin=nowhere.py", r"plugin nowhere.py: cannot be read"),
         ("code_version=0.0.0+old", r"code_version=0.0.0\+old: the code that runs is"),
-        ("method=dynamic_llava,sparse_layer=[2", r"not a list in JSON"),
+        ("method=dynamic_llava,sparse_layer=[2", r"sparse_layer='\[2': accepted is an integer"),
     ],
 )
 def test_unknown_and_impossible_arguments_are_one_clear_line(text, message):
