@@ -371,3 +371,28 @@ def test_code_version_changes_with_the_code_and_only_then(tmp_path, monkeypatch)
     assert code_version() == before
     source.write_text("k = 3\n")
     assert code_version() != before
+
+
+def test_records_of_schema_1_are_read_with_defaults_and_say_so():
+    """A line as schema 1 wrote it: no direction, no rounds, and neither is made up."""
+    data = make_record(measured={"samples_per_second": Measured(2.0, 0.1, 5, "sample/s")}).to_dict()
+    data["schema_version"] = 1
+    for name in ("higher_is_better", "rounds"):
+        del data["measured"]["samples_per_second"][name]
+    found = RunRecord.from_dict(data)
+    assert found.schema_version == 2
+    assert found.measured["samples_per_second"] == Measured(2.0, 0.1, 5, "sample/s", None, {})
+    assert RunRecord.from_json(found.to_json()) == found
+    with pytest.raises(UserError, match="missing higher_is_better, missing rounds"):
+        RunRecord.from_dict({**data, "schema_version": 2})
+    with pytest.raises(UserError, match="schema_version True"):
+        RunRecord.from_dict({**data, "schema_version": True})
+
+
+def test_rounds_are_stored_by_process_and_checked():
+    rounds = {"20261121T120000-7": [1.0, 2.0], "20261121T120100-9": [3.0]}
+    record = make_record(measured={"tpot": Measured(2.0, 1.0, 3, "s", False, rounds)})
+    assert RunRecord.from_json(record.to_json()) == record
+    wrong = make_record(measured={"tpot": Measured(2.0, 1.0, 3, "s", False, {"p": [float("nan")]})})
+    with pytest.raises(UserError, match=r"record\.measured\.tpot\.rounds\.p\[0\]"):
+        wrong.validate()

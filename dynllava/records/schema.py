@@ -15,7 +15,9 @@ from typing import Any
 
 from dynllava.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+OLDEST_VERSION = 1
+"""Records from here on are read: what their schema did not have yet takes its default."""
 KINDS = ("evaluation", "profile", "bench", "training")
 STATUSES = ("ok", "failed")
 
@@ -141,12 +143,29 @@ class Counted:
 
 @dataclass(frozen=True)
 class Measured:
-    """A quantity that was measured: median and inter-quartile range over ``repeats`` runs."""
+    """A quantity that was measured: median and inter-quartile range over ``repeats`` runs.
+
+    Attributes
+    ----------
+    median, iqr : float
+        Over all rounds, in ``unit``.
+    repeats : int
+        Rounds, of all processes together.
+    unit : str
+        ``s``, ``token/s``, ``byte``, ``1`` (a ratio or share) ...
+    higher_is_better : bool or None
+        Direction; None where it was not stored (records of schema 1) or means nothing.
+    rounds : dict
+        Process -> every round's value, in the order they ran (empty: not stored).  A process is
+        named by when it started and its id, so that names sort by time.
+    """
 
     median: float
     iqr: float | None
     repeats: int
     unit: str
+    higher_is_better: bool | None = None
+    rounds: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -208,6 +227,8 @@ class RunRecord:
         if "schema_version" not in data:
             raise UserError("record: schema_version is missing, so this is not a run record", 1)
         _check_version(data["schema_version"])
+        if data["schema_version"] < SCHEMA_VERSION:
+            data = _completed(cls, {**data, "schema_version": SCHEMA_VERSION})
         record = _build(cls, data, "record")
         _check_values(record)
         return record
@@ -229,11 +250,36 @@ class UnknownSchemaError(UserError):
 
 
 def _check_version(version: Any) -> None:
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    known = isinstance(version, int) and not isinstance(version, bool)
+    if not known or not OLDEST_VERSION <= version <= SCHEMA_VERSION:
         raise UnknownSchemaError(
-            f"schema_version {version!r} is unknown: this dynllava reads version {SCHEMA_VERSION}",
+            f"schema_version {version!r} is unknown: this dynllava reads versions "
+            f"{OLDEST_VERSION} to {SCHEMA_VERSION}",
             1,
         )
+
+
+def _completed(kind: Any, value: Any) -> Any:
+    """Return an older record's JSON data with the defaults of the fields that came later."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        kind = next(item for item in arguments if item is not type(None))
+    if origin is dict and isinstance(value, dict):
+        return {key: _completed(arguments[1], item) for key, item in value.items()}
+    if not dataclasses.is_dataclass(kind) or not isinstance(value, dict):
+        return value
+    later = {}
+    for item in dataclasses.fields(kind):
+        if item.name in _LATER.get(kind.__name__, ()) and item.name not in value:
+            made = item.default_factory
+            later[item.name] = item.default if made is dataclasses.MISSING else made()
+    hints = _hints(kind)
+    found = {key: _completed(hints.get(key), item) for key, item in value.items()}
+    return {**found, **later}
+
+
+_LATER = {"Measured": ("higher_is_better", "rounds")}
+"""Class -> fields that schema 2 added; all have defaults."""
 
 
 def _check_values(record: RunRecord) -> None:
@@ -272,6 +318,10 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise UserError(f"{path}: an object with text keys is expected, found {value!r}", 1)
         return {key: _build(arguments[1], item, f"{path}.{key}") for key, item in value.items()}
+    if origin is list:
+        if not isinstance(value, list):
+            raise UserError(f"{path}: a list is expected, found {value!r}", 1)
+        return [_build(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
     if kind is Any:
         _check_plain(value, path)
         return value
