@@ -14,6 +14,8 @@ from dynllava.analysis.table_specs import SPECS, Spec
 KEPT_OUTPUTS = {"lvis_single": 84, "lvis_multi": 181, "sharegpt4v": 763}
 """Output tokens that Dynamic-LLaVA-13B I|T computes in its sparse layers (table 3)."""
 
+_GENERATION_METRICS = ("ppl", "meteor")
+
 
 def build(number: int, own: Sequence[Point] = (), *, with_ours: bool = False) -> TableData:
     """Return the paper's table ``number``.
@@ -99,7 +101,7 @@ def _own_rows(
     rows = []
     for point in own:
         keyed = "benchmark" in names
-        tasks = [task for task in point.scores if task in published_tasks()] if keyed else [""]
+        tasks = _generation_tasks(point) if keyed else [""]
         for task in tasks:
             cells = [_own_cell(point, name, task, spec) for name in names]
             if any(cells[names.index(name)].value is not None for name in scored):
@@ -108,9 +110,14 @@ def _own_rows(
     return rows
 
 
-def published_tasks() -> set[str]:
-    """Return the generation benchmarks of table 3."""
-    return {row["benchmark"] for row in published.table(3)}
+def _generation_tasks(point: Point) -> list[str]:
+    """Return the generation benchmarks of table 3 that a run answered (a task for each metric)."""
+    benchmarks_of_table_3 = dict.fromkeys(str(row["benchmark"]) for row in published.table(3))
+    return [
+        task
+        for task in benchmarks_of_table_3
+        if any(f"{task}_{metric}" in point.scores for metric in _GENERATION_METRICS)
+    ]
 
 
 def _own_cell(point: Point, name: str, task: str, spec: Spec) -> Cell:
@@ -123,11 +130,13 @@ def _own_cell(point: Point, name: str, task: str, spec: Spec) -> Cell:
         return Cell(f"{value:.4g}", "text" if name in spec.text else "measured", value)
     if name in spec.text:
         return Cell("")
-    score = point.scores.get(task if name in ("ppl", "meteor") else name)
-    wanted = not (name in ("ppl", "meteor") and score and score.higher_is_better == (name == "ppl"))
-    if score is None or not wanted:
+    metric = task and name in _GENERATION_METRICS
+    score = point.scores.get(f"{task}_{name}" if metric else name)
+    if score is None:
         return Cell("", "missing", reason="no own run")
-    return Cell(f"{score.value:.4g}", "measured", score.value)
+    # Scores come in percent; the paper prints METEOR as a share.
+    value = score.value / 100 if metric and score.perfect == 100 else score.value
+    return Cell(f"{value:.4g}", "measured", value)
 
 
 def _token_statistics(data: published.PublishedTable, with_ours: bool) -> TableData:
