@@ -253,8 +253,9 @@ class SparseCache(Cache):
                 store.prepare(count)
             elif not any(group is store.lengths for group in done):
                 done.append(store.lengths)
-                # An extension writes dropped tokens to one slot behind the kept ones.
-                self.reserve(store.lengths, count if count == 1 else count + 1)
+                # Dropped tokens of an extension share the first slot behind the kept ones, which
+                # are fewer then: there is room for it.
+                self.reserve(store.lengths, count)
 
     def reserve(self, group: Lengths, extra: int) -> None:
         """Make room for ``extra`` entries behind the longest row of ``group``'s layers."""

@@ -200,8 +200,7 @@ def generate_scene(seed: int | str, min_objects: int = 1, digit: bool | None = N
             objects.append(SceneObject(shape, name, size, row, column, box))
         _paint(canvas, mask, colour, box)
         covered = _patch_coverage(mask, box)
-        # The fullest patch always counts, however thin the shape.
-        owner[(covered > best) | (covered == covered.max())] = index
+        owner[covered > best] = index
         best = np.maximum(best, covered)
     noise = np.frombuffer(hashlib.shake_128(f"noise/{seed}".encode()).digest(96 * 96), np.uint8)
     canvas += (noise.reshape(IMAGE_SIZE, IMAGE_SIZE, 1) % 25).astype(np.int64) - 12
