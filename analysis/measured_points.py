@@ -110,10 +110,15 @@ def latest(stored: Iterable[Stored]) -> list[Stored]:
 
 
 def configuration(record: RunRecord) -> list[Any]:
-    """Return what makes two records the same model, method and budget."""
+    """Return what makes two records the same model, method and budget.
+
+    Speed records tell compiled steps from eager ones by their label alone.
+    """
     method = record.method
     parameters = json.dumps(method.parameters, sort_keys=True)
-    return [record.model.name, record.model.checkpoint_hash, method.name, parameters, method.budget]
+    label = method.label if record.kind == "bench" else ""
+    model = [record.model.name, record.model.checkpoint_hash]
+    return [*model, method.name, parameters, method.budget, label]
 
 
 def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[Point]:

@@ -28,9 +28,10 @@ class Policy:
     counted_tolerance : float
         Relative rise of a counted cost that passes; 0 = exact.
     measured_rise : float
-        Relative rise of a measured cost that passes even if significant (drift between runs).
-    least_repeats : int
-        Fewer repeats leave a measured cost untested.
+        Relative slow-down that is tolerated: the margin of the timings' test.
+    least_processes : int
+        Processes a side that a timing needs; never fewer than its family needs (8, or 10 among
+        more than 100 timings).
     ignore : tuple of str
         Quantities, metrics or tasks that are not looked at.
     """
@@ -40,15 +41,15 @@ class Policy:
     tolerated_drop: float = 0.0
     largest_mde: float | None = None
     counted_tolerance: float = 0.0
-    measured_rise: float = 0.05
-    least_repeats: int = 5
+    measured_rise: float = 0.0
+    least_processes: int = 8
     ignore: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         for name in ("alpha", "power"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"policy: {name}={getattr(self, name)!r}: accepted is (0, 1)")
-        for name in ("tolerated_drop", "counted_tolerance", "measured_rise", "least_repeats"):
+        for name in ("tolerated_drop", "counted_tolerance", "measured_rise", "least_processes"):
             if getattr(self, name) < 0:
                 raise UserError(f"policy: {name}={getattr(self, name)!r}: accepted is 0 or more")
 
@@ -90,5 +91,5 @@ def _fits(key: str, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if key == "largest_mde" and value is None:
         return True
-    wanted = int if key == "least_repeats" else (int, float)
+    wanted = int if key == "least_processes" else (int, float)
     return isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dynllava.analysis import stats
+from dynllava.analysis import stats, timing_gate
 from dynllava.analysis.measured_points import Stored, latest, method_label
 from dynllava.analysis.policy import Policy
 
 from dynllava.errors import UserError
-from dynllava.records import Counted, Measured, RunRecord
+from dynllava.records import Counted, RunRecord
 
 PASS, REGRESSION, CANNOT_COMPARE = 0, 1, 2
 
@@ -70,11 +70,13 @@ def compare(base: Iterable[Stored], candidate: Iterable[Stored], policy: Policy)
     UserError
         If one of them holds no successful record.
     """
+    base, candidate = list(base), list(candidate)
     first, second = latest(base), latest(candidate)
     for name, items in (("base", first), ("candidate", second)):
         if not items:
             raise UserError(f"{name}: no successful run record to compare", CANNOT_COMPARE)
     checks: list[Check] = []
+    compared = []
     for old, new in _pairs(first, second):
         if new is None:
             checks.append(_refusal(old.record, "the candidate has no such record"))
@@ -85,9 +87,8 @@ def compare(base: Iterable[Stored], candidate: Iterable[Stored], policy: Policy)
             continue
         checks += _accuracy(old, new, policy)
         checks += _counted(old.record, new.record, policy)
-        checks += _measured(old.record, new.record, policy)
-    checks = _adjust(checks, "accuracy", policy)
-    return _adjust(checks, "measured", policy)
+        compared.append((old, new))
+    return _adjust(checks, policy) + _timings(compared, base, candidate, policy)
 
 
 def exit_code(checks: Sequence[Check]) -> int:
@@ -116,8 +117,9 @@ def _pairs(first: Sequence[Stored], second: Sequence[Stored]) -> list[tuple[Stor
 
 def _key(record: RunRecord) -> str:
     task = record.task and (record.task.name, record.task.suite)
+    label = record.method.label if record.kind == "bench" else ""
     return json.dumps(
-        [record.kind, record.model.name, record.method.name, record.method.budget, task]
+        [record.kind, record.model.name, record.method.name, label, record.method.budget, task]
     )
 
 
@@ -249,65 +251,70 @@ def _meaning(item: Counted) -> str:
     return f"{item.unit}, {item.convention}, {item.mode}"
 
 
-def _measured(old: RunRecord, new: RunRecord, policy: Policy) -> list[Check]:
-    checks = []
-    for name, before in old.measured.items():
-        if name in policy.ignore:
-            continue
-        after = new.measured.get(name)
-        check = Check("measured", cell_name(old), name, "refused", before.median)
-        if after is None:
-            checks.append(dataclasses.replace(check, detail="the candidate did not measure it"))
-            continue
-        check = dataclasses.replace(check, candidate=after.median)
-        repeats = min(before.repeats, after.repeats)
-        if before.unit != after.unit:
-            detail = f"different unit: {before.unit} against {after.unit}"
-            checks.append(dataclasses.replace(check, detail=detail))
-        elif before.iqr is None or after.iqr is None or repeats < policy.least_repeats:
-            detail = f"{repeats} repeats, {policy.least_repeats} with a spread are needed"
-            checks.append(dataclasses.replace(check, verdict="untested", detail=detail))
-        else:
-            checks.append(_timing(check, before, after, policy))
-    return checks
-
-
-def _timing(check: Check, before: Measured, after: Measured, policy: Policy) -> Check:
-    from scipy import stats as scipy_stats
-
-    # IQR / 1.349 estimates sigma robustly; a median's standard error is 1.2533 sigma / sqrt(n).
-    errors = [
-        1.2533 * (item.iqr or 0) / 1.349 / math.sqrt(item.repeats) for item in (before, after)
-    ]
-    stderr = math.hypot(*errors)
-    rise = after.median - before.median
-    if any(word in check.quantity for word in ("tokens_per_second", "throughput", "share")):
-        rise = -rise
-    z = rise / stderr if stderr else math.copysign(math.inf, rise) if rise else 0.0
-    p = float(scipy_stats.norm.sf(z))
-    mde = stats.minimum_detectable_effect(stderr, alpha=policy.alpha, power=policy.power)
-    mde = max(mde, policy.measured_rise * abs(before.median))
-    detail = (
-        f"{before.unit}, medians of {before.repeats} and {after.repeats}, change of {rise:+.3g}"
+def _timings(
+    pairs: Sequence[tuple[Stored, Stored]],
+    base: Sequence[Stored],
+    candidate: Sequence[Stored],
+    policy: Policy,
+) -> list[Check]:
+    """Compare measured costs; processes of one cell may lie in several records of a store."""
+    timings = []
+    for old, new in pairs:
+        sides = _same_code(old.record, base), _same_code(new.record, candidate)
+        timings += timing_gate.collect(cell_name(old.record), *sides, policy.ignore)
+    outcomes = timing_gate.judge(
+        timings,
+        alpha=policy.alpha,
+        power=policy.power,
+        margin=policy.measured_rise,
+        least=policy.least_processes,
     )
-    return dataclasses.replace(check, verdict="ok", p=p, mde=mde, detail=detail)
+    return [
+        Check(
+            "measured",
+            item.timing.cell,
+            item.timing.quantity,
+            item.verdict,
+            item.base,
+            item.candidate,
+            item.detail,
+            item.p,
+            item.detectable,
+        )
+        for item in outcomes
+    ]
 
 
-def _adjust(checks: list[Check], family: str, policy: Policy) -> list[Check]:
-    """Turn p values of one family into verdicts, with Holm's correction over the family."""
-    tested = [i for i, item in enumerate(checks) if item.family == family and item.p is not None]
+def _same_code(record: RunRecord, stored: Sequence[Stored]) -> list[RunRecord]:
+    """Return the successful records of ``record``'s cell and code, newest last."""
+
+    def code(one: RunRecord) -> list[object]:
+        found = one.environment
+        return [_key(one), one.method.parameters, found.commit, found.dirty, found.versions]
+
+    same = [
+        item.record
+        for item in stored
+        if item.record.status == "ok"
+        and code(item.record) == code(record)
+        and not _differences(record, item.record)
+    ]
+    return sorted(same, key=lambda one: (one.created, one is record))
+
+
+def _adjust(checks: list[Check], policy: Policy) -> list[Check]:
+    """Turn the accuracy's p values into verdicts, with Holm's correction over all of them."""
+    tested = [
+        i for i, item in enumerate(checks) if item.family == "accuracy" and item.p is not None
+    ]
     result = list(checks)
     adjusted = stats.holm([checks[i].p or 0.0 for i in tested])
     improved = stats.holm([1 - (checks[i].p or 0.0) for i in tested])
     for i, worse, better in zip(tested, adjusted, improved, strict=True):
         check = dataclasses.replace(checks[i], p=worse)
         size = abs((check.change if check.effect is None else check.effect) or 0.0)
-        if family == "accuracy":
-            matters = size > policy.tolerated_drop
-            blind = policy.largest_mde is not None and (check.mde or 0.0) > policy.largest_mde
-        else:
-            matters = size > policy.measured_rise * abs(check.base or 0.0)
-            blind = False
+        matters = size > policy.tolerated_drop
+        blind = policy.largest_mde is not None and (check.mde or 0.0) > policy.largest_mde
         if worse <= policy.alpha and matters:
             check = dataclasses.replace(check, verdict="regression")
         elif better <= policy.alpha and matters:
