@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynllava import methods
 from dynllava.benchmarks.sweep import Cell
 from dynllava.errors import UserError
-from dynllava.methods.budget import SINGLE_CUT, solve
+from dynllava.methods.budget import solve
 from dynllava.methods.parameters import parse
 from dynllava.profiling.spec import ModelSpec
 
@@ -26,10 +25,10 @@ def cells(
     params: Mapping[str, Mapping[str, Any]],
     spec: ModelSpec,
 ) -> list[Cell]:
-    """Return one cell per method and budget (one per method where no budget applies).
+    """Return one cell per method and budget; one cell for a reference (dense, no image).
 
-    A budget below what a method can reach is left out with a note on standard error, as long as
-    another one remains.
+    Beside budgets no method runs at a budget of its own: it meets each of them, or the grid is
+    refused.
 
     Parameters
     ----------
@@ -45,21 +44,16 @@ def cells(
     Raises
     ------
     UserError
-        If a method meets none of the budgets.
+        If a method has no budget to set, or cannot meet one of them.
     """
     found = []
     for text in dict.fromkeys(names):
         name, own = _own_parameters(text, params)
-        if budgets and takes_budget(name):
-            found += _solved(name, budgets, own, spec)
-        else:
+        if not budgets or ("+" not in name and methods.registry()[name].reference):
             found.append(Cell(name, own))
+        else:
+            found += _solved(name, budgets, own, spec)
     return found
-
-
-def takes_budget(name: str) -> bool:
-    """Return whether a budget of image tokens sets anything of the method."""
-    return name in SINGLE_CUT or name in ("sparsevlm", "h2o") or "+" in name
 
 
 def check(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> None:
@@ -90,16 +84,7 @@ def _solved(
     name: str, budgets: Sequence[float], own: dict[str, Any], spec: ModelSpec
 ) -> list[Cell]:
     shape = spec.prompt(max(2, spec.image_tokens // IMAGE_TO_TEXT))
-    found, failures = [], []
-    for budget in dict.fromkeys(budgets):
-        try:
-            solution = solve(name, budget, shape, spec.dims.layers, **own)
-        except UserError as error:
-            failures.append(error)
-            continue
-        found.append(Cell(name, solution, float(budget)))
-    if not found:
-        raise failures[0]
-    for failure in failures:
-        print(f"note: {failure}; left out", file=sys.stderr)
-    return found
+    return [
+        Cell(name, solve(name, budget, shape, spec.dims.layers, **own), float(budget))
+        for budget in dict.fromkeys(budgets)
+    ]

@@ -20,7 +20,7 @@ HELP = "compare methods on the embedded suite: curves, tables, report"
 METHODS = ("dynamic_llava", "fastv", "sparsevlm", "h2o", "uniform")
 BUDGETS = (60.0, 96.0)
 # At the defaults of larger models these cut too late for a model of six layers.
-PARAMETERS = {"fastv": {"k": 2}, "uniform": {"layer": 2}}
+PARAMETERS = {"fastv": {"k": 2}}
 SHOWN = (("caption", 0), ("attribute", 0), ("counting", 1))
 """Samples of the test split (family, number) whose kept tokens the report shows."""
 

@@ -264,6 +264,11 @@ class Method:
     saves: ClassVar[tuple[str, ...]] = ()
     positions: ClassVar[str] = "original"
     certificate: ClassVar[str] = ""
+    #: Fields that name the first short layer and the kept share of image tokens, where a budget of
+    #: image tokens is met by one cut.
+    single_cut: ClassVar[tuple[str, str] | None] = None
+    #: A reference that stands beside any budget (dense, no image).
+    reference: ClassVar[bool] = False
 
     def validate(self, num_layers: int) -> None:
         """Raise :class:`UserError` if a parameter does not fit a model of ``num_layers``."""

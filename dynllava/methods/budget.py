@@ -14,20 +14,29 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from dynllava.errors import UserError
-from dynllava.methods import create
+from dynllava.methods import create, registry
 from dynllava.methods.base import Method, PromptShape
 from dynllava.methods.composition import Composition
 from dynllava.methods.sparsevlm import PUBLISHED, PUBLISHED_IMAGE, numbers
 
 Budget = str | float | Sequence[float]
 
-#: Methods with one cut: the parameter that names the first short layer, and the kept share's.
-SINGLE_CUT = {
-    "dynamic_llava": ("sparse_layer", "vision_keep_rate"),
-    "fastv": ("k", "keep_ratio"),
-    "random": ("layer", "image_keep_rate"),
-    "uniform": ("layer", "image_keep_rate"),
-}
+#: How far from its budget a method may end, as a share of the image tokens; whole tokens at an
+#: early layer are coarse (a token at every layer is always allowed).
+TOLERANCE = 0.02
+
+
+def takes_budget(name: str) -> bool:
+    """Return whether a budget of image tokens sets anything of the method.
+
+    Parameters
+    ----------
+    name : str
+        A registered method, or a composition (see :func:`solve` for what it then needs).
+    """
+    if "+" in name or name in ("sparsevlm", "h2o"):
+        return True
+    return registry()[name].single_cut is not None
 
 
 def processed(method: Method, shape: PromptShape, num_layers: int) -> float:
@@ -106,23 +115,51 @@ def solve(
     goal = target(budget, shape, num_layers)
     if "+" in method_name:
         return _solve_composition(method_name, goal, shape, num_layers, fixed)
-    if method_name in SINGLE_CUT:
-        return _solve_single_cut(method_name, goal, shape, num_layers, fixed)
+    if not takes_budget(method_name):
+        known = ", ".join(name for name in registry() if takes_budget(name))
+        raise UserError(f"{method_name} has no budget to set: accepted are {known}")
+    _check_free(method_name, fixed)
     if method_name == "sparsevlm":
         listed = numbers("budget", budget)
         if len(listed) > 1:
             return {**fixed, "budgets": "/".join(f"{number:g}" for number in listed)}
-        return _solve_sparsevlm(goal, shape, num_layers, fixed)
-    if method_name == "h2o":
-        return _solve_h2o(goal, shape, num_layers, fixed)
-    known = ", ".join([*SINGLE_CUT, "sparsevlm", "h2o"])
-    raise UserError(f"{method_name} has no budget to set: accepted are {known}")
+        solved = _solve_sparsevlm(goal, shape, num_layers, fixed)
+    elif method_name == "h2o":
+        solved = _solve_h2o(goal, shape, num_layers, fixed)
+    else:
+        solved = _solve_single_cut(method_name, goal, shape, num_layers, fixed)
+    _check_met(method_name, solved, goal, shape, num_layers)
+    return solved
+
+
+def _check_free(name: str, fixed: dict[str, Any]) -> None:
+    """Raise :class:`UserError` if a parameter is given that a budget sets."""
+    cut = registry()[name].single_cut
+    sets = {"sparsevlm": ("budgets", "retain"), "h2o": ("heavy", "recent"), "fastv": ("keep",)}
+    for key in (*sets.get(name, ()), *(cut[1:] if cut else ())):
+        if fixed.get(key) is not None:
+            raise UserError(f"{name}: {key} is given, and a budget sets it too: give one of them")
+
+
+def _check_met(
+    name: str, solved: dict[str, Any], goal: float, shape: PromptShape, num_layers: int
+) -> None:
+    """Raise :class:`UserError` if what was solved for ends at another budget."""
+    method = create(name, **solved)
+    method.validate(num_layers)
+    evicts = name == "h2o"
+    reached = (held if evicts else processed)(method, shape, num_layers)
+    if abs(reached - goal) > max(1.0, TOLERANCE * shape.image):
+        unit = "cache entries" if evicts else "image tokens"
+        raise UserError(
+            f"{name} ends at {reached:.1f} {unit} per layer: a budget of {goal:g} is out of reach"
+        )
 
 
 def _solve_single_cut(
     name: str, goal: float, shape: PromptShape, num_layers: int, fixed: dict[str, Any]
 ) -> dict[str, Any]:
-    layer_name, rate_name = SINGLE_CUT[name]
+    layer_name, rate_name = registry()[name].single_cut or ("", "")
     layer = fixed.get(layer_name, getattr(create(name), layer_name))
     short = num_layers - layer
     if short < 1:
@@ -208,7 +245,7 @@ def _solve_composition(
 ) -> dict[str, Any]:
     parts = cast(Composition, create(name, **fixed)).parts
     for part in parts:
-        if part.name in SINGLE_CUT or part.name == "sparsevlm":
+        if part.single_cut is not None or part.name == "sparsevlm":
             prefix = f"{part.name}_"
             own = {
                 key.removeprefix(prefix): value

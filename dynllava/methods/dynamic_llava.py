@@ -55,6 +55,7 @@ class DynamicLlava(Method):
     prunes: ClassVar[str] = "image and output tokens"
     saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
     certificate: ClassVar[str] = "golden/dynamic_llava"
+    single_cut: ClassVar[tuple[str, str] | None] = ("sparse_layer", "vision_keep_rate")
 
     sparse_layer: int = 2
     vision_keep_rate: float = 0.2

@@ -68,6 +68,7 @@ class FastV(Method):
     prunes: ClassVar[str] = "image tokens"
     saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
     certificate: ClassVar[str] = "golden/baselines"
+    single_cut: ClassVar[tuple[str, str] | None] = ("k", "keep_ratio")
 
     k: int = 3
     keep_ratio: float = 0.5

@@ -15,4 +15,5 @@ class Full(Method):
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "dense model, nothing dropped"
     source: ClassVar[str] = "stock transformers LLaVA"
+    reference: ClassVar[bool] = True
     certificate: ClassVar[str] = "equal to the stock model to float tolerance"

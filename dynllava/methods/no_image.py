@@ -29,7 +29,7 @@ class NoImage(Method):
     Parameters
     ----------
     layer : int
-        First layer without image tokens.
+        First layer without image tokens; 0 = the language model never sees the picture.
     """
 
     name: ClassVar[str] = "no_image"
@@ -37,8 +37,9 @@ class NoImage(Method):
     source: ClassVar[str] = "control"
     prunes: ClassVar[str] = "image tokens"
     saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
+    reference: ClassVar[bool] = True
 
-    layer: int = 2
+    layer: int = 0
 
     def validate(self, num_layers: int) -> None:
         """See :meth:`Method.validate`."""

@@ -1,4 +1,8 @@
-"""Random: drops tokens by a hash of (seed, sample, position); the paper's static baseline."""
+"""Random: drops tokens by a hash of (seed, sample, position); the paper's static baseline.
+
+A control of a budget of image tokens drops image tokens and nothing else; the paper's table 3 drops
+output tokens (``output_keep_rate=0.5,layer=0``).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,12 @@ from dynllava.methods.base import (
 )
 from dynllava.tokens import Segment
 
+DEFAULT_IMAGE_SHARE = 0.2
+
 
 @dataclass
 class Random(Method):
-    """Keeps a random share of image tokens and of output tokens.
+    """Keeps a random share of image tokens, of output tokens, or of both: what is named.
 
     Whether an output token's K/V is dropped is one decision for all heads and all layers from
     ``layer`` on; the current token always attends to itself in its own step; prompt text stays.
@@ -32,8 +38,9 @@ class Random(Method):
     ----------
     output_keep_rate : float
         Probability that an output token is kept; 1.0 keeps all.
-    image_keep_rate : float
-        Share of image tokens kept, ``int(n * rate)``; 1.0 keeps all.
+    image_keep_rate : float or None
+        Share of image tokens kept, ``int(n * rate)``; 1.0 keeps all.  None (not given) is 1.0
+        where output tokens are dropped, 0.2 otherwise.
     layer : int
         First layer that sees the reduced set.
     seed : int
@@ -42,21 +49,30 @@ class Random(Method):
     """
 
     name: ClassVar[str] = "random"
-    summary: ClassVar[str] = "random output (and image) tokens"
+    summary: ClassVar[str] = "random image tokens, or output tokens, or both"
     source: ClassVar[str] = "static baseline of arXiv 2412.00876, table 3 (no official code)"
-    prunes: ClassVar[str] = "output (and image) tokens"
+    prunes: ClassVar[str] = "image tokens, output tokens"
     saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
+    single_cut: ClassVar[tuple[str, str] | None] = ("layer", "image_keep_rate")
 
-    output_keep_rate: float = 0.5
-    image_keep_rate: float = 1.0
-    layer: int = 0
+    output_keep_rate: float = 1.0
+    image_keep_rate: float | None = None
+    layer: int = 2
     seed: int = 0
 
     def validate(self, num_layers: int) -> None:
         """See :meth:`Method.validate`."""
         check_layer("layer", self.layer, num_layers)
         check_fraction("output_keep_rate", self.output_keep_rate)
-        check_fraction("image_keep_rate", self.image_keep_rate)
+        if self.image_keep_rate is not None:
+            check_fraction("image_keep_rate", self.image_keep_rate)
+
+    @property
+    def image_share(self) -> float:
+        """The share of image tokens kept, also where it is not given."""
+        if self.image_keep_rate is not None:
+            return self.image_keep_rate
+        return DEFAULT_IMAGE_SHARE if self.output_keep_rate == 1 else 1.0
 
     def output_layer(self) -> int | None:
         """See :meth:`Method.output_layer`."""
@@ -69,9 +85,9 @@ class Random(Method):
         stream = ctx.stream
         draw = hash_uniform(self.seed, ctx.sample_ids, stream.position)
         keep = torch.ones_like(stream.valid())
-        if not ctx.decoding and self.image_keep_rate < 1:
+        if not ctx.decoding and self.image_share < 1:
             counts = stream.is_segment(Segment.IMAGE).sum(1)
-            kept = torch.floor(counts.double() * self.image_keep_rate + 1e-9).long()
+            kept = torch.floor(counts.double() * self.image_share + 1e-9).long()
             keep &= top_image_tokens(-draw, stream, kept)
         if self.output_keep_rate < 1:
             keep &= (draw < self.output_keep_rate) | ~stream.is_segment(Segment.OUTPUT)
@@ -83,7 +99,7 @@ class Random(Method):
             shape,
             num_layers,
             self.layer,
-            int(shape.image * self.image_keep_rate + 1e-9),
+            int(shape.image * self.image_share + 1e-9),
             self.output_keep_rate,
         )
 

@@ -1,13 +1,17 @@
-"""Uniform grid: keeps evenly spaced image tokens, whatever the question."""
+"""Uniform grid: keeps image tokens spread evenly over the picture, whatever the question."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from dynllava.methods.base import (
+from ..errors import UserError
+from ..tokens import Segment
+from .base import (
     Method,
     Observed,
     PromptShape,
@@ -17,13 +21,12 @@ from dynllava.methods.base import (
     check_fraction,
     check_layer,
 )
-from dynllava.methods.random import static_schedule
-from dynllava.tokens import Segment
+from .random import static_schedule
 
 
 @dataclass
 class Uniform(Method):
-    """Keeps ``int(n * image_keep_rate)`` image tokens, evenly spaced in raster order.
+    """Keeps ``int(n * image_keep_rate)`` image tokens on a regular grid over the picture.
 
     Parameters
     ----------
@@ -31,35 +34,92 @@ class Uniform(Method):
         Share of image tokens kept.
     layer : int
         First layer that sees the reduced set.
+    columns : int or None
+        Patches in a row of the picture; None = the most nearly square grid of the image tokens.
     """
 
     name: ClassVar[str] = "uniform"
-    summary: ClassVar[str] = "evenly spaced image tokens"
+    summary: ClassVar[str] = "image tokens on a regular grid over the picture"
     source: ClassVar[str] = "static control"
     prunes: ClassVar[str] = "image tokens"
     saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
+    single_cut: ClassVar[tuple[str, str] | None] = ("layer", "image_keep_rate")
 
     image_keep_rate: float = 0.2
     layer: int = 2
+    columns: int | None = None
 
     def validate(self, num_layers: int) -> None:
         """See :meth:`Method.validate`."""
         check_layer("layer", self.layer, num_layers)
         check_fraction("image_keep_rate", self.image_keep_rate)
+        if self.columns is not None and (isinstance(self.columns, bool) or self.columns < 1):
+            raise UserError(f"columns={self.columns!r}: accepted is None or a number from 1")
 
     def select(self, layer: int, ctx: StepContext, observed: Observed | None) -> Selection | None:
-        """Keep image token i if it starts a new one of ``kept`` equal intervals."""
+        """Keep the image tokens at the grid's places."""
         if layer != self.layer or ctx.decoding:
             return None
-        stream = ctx.stream
-        is_image = stream.is_segment(Segment.IMAGE)
-        total = is_image.sum(1, keepdim=True).clamp(min=1)
-        kept = torch.floor(total.double() * self.image_keep_rate + 1e-9).long()
-        index = stream.image_index.clamp(min=0)
-        starts = (index * kept) // total != ((index - 1) * kept).div(total, rounding_mode="floor")
-        return Selection(starts | ~is_image)
+        index = ctx.stream.image_index
+        is_image = ctx.stream.is_segment(Segment.IMAGE)
+        keep = ~is_image
+        for row, count in enumerate(is_image.sum(1).tolist()):
+            places = torch.tensor(self.places(count), dtype=index.dtype, device=index.device)
+            keep[row] |= torch.isin(index[row], places)
+        return Selection(keep)
+
+    def places(self, count: int) -> list[int]:
+        """Return which of ``count`` image tokens are kept, ascending."""
+        kept = int(count * self.image_keep_rate + 1e-9)
+        if kept == 0:
+            return []
+        columns = self.columns or count // _rows(count)
+        if count % columns:
+            raise UserError(f"columns={columns}: {count} image tokens do not fill such rows")
+        return grid_places(kept, count // columns, columns)
 
     def schedule(self, shape: PromptShape, num_layers: int) -> Schedule:
         """See :meth:`Method.schedule`."""
         kept = int(shape.image * self.image_keep_rate + 1e-9)
         return static_schedule(shape, num_layers, self.layer, kept, 1.0)
+
+
+def grid_places(kept: int, rows: int, columns: int) -> list[int]:
+    """Return ``kept`` raster indices spread evenly over a grid of ``rows`` x ``columns``.
+
+    The points lie in rows at equal distances, about as far apart as the points within a row; rows
+    differ by at most one point.  From 4 points on there are two rows and two points in the first
+    and the last row at least, so that every quadrant of the picture is seen.
+
+    Parameters
+    ----------
+    kept : int
+        Number of points, from 1 to ``rows * columns``.
+    rows, columns : int
+        The grid.
+
+    Returns
+    -------
+    list of int
+        Ascending, all different.
+    """
+    few = -(-kept // columns)
+    lines = max(few, round(math.sqrt(kept * rows / columns)))
+    if kept >= 4:
+        lines = max(2, few, min(lines, kept // 2))
+    lines = min(lines, rows)
+    # Rounded half up, so that a point less falls to a row in the middle, not at the edge.
+    ends = [(2 * line * kept + lines) // (2 * lines) for line in range(lines + 1)]
+    places = []
+    for line, (start, end) in enumerate(itertools.pairwise(ends)):
+        row = (2 * line + 1) * rows // (2 * lines)
+        count = end - start
+        places += [
+            row * columns + (2 * point + 1) * columns // (2 * count) for point in range(count)
+        ]
+    return places
+
+
+def _rows(count: int) -> int:
+    """Return the rows of the most nearly square grid of ``count`` tokens."""
+    return next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)

@@ -137,8 +137,7 @@ def image_settings(rate: float, layer: int) -> Iterator[Setting]:
     for weights in ("trained", "dense"):
         suffix = "" if weights == "trained" else ", dense weights"
         yield Setting(f"fastv{suffix}", weights, "fastv", {"k": layer, "keep_ratio": rate})
-        drawn = {**static, "output_keep_rate": 1.0}
-        yield Setting(f"random{suffix}", weights, "random", drawn)
+        yield Setting(f"random{suffix}", weights, "random", static)
         yield Setting(f"uniform{suffix}", weights, "uniform", static)
     yield Setting("no image tokens", "trained", "no_image", {"layer": layer})
 

@@ -80,12 +80,12 @@ def test_the_summary_always_shows_the_number_of_samples():
 
 
 def test_budgets_are_solved_for_each_method():
-    names = ["full", "fastv", "uniform", "sparsevlm", "structure"]
+    names = ["full", "fastv", "uniform", "sparsevlm", "no_image"]
     found = grid.cells(names, [192, 128], {"fastv": {"k": 3}}, LLAVA_15_7B)
     assert [str(cell) for cell in found] == [
         "full",
         *[f"{name} {tokens}" for name in names[1:4] for tokens in (192, 128)],
-        "structure",
+        "no_image",
     ]
     for cell in found:
         method = methods.create(cell.method, **cell.params)
@@ -94,13 +94,34 @@ def test_budgets_are_solved_for_each_method():
     assert found[1].params["k"] == 3
 
 
-def test_a_budget_out_of_reach_is_left_out_and_said(capsys):
+@pytest.mark.parametrize("budgets", [[40], [192, 40], [40, 192]])
+def test_a_budget_out_of_reach_refuses_the_grid(budgets):
     # Three of 32 layers at full length are 54 tokens per layer already.
-    found = grid.cells(["fastv"], [192, 40], {"fastv": {"k": 3}}, LLAVA_15_7B)
-    assert [cell.budget for cell in found] == [192]
-    assert "a budget of 40 is out of reach; left out" in capsys.readouterr().err
     with pytest.raises(UserError, match="a budget of 40 is out of reach"):
-        grid.cells(["fastv"], [40], {"fastv": {"k": 3}}, LLAVA_15_7B)
+        grid.cells(["uniform", "fastv"], budgets, {"fastv": {"k": 3}}, LLAVA_15_7B)
+
+
+@pytest.mark.parametrize("name", ["structure", "structure:layer=2", "structure+h2o"])
+def test_a_method_without_a_budget_never_runs_beside_budgeted_rows(name):
+    with pytest.raises(UserError, match=r"no budget to set|no part drops image tokens"):
+        grid.cells(["full", "fastv", name], [192], {}, LLAVA_15_7B)
+    assert len(grid.cells(["full", "fastv", name], [], {}, LLAVA_15_7B)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("fastv:keep_ratio=0.3", "keep_ratio"),
+        ("fastv:keep=20", "keep"),
+        ("sparsevlm:retain=64", "retain"),
+        ("h2o:heavy=0.1", "heavy"),
+        ("dynamic_llava:vision_keep_rate=0.2", "vision_keep_rate"),
+        ("fastv:keep=9+h2o", "keep"),
+    ],
+)
+def test_a_parameter_that_a_budget_sets_is_not_overridden_silently(name, key):
+    with pytest.raises(UserError, match=f"{key} is given, and a budget sets it too"):
+        grid.cells([name], [192], {}, LLAVA_15_7B)
 
 
 @pytest.mark.slow

@@ -72,12 +72,13 @@ CASES = [
         {"output_keep_rate": 0.5, "image_keep_rate": 0.4, "layer": 1},
         {"output_keep_rate": 1.0, "image_keep_rate": 1.0},
     ),
-    MethodCase("random-output", "random", {"output_keep_rate": 0.5}),
+    MethodCase("random-output", "random", {"output_keep_rate": 0.5, "layer": 0}),
     MethodCase("structure", "structure", {"layer": 0}),
     MethodCase(
-        "uniform", "uniform", {"image_keep_rate": 0.25, "layer": 2}, {"image_keep_rate": 1.0}
+        "uniform", "uniform", {"image_keep_rate": 0.3, "layer": 2}, {"image_keep_rate": 1.0}
     ),
     MethodCase("no_image", "no_image", {"layer": 2}),
+    MethodCase("no_image-layer0", "no_image", {"layer": 0}),
     MethodCase("fastv", "fastv", {"k": 2, "keep_ratio": 0.5}, {"k": 2, "keep_ratio": 1.0}),
     MethodCase(
         "fastv-rerank", "fastv", {"k": 2, "keep_ratio": 0.5, "decoder": "rerank"}, None, RERANK
