@@ -21,6 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from dynllava.config import SparsityConfig
 from dynllava.errors import UserError
+from dynllava.files import check_output_folder, read_json_object, reason
+from dynllava.sanity import build_config, check_finite, check_sizes, check_tensors
 
 OFFICIAL_TYPES = ("llava_llama", "dynamic_llava_llama")
 TOKENIZER_FILES = (
@@ -66,13 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json, so not a checkpoint folder")
-    try:
-        values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return values
+    return read_json_object(path)
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -96,10 +92,10 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
             raise UserError(
                 f"{path}: refused, it holds pickled objects other than tensors"
             ) from None
-        except (RuntimeError, EOFError, ValueError) as error:
-            first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path}: cannot be read ({first_line})") from None
-        tensors.update(part)
+        except Exception as error:
+            # A torn archive fails in many ways: zip, pickle and storage errors.
+            raise UserError(f"{path}: cannot be read ({reason(error)})") from None
+        tensors.update(check_tensors(part, path))
     return tensors
 
 
@@ -107,8 +103,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = folder / f"{stem}.{suffix}.index.json"
         if index.is_file():
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            return [folder / name for name in names]
+            return _shards(folder, index)
         single = folder / f"{stem}.{suffix}"
         if single.is_file():
             return [single]
@@ -116,6 +111,17 @@ def _weight_files(folder: Path) -> list[Path]:
         f"{folder}: no weights; accepted are model.safetensors or pytorch_model.bin, single or "
         "sharded with an index"
     )
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    """Return the files that an index names; they must lie in the folder itself."""
+    names = read_json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"{index}: no object 'weight_map' that names the files")
+    for tensor, name in names.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index}: {tensor!r} lies in {name!r}, a file name is expected")
+    return [folder / name for name in sorted(set(names.values()))]
 
 
 def to_hf_name(name: str) -> str:
@@ -153,7 +159,10 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
 
     The official image placeholder (-200) lies outside the vocabulary: one row is added for it.
     """
-    vocab = official["vocab_size"]
+    check_sizes(official, "config.json")
+    vocab = official.get("vocab_size")
+    if vocab is None:
+        raise UserError("config.json: vocab_size is missing")
     text_keys = (
         "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "hidden_act",
@@ -175,6 +184,10 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
         for key, value in vision.items()
         if key not in ("architectures", "transformers_version", "torch_dtype")
     }
+    check_sizes(vision, "config.json of the vision tower")
+    for key in ("image_size", "patch_size"):
+        if key not in vision:
+            raise UserError(f"config.json of the vision tower: {key} is missing")
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     select = official.get("mm_vision_select_feature", "patch")
     sparse = official.get("sparse_config") or {
@@ -264,9 +277,10 @@ def convert(source: Path, target: Path, to: str = "hf") -> Path:
     """
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
+    check_output_folder(target, "target")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    made = _make_folders(target.parent)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         config = read_config(source)
@@ -280,10 +294,21 @@ def convert(source: Path, target: Path, to: str = "hf") -> Path:
             target.rmdir()
         scratch.chmod(0o755)
         os.replace(scratch, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
+        for folder in made:
+            folder.rmdir()
+        if isinstance(error, (OSError, SafetensorError)):
+            raise UserError(f"cannot write {target}: {reason(error)}", 1) from error
         raise
     return target
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make ``folder`` with its parents; return what was made, the deepest first."""
+    missing = [item for item in (folder, *folder.parents) if not item.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
 
 
 def _write_hf(source: Path, config: dict[str, Any], target: Path) -> None:
@@ -296,7 +321,8 @@ def _write_hf(source: Path, config: dict[str, Any], target: Path) -> None:
             f"{' and '.join(OFFICIAL_TYPES)}"
         )
     state, values = official_state(source, config)
-    model_config = DynamicLlavaConfig(**values)
+    check_finite(state.items(), source)
+    model_config = build_config(DynamicLlavaConfig, values, source / "config.json")
     with torch.device("meta"):
         model = DynamicLlavaForConditionalGeneration(model_config)
     check_state(model, state, source)
@@ -314,7 +340,7 @@ def _write_hf(source: Path, config: dict[str, Any], target: Path) -> None:
 
 def _write_generation_config(source: Path, image_token: int, target: Path) -> None:
     path = source / "generation_config.json"
-    values = json.loads(path.read_text()) if path.is_file() else {}
+    values = read_json_object(path) if path.is_file() else {}
     if path.is_file():
         shutil.copy(path, target / "official_generation_config.json")
     values.pop("_from_model_config", None)
@@ -351,6 +377,7 @@ def _write_official(source: Path, config: dict[str, Any], target: Path) -> None:
             f"{source}: model_type={config.get('model_type')!r}; accepted is 'dynamic_llava'"
         )
     state = read_hf_state(source)
+    check_finite(state.items(), source)
     official = config.get("official_config") or synthesised_official_config(config)
     vocab = official["vocab_size"]
     for name in VOCABULARY_TENSORS:

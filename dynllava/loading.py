@@ -18,6 +18,7 @@ from dynllava.checkpoints import (
 )
 from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.errors import UserError
+from dynllava.files import reason
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.modeling import (
@@ -25,6 +26,7 @@ from dynllava.modeling import (
     check_kernel,
     refuse_compiling,
 )
+from dynllava.sanity import build_config, check_finite
 
 #: The shipped model with trained predictors, and the dense one it was trained from.
 EMBEDDED = ("embedded", "embedded-dense")
@@ -88,6 +90,7 @@ def load_model(
     UserError
         If the checkpoint cannot be read or the method does not fit it.
     """
+    check_device(device)
     folder = resolve(pretrained)
     kind = read_config(folder).get("model_type")
     if kind not in ("dynamic_llava", "llava", *OFFICIAL_TYPES):
@@ -99,7 +102,9 @@ def load_model(
         refuse_compiling(attn_implementation)
         if device_map is not None:
             raise UserError("compile=True with device_map: accepted is one device")
-    model = _build(folder, kind, check_kernel(attn_implementation), parse_dtype(dtype))
+    kernel = check_kernel(attn_implementation)
+    check_kernel_installed(kernel)
+    model = _build(folder, kind, kernel, parse_dtype(dtype))
     model = _place(model, device, device_map)
     if method is None and not _trained_predictors(model):
         method = "full"
@@ -139,6 +144,30 @@ def resolve(pretrained: str | Path) -> Path:
         ) from None
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device called ``device``, refusing one that this machine or build has not."""
+    try:
+        found = torch.device(device)
+        if found.type != "meta":
+            torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # Without a CUDA build, torch answers with an assertion.
+        raise UserError(f"device={str(device)!r}: not available here ({reason(error)})") from None
+    return found
+
+
+def check_kernel_installed(kernel: str) -> None:
+    """Refuse FlashAttention's kernel where its package is missing."""
+    if kernel == "flash_attention_2":
+        from transformers.utils import is_flash_attn_2_available
+
+        if not is_flash_attn_2_available():
+            raise UserError(
+                "attn_implementation='flash_attention_2': the package flash-attn is not installed "
+                "or finds no GPU; accepted here are sdpa and eager"
+            )
+
+
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Return the torch dtype of a name."""
     if isinstance(dtype, torch.dtype):
@@ -154,12 +183,14 @@ def load_processor(folder: Path) -> Any:
         return None
     from transformers import AutoProcessor, LlavaProcessor
 
-    if (folder / "processor_config.json").is_file():
-        return LlavaProcessor.from_pretrained(folder)
+    kind = LlavaProcessor if (folder / "processor_config.json").is_file() else AutoProcessor
     try:
-        return AutoProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: the processor cannot be read ({error})") from None
+        return kind.from_pretrained(folder)
+    except Exception as error:
+        # Tokenizer files are parsed by libraries with error classes of their own.
+        raise UserError(
+            f"{folder}: the tokenizer or processor cannot be read ({reason(error)})"
+        ) from None
 
 
 def read_hf_state(folder: Path) -> dict[str, torch.Tensor]:
@@ -180,29 +211,42 @@ def _build(
     values = read_config(folder)
     if kind in OFFICIAL_TYPES:
         state, values = official_state(folder, values)
-        config = DynamicLlavaConfig(**values)
     else:
-        state = read_hf_state(folder)
         values.pop("model_type")
         if kind == "llava":
             values["sparse_config"] = {
                 "use_vision_predictor": False,
                 "use_output_text_predictor": False,
             }
-        config = DynamicLlavaConfig(**values)
+        state = None
+    config = build_config(DynamicLlavaConfig, values, folder / "config.json")
     config._attn_implementation = kernel
-    with torch.device("meta"):
-        model = DynamicLlavaForConditionalGeneration(config)
+    model = _skeleton(config, folder)
+    if state is None:
+        state = read_hf_state(folder)
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in state.items()
     }
     check_state(model, state, folder)
+    check_finite(state.items(), folder)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     _rebuild_buffers(model)
     _load_generation_config(model, folder)
     return model
+
+
+def _skeleton(config: DynamicLlavaConfig, folder: Path) -> DynamicLlavaForConditionalGeneration:
+    """Return the model without weights, or say which configuration makes none."""
+    try:
+        with torch.device("meta"):
+            return DynamicLlavaForConditionalGeneration(config)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    except Exception as error:
+        # Whatever a field holds that transformers' layers do not expect.
+        raise UserError(f"{folder}/config.json: makes no model ({reason(error)})") from None
 
 
 def _rebuild_buffers(model: torch.nn.Module) -> None:
@@ -220,7 +264,12 @@ def _load_generation_config(model: DynamicLlavaForConditionalGeneration, folder:
     from transformers import GenerationConfig
 
     if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        except Exception as error:
+            raise UserError(
+                f"{folder}/generation_config.json: cannot be read ({reason(error)})"
+            ) from None
     if "official_config" in model.config.to_dict():
         # The added placeholder row must never be generated.
         model.generation_config.suppress_tokens = [model.config.image_token_index]
@@ -235,7 +284,7 @@ def _place(
         try:
             return model.to(device)
         except RuntimeError as error:
-            raise UserError(f"device={device!r}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"device={str(device)!r}: {reason(error)}", 1) from None
     from accelerate import dispatch_model, infer_auto_device_map
 
     if isinstance(device_map, str):
