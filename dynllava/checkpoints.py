@@ -160,6 +160,8 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
     The official image placeholder (-200) lies outside the vocabulary: one row is added for it.
     """
     check_sizes(official, "config.json")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
     vocab = official.get("vocab_size")
     if vocab is None:
         raise UserError("config.json: vocab_size is missing")
@@ -176,8 +178,15 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
     }
     scaling = official.get("rope_scaling")
     if scaling:
+        if not isinstance(scaling, dict):
+            raise UserError(f"config.json: rope_scaling={scaling!r}: accepted is an object")
         rope.update({k: v for k, v in scaling.items() if k != "type"})
         rope["rope_type"] = scaling.get("rope_type", scaling.get("type", "default"))
+        if rope["rope_type"] not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise UserError(
+                f"config.json: rope_scaling of type {rope['rope_type']!r}: accepted are default, "
+                f"{', '.join(ROPE_INIT_FUNCTIONS)}"
+            )
     text.update(model_type="llama", vocab_size=vocab + 1, rope_parameters=rope)
     vision = {
         key: value
@@ -190,6 +199,15 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
             raise UserError(f"config.json of the vision tower: {key} is missing")
     patches = (vision["image_size"] // vision["patch_size"]) ** 2
     select = official.get("mm_vision_select_feature", "patch")
+    if select not in ("patch", "cls_patch"):
+        raise UserError(
+            f"config.json: mm_vision_select_feature={select!r}: accepted are patch and cls_patch"
+        )
+    layer, layers = official.get("mm_vision_select_layer", -2), vision.get("num_hidden_layers", 12)
+    if type(layer) is not int or not -layers - 1 <= layer <= layers:
+        raise UserError(
+            f"config.json: mm_vision_select_layer={layer!r}: the vision tower has {layers} layers"
+        )
     sparse = official.get("sparse_config") or {
         "use_vision_predictor": False,
         "use_output_text_predictor": False,
@@ -201,7 +219,7 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
         "image_seq_length": patches if select == "patch" else patches + 1,
         "projector_hidden_act": "gelu",
         "vision_feature_select_strategy": "default" if select == "patch" else "full",
-        "vision_feature_layer": official.get("mm_vision_select_layer", -2),
+        "vision_feature_layer": layer,
         "tie_word_embeddings": official.get("tie_word_embeddings", False),
         "sparse_config": sparse,
         "official_config": official,
@@ -313,6 +331,7 @@ def _make_folders(folder: Path) -> list[Path]:
 
 def _write_hf(source: Path, config: dict[str, Any], target: Path) -> None:
     from dynllava.config import DynamicLlavaConfig
+    from dynllava.loading import skeleton
     from dynllava.modeling import DynamicLlavaForConditionalGeneration
 
     if config.get("model_type") not in OFFICIAL_TYPES:
@@ -323,9 +342,7 @@ def _write_hf(source: Path, config: dict[str, Any], target: Path) -> None:
     state, values = official_state(source, config)
     check_finite(state.items(), source)
     model_config = build_config(DynamicLlavaConfig, values, source / "config.json")
-    with torch.device("meta"):
-        model = DynamicLlavaForConditionalGeneration(model_config)
-    check_state(model, state, source)
+    check_state(skeleton(model_config, source), state, source)
     model_config.architectures = [DynamicLlavaForConditionalGeneration.__name__]
     model_config.dtype = config.get("torch_dtype", "float32")
     model_config.save_pretrained(target)

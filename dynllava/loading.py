@@ -221,7 +221,7 @@ def _build(
         state = None
     config = build_config(DynamicLlavaConfig, values, folder / "config.json")
     config._attn_implementation = kernel
-    model = _skeleton(config, folder)
+    model = skeleton(config, folder)
     if state is None:
         state = read_hf_state(folder)
     state = {
@@ -237,7 +237,7 @@ def _build(
     return model
 
 
-def _skeleton(config: DynamicLlavaConfig, folder: Path) -> DynamicLlavaForConditionalGeneration:
+def skeleton(config: DynamicLlavaConfig, folder: Path) -> DynamicLlavaForConditionalGeneration:
     """Return the model without weights, or say which configuration makes none."""
     try:
         with torch.device("meta"):

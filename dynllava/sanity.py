@@ -61,7 +61,7 @@ def check_sizes(values: dict[str, Any], where: Any) -> None:
         if not integer or not 1 <= value <= largest:
             raise UserError(f"{where}: {key}={value!r}: accepted is an integer from 1 to {largest}")
     heads, hidden = values.get("num_attention_heads"), values.get("hidden_size")
-    if heads and hidden and not values.get("head_dim") and hidden % heads:
+    if heads and hidden and hidden % heads:
         raise UserError(f"{where}: hidden_size={hidden} is no multiple of {heads} heads")
     image, patch = values.get("image_size"), values.get("patch_size")
     if image and patch and image < patch:
