@@ -1,6 +1,6 @@
 """One row a case: a command, what is wrong with it, the line it must end with, the exit code.
 
-A row is ``Case("convert {tmp}/checkpoint {tmp}/out", "what is wrong", "part of the line", 2, make)``
+A row is ``Case("convert {tmp}/a {tmp}/out", "why it fails", "part of the line", 2, make)``
 where ``make(tmp)`` writes the row's files.  In a command, ``{tmp}`` is the row's folder (and the
 working directory), ``{golden}`` the recorded tensors that come with the tests.
 """
