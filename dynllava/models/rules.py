@@ -1,0 +1,105 @@
+"""Checks of a described checkpoint: do its tower, its vocabulary and its tokenizer fit together?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynllava.models.layouts import Checkpoint
+
+_VISION_KEYS = ("image_size", "patch_size", "num_hidden_layers", "hidden_size")
+
+
+def vision_problems(checkpoint: Checkpoint) -> list[str]:
+    """Return what is wrong with the tower: sizes, and the layer that is taken from it."""
+    config = checkpoint.tower.config if checkpoint.tower else checkpoint.config.get("vision_config")
+    if config is None:
+        return []
+    problems = [
+        f"{checkpoint.folder}: vision tower has {key}={config[key]!r}; accepted is a number from 1"
+        for key in _VISION_KEYS
+        if key in config and not _positive(config[key])
+    ]
+    depth, layers = checkpoint.tower_layers, checkpoint.select_layer
+    if not isinstance(depth, int) or layers is None or problems:
+        return problems
+    for layer in layers if isinstance(layers, list) else [layers]:
+        # A tower of N layers has N + 1 hidden states: the embeddings, and one behind every layer.
+        if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
+            problems.append(
+                f"{checkpoint.folder}: takes layer {layer} of a vision tower with {depth} layers; "
+                f"accepted are {-depth - 1} to {depth} (mm_vision_select_layer or "
+                "vision_feature_layer in config.json)"
+            )
+    return problems
+
+
+def token_problems(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """Return problems and notes about vocabulary, image token and tokenizer files."""
+    folder, token, rows = checkpoint.folder, checkpoint.image_token_id, checkpoint.vocabulary
+    problems, notes = [], []
+    if token is not None and rows is not None and not 0 <= token < rows:
+        problems.append(
+            f"{folder}: image token {token} lies outside the vocabulary of {rows} rows; correct "
+            "image_token_index in config.json, or resize the embeddings"
+        )
+    names = {path.name for path in checkpoint.tokenizer_files}
+    if not names & {"tokenizer.json", "tokenizer.model"}:
+        notes.append(
+            f"{folder}: no tokenizer (tokenizer.json or tokenizer.model): the model loads, but "
+            "answers no questions"
+        )
+        return problems, notes
+    known = _added_tokens(folder)
+    own = known.get(checkpoint.image_token)
+    official = checkpoint.is_original or "official_config" in checkpoint.config
+    if token is not None and own is not None and own != token:
+        problems.append(
+            f"{folder}: the tokenizer's {checkpoint.image_token} is {own}, config.json says "
+            f"{token}; one of the two is wrong"
+        )
+    elif token is not None and own is None and not official:
+        problems.append(
+            f"{folder}: the tokenizer has no {checkpoint.image_token} token; take the tokenizer "
+            "files of the same checkpoint, or add the token with id "
+            f"{token} (added_tokens_decoder in tokenizer_config.json)"
+        )
+    elif own is None:
+        notes.append(f"{checkpoint.image_token} is added to the tokenizer, and a row for it")
+    return problems, notes
+
+
+def _added_tokens(folder: Path) -> dict[str, int]:
+    """Return the tokens that the files give ids to, beside a ``tokenizer.model``."""
+    found: dict[str, int] = {}
+    vocabulary = _read(folder / "tokenizer.json")
+    model = vocabulary.get("model")
+    own = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(own, dict):
+        found |= {"<image>": own["<image>"]} if "<image>" in own else {}
+    for entry in vocabulary.get("added_tokens") or ():
+        found[entry.get("content")] = entry.get("id")
+    for name, number in _read(folder / "added_tokens.json").items():
+        found[name] = number
+    decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    for number, entry in decoder.items():
+        content = entry.get("content") if isinstance(entry, dict) else entry
+        if str(number).isdecimal():
+            found[content] = int(number)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return a JSON object, or nothing: a file that cannot be read is reported by the loader."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _positive(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return all(isinstance(item, int) and not isinstance(item, bool) and item > 0 for item in values)
