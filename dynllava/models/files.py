@@ -1,4 +1,4 @@
-"""Files of a checkpoint folder, read without torch: JSON, index, shards, tensor names and shapes."""
+"""A checkpoint's files, read without torch: JSON, index, shards, tensor names and shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of a described checkpoint: do its tower, its vocabulary and its tokenizer fit together?"""
+"""Checks of a described checkpoint: tower, vocabulary and tokenizer must fit together."""
 
 from __future__ import annotations
 
