@@ -14,11 +14,13 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from dynllava import flash
 from dynllava.methods.base import Observed, Probe
 
 NAME = "dynllava"
-KERNELS = ("sdpa", "eager", "flash_attention_2")
+KERNELS = ("sdpa", "eager", flash.NAME)
 QUERY_BLOCK = 256
+FLOAT_PRODUCTS = "dtype" in torch.ops.aten.bmm.overloads()
 
 
 @dataclass
@@ -111,7 +113,7 @@ def sparse_attention(
         raise RuntimeError("this attention runs inside dynllava's decoder only")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if call.phase == "prompt":
-        out = _prompt(module, query, key, value, scaling, dropout, call)
+        out = _prompt(query, key, value, scaling, dropout, call)
     else:
         if call.slots is not None:
             call.slots = call.slots.to(query.device)
@@ -123,7 +125,6 @@ def sparse_attention(
 
 
 def _prompt(
-    module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -151,12 +152,8 @@ def _prompt(
     if call.observed is not None and call.observed.output is not None:
         return call.observed.output
     mask = None if call.mask is None else call.mask.to(query.device)
-    if call.kernel == "flash_attention_2" and mask is None:
-        flash = AttentionInterface()["flash_attention_2"]
-        out, _ = flash(
-            module, query, key, value, None, dropout=dropout, scaling=scaling, is_causal=True
-        )
-        return out.transpose(1, 2)
+    if call.kernel == flash.NAME and mask is None:
+        return flash.prompt(query, key, value, scaling, dropout)
     return attend(query, key, value, scaling, mask=mask, causal=mask is None, kernel=call.kernel)
 
 
@@ -219,7 +216,7 @@ def softmax_weights(
 
     ``first_row`` is the row number of the first query, for blocks of a causal square.
     """
-    scores = (query @ key.transpose(-1, -2)).float() * scaling
+    scores = exact_scores(query, key, scaling)
     if causal:
         rows = torch.arange(query.shape[2], device=query.device) + first_row
         columns = torch.arange(key.shape[2], device=query.device)
@@ -227,6 +224,29 @@ def softmax_weights(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1)
+
+
+def exact_scores(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Return float32 scores ``scaling * q.k`` [..., q, k] that were never rounded to half.
+
+    Unscaled products of float16 may overflow, and rounded ones change which entries a method
+    keeps.  On a GPU half-precision products are summed and returned in float32 by the matrix
+    multiplication itself; elsewhere the operands are converted.
+    """
+    keys = key.transpose(-1, -2)
+    if not _half_products(query):
+        return (query.float() * scaling) @ keys.float()
+    flat = torch.bmm(query.flatten(0, -3), keys.flatten(0, -3), out_dtype=torch.float32)
+    return flat.mul_(scaling).view(*query.shape[:-1], keys.shape[-1])
+
+
+def _half_products(query: torch.Tensor) -> bool:
+    """Return whether half precision can be multiplied into float32 as it is.
+
+    That needs a GPU and torch >= 2.8, and has neither a gradient nor a lowering in every compiler.
+    """
+    eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    return FLOAT_PRODUCTS and query.is_cuda and query.dtype in flash.DTYPES and eager
 
 
 def observe(
@@ -324,7 +344,9 @@ def summed_attention(
         Sums [B, H, L] float32; output [B, H, L, d] in the query's dtype, or None.
     """
     batch, heads, count, dim = query.shape
-    query, keys = query.reshape(-1, count, dim), key.reshape(-1, count, dim).transpose(1, 2)
+    query, keys = query.reshape(-1, count, dim), key.reshape(-1, count, dim)
+    if not _half_products(query):
+        keys = keys.float()
     total = query.new_zeros(batch * heads, 1, count, dtype=torch.float32)
     real = (torch.arange(count, device=query.device) < length[:, None]).float()
     real = real.repeat_interleave(heads, 0)[:, None]
@@ -333,9 +355,8 @@ def summed_attention(
         block = query[:, start : start + QUERY_BLOCK]
         # Later keys are invisible to the whole block.
         end = start + block.shape[1]
-        hidden = block.new_full((block.shape[1], end), float("-inf")).triu(start + 1)
-        scores = torch.baddbmm(hidden, block, keys[:, :, :end], alpha=scaling)
-        weights = scores.softmax(-1, dtype=torch.float32)
+        hidden = total.new_full((block.shape[1], end), float("-inf")).triu(start + 1)
+        weights = exact_scores(block, keys[:, :end], scaling).add_(hidden).softmax(-1)
         total[:, :, :end] += real[:, :, start:end] @ weights
         if value is not None:
             parts.append(weights.to(value.dtype) @ value.reshape(-1, count, dim)[:, :end])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache
 
+from dynllava import flash
 from dynllava.attention import LayerCall, attend, observe_cached
 
 DEFAULT_CHUNK = 128
@@ -97,8 +98,8 @@ class LayerStore:
         if call.probe is not None:
             keys = self.key[:, :, : call.span]
             call.observed = observe_cached(query, keys, call.probe, scaling, call.mask)
-        if call.kernel == "flash_attention_2":
-            return flash_step(query, self.key, self.value, scaling, self.lengths.length + 1)
+        if call.kernel == flash.NAME:
+            return flash.step(query, self.key, self.value, scaling, self.lengths.length + 1)
         return attend(
             query,
             self.key[:, :, : call.span],
@@ -173,8 +174,14 @@ class LayerStore:
         """Return [B] int64: bytes of the valid entries, K and V."""
         if self.key is None:
             return torch.zeros_like(self.lengths.length)
+        return self.lengths.length * self.entry_bytes()
+
+    def entry_bytes(self) -> int:
+        """Return the bytes of one entry, K and V of all heads; 0 before the prompt."""
+        if self.key is None:
+            return 0
         _, heads, _, dim = self.key.shape
-        return self.lengths.length * (2 * heads * dim * self.key.element_size())
+        return 2 * heads * dim * self.key.element_size()
 
     def allocated_bytes(self) -> int:
         """Return bytes allocated for K and V, all rows."""
@@ -315,26 +322,6 @@ class SparseCache(Cache):
         self.columns = 0
         self.seen = self.sample_ids = self.outputs = None
         self.method_state = {}
-
-
-def flash_step(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    lengths: torch.Tensor,
-) -> torch.Tensor:
-    """Attend one token [B, H, 1, d] to a cache [B, Hkv, capacity, d] with flash-attn."""
-    from flash_attn import flash_attn_with_kvcache
-
-    out = flash_attn_with_kvcache(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        cache_seqlens=lengths.to(torch.int32),
-        softmax_scale=scaling,
-    )
-    return out.transpose(1, 2)
 
 
 def row_and_head(entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dynllava import flash
 from dynllava.checkpoints import (
     OFFICIAL_TYPES,
     check_state,
@@ -70,7 +71,7 @@ def load_model(
     method_args : dict, optional
         The method's parameters.
     dtype : str or torch.dtype
-        float32, bfloat16 or float16.
+        float32, bfloat16 or float16 (commands choose :func:`default_dtype`).
     device : str or torch.device
         Where to put the model (ignored with ``device_map``).
     attn_implementation : str
@@ -102,9 +103,10 @@ def load_model(
         refuse_compiling(attn_implementation)
         if device_map is not None:
             raise UserError("compile=True with device_map: accepted is one device")
-    kernel = check_kernel(attn_implementation)
-    check_kernel_installed(kernel)
-    model = _build(folder, kind, kernel, parse_dtype(dtype))
+    kernel, dtype = check_kernel(attn_implementation), parse_dtype(dtype)
+    if kernel == flash.NAME:
+        flash.check_available(dtype, "cuda" if device_map is not None else device)
+    model = _build(folder, kind, kernel, dtype)
     model = _place(model, device, device_map)
     if method is None and not _trained_predictors(model):
         method = "full"
@@ -156,18 +158,6 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def check_kernel_installed(kernel: str) -> None:
-    """Refuse FlashAttention's kernel where its package is missing."""
-    if kernel == "flash_attention_2":
-        from transformers.utils import is_flash_attn_2_available
-
-        if not is_flash_attn_2_available():
-            raise UserError(
-                "attn_implementation='flash_attention_2': the package flash-attn is not installed "
-                "or finds no GPU; accepted here are sdpa and eager"
-            )
-
-
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """Return the torch dtype of a name."""
     if isinstance(dtype, torch.dtype):
@@ -175,6 +165,14 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r}: accepted are {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def default_dtype(device: str | torch.device) -> str:
+    """Return what every command computes in unless told otherwise.
+
+    float16 on a GPU, as the published evaluations; float32 elsewhere.
+    """
+    return "float16" if torch.device(device).type == "cuda" else "float32"
 
 
 def load_processor(folder: Path) -> Any:
@@ -312,4 +310,4 @@ def _ensure_predictors(model: DynamicLlavaForConditionalGeneration) -> None:
     model.add_predictors(SparsityConfig())
 
 
-__all__ = ["hf_config", "load_model", "load_processor", "parse_dtype", "resolve"]
+__all__ = ["default_dtype", "hf_config", "load_model", "load_processor", "parse_dtype", "resolve"]

@@ -304,6 +304,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             self.last_report.record = detached(record)
         if cache is not None:
             self.last_report.decisions = cache.decisions
+            self.last_report.kv_bytes_allocated = cache.allocated_bytes()
 
     def _select_hidden(
         self, stream: TokenStream, columns: int, logits_to_keep: int | torch.Tensor

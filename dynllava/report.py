@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from dynllava.cache import SparseCache
+from dynllava.cache import LayerStore, Lengths, SparseCache
 from dynllava.decoder import DecoderResult
 from dynllava.tokens import Segment, TokenStream
+
+
+@dataclass(frozen=True)
+class LayerBooks:
+    """What a layer's cache holds, without what it holds.
+
+    Attributes
+    ----------
+    lengths : Lengths
+        The store's own: entries per row, kept up to date while it lives.
+    entry_bytes : int
+        Bytes of one entry, K and V of all heads.
+    """
+
+    lengths: Lengths
+    entry_bytes: int
+
+    @classmethod
+    def of(cls, store: LayerStore) -> LayerBooks:
+        """Return the books of a filled store."""
+        return cls(store.lengths, store.entry_bytes())
 
 
 @dataclass
@@ -17,7 +40,8 @@ class CallReport:
     """What the latest ``generate()`` or ``forward()`` did.
 
     Everything is kept as tensors and turned into lists on access, so that asking is what
-    synchronises, not decoding.
+    synchronises, not decoding.  The cache itself is not kept alive: K and V of one batch must be
+    gone before the next one's prompt.
     """
 
     layer_counts: list[torch.Tensor] = field(default_factory=list)
@@ -25,7 +49,9 @@ class CallReport:
     final_stream: TokenStream | None = None
     record: dict[str, Any] = field(default_factory=dict)
     decisions: list[torch.Tensor] = field(default_factory=list)
-    cache: SparseCache | None = None
+    books: tuple[LayerBooks, ...] = ()
+    kv_bytes_allocated: int = 0
+    _cache: weakref.ref[SparseCache] | None = None
 
     @classmethod
     def of_prompt(
@@ -37,9 +63,14 @@ class CallReport:
             [(layer, _without_hidden(stream)) for layer, stream in result.selections],
             _without_hidden(result.stream),
             detached(record),
-            [],
-            cache,
+            books=() if cache is None else tuple(LayerBooks.of(store) for store in cache.stores),
+            _cache=None if cache is None else weakref.ref(cache),
         )
+
+    @property
+    def cache(self) -> SparseCache | None:
+        """The call's cache, None if there was none or nobody holds it any more."""
+        return None if self._cache is None else self._cache()
 
     @property
     def image_tokens(self) -> list[int]:
@@ -67,29 +98,23 @@ class CallReport:
     @property
     def layer_tokens(self) -> list[list[int]]:
         """Per layer, per row: tokens that entered the layer in the prompt pass."""
-        return [count.tolist() for count in self.layer_counts]
+        return _read(self.layer_counts)
 
     @property
     def kv_lengths(self) -> list[list[int]]:
         """Per layer, per row: cache entries stored now."""
-        return [] if self.cache is None else self.cache.kv_lengths().tolist()
+        return _read([book.lengths.length for book in self.books])
 
     @property
     def kv_bytes(self) -> int:
         """Bytes of the stored K and V, all layers and rows."""
-        return 0 if self.cache is None else self.cache.stored_bytes()
+        return sum(self.kv_bytes_per_row)
 
     @property
     def kv_bytes_per_row(self) -> list[int]:
         """Bytes of the stored K and V per row, all layers."""
-        if self.cache is None:
-            return []
-        return torch.stack([s.stored_bytes().cpu() for s in self.cache.stores]).sum(0).tolist()
-
-    @property
-    def kv_bytes_allocated(self) -> int:
-        """Bytes allocated for K and V, all layers and rows."""
-        return 0 if self.cache is None else self.cache.allocated_bytes()
+        layers = _read([book.lengths.length * book.entry_bytes for book in self.books])
+        return [sum(row) for row in zip(*layers, strict=True)]
 
 
 def detached(record: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +127,13 @@ def detached(record: dict[str, Any]) -> dict[str, Any]:
 
 def _without_hidden(stream: TokenStream) -> TokenStream:
     return replace(stream, hidden=stream.hidden.detach()[..., :0])
+
+
+def _read(counts: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Return tensors [B] of equal length as lists, in one transfer."""
+    if not counts:
+        return []
+    return torch.stack([count.to(counts[0].device) for count in counts]).tolist()
 
 
 def _image_indices(stream: TokenStream | None) -> list[list[int]]:

@@ -36,7 +36,9 @@ class ModelRunner:
     ----------
     pretrained : str
         As :func:`dynllava.loading.load_model` accepts it.
-    dtype, device, attn_implementation : str
+    dtype : str, optional
+        Default: float16 on a GPU, float32 elsewhere (:func:`dynllava.loading.default_dtype`).
+    device, attn_implementation : str
         Passed on to it; ``device="auto"`` is CUDA where there is one, and this process's own
         device when several processes run.
     conv_template : str, optional
@@ -46,15 +48,16 @@ class ModelRunner:
     def __init__(
         self,
         pretrained: str,
-        dtype: str = "float32",
+        dtype: str | None = None,
         device: str = "auto",
         attn_implementation: str = "sdpa",
         conv_template: str | None = None,
     ) -> None:
-        from dynllava.loading import load_model, resolve
+        from dynllava.loading import default_dtype, load_model, resolve
         from dynllava.records import hash_files
 
         self.device = _device(device)
+        dtype = dtype or default_dtype(self.device)
         self.attention = attn_implementation
         self.conv_template = conv_template
         self.model, self.processor = load_model(

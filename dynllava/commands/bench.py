@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="caches of the dense stock model; ratios of decoding take the faster one",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", help="default: float16 on a GPU, float32 elsewhere")
     parser.add_argument("--attention", default="sdpa", help="sdpa, eager or flash_attention_2")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument(
@@ -64,6 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure every batch size and length, print the tables, append the records."""
     from dynllava.environment import capture
+    from dynllava.loading import default_dtype
     from dynllava.profiling import bench, bench_report, render
     from dynllava.profiling.arguments import parse_integers
     from dynllava.profiling.bench_model import build_bench
@@ -73,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
     batches = parse_integers(args.batch, "--batch")
     lengths = parse_integers(args.output_tokens, "--output-tokens")
+    dtype = args.dtype or default_dtype(args.device)
     spec = load_spec(args.model)
     shape = spec.prompt(args.prompt_tokens)
     bench.set_threads(args.threads)
     subjects = bench.make_subjects(
-        lambda: build_bench(args.model, spec, args.device, args.dtype, args.attention),
+        lambda: build_bench(args.model, spec, args.device, dtype, args.attention),
         args.methods,
         spec,
         args.compile,
@@ -94,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
                 show = render.as_markdown if args.style == "markdown" else render.as_text
                 print(show(bench_report.tables(results, args.clock)))
             if not args.no_record:
-                environment = capture(args.device, args.dtype, args.attention)
+                environment = capture(args.device, dtype, args.attention)
                 for result in results:
                     RecordStore(args.store).append(bench_report.record(result, environment))
     if args.style == "csv":

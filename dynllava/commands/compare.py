@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="llava",
         help="prompts of the LLaVA-1.5 protocol (the default), or lmms-eval's own",
     )
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", help="default: float16 on a GPU, float32 elsewhere")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--out", type=Path, default=Path(DEFAULT_STORE), help="record store")

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="PNG to write (default: IMAGE with -METHOD.png)")
     parser.add_argument("--store", help="also keep the overlay for the report in this folder")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--dtype", help="default: float16 on a GPU, float32 elsewhere")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--attention", default="sdpa")
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.analysis.files import write_bytes
     from dynllava.analysis.overlay import FOLDER, draw
     from dynllava.analysis.visualise import look_at
-    from dynllava.loading import load_model
+    from dynllava.loading import default_dtype, load_model
     from dynllava.methods.parameters import parse_with, render
 
     if args.method is None and args.method_args:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         args.pretrained,
         method=chosen.name if chosen else None,
         method_args=chosen.parameters if chosen else None,
-        dtype=args.dtype,
+        dtype=args.dtype or default_dtype(args.device),
         device=args.device,
         attn_implementation=args.attention,
     )

@@ -62,11 +62,11 @@ class DynamicLlava(lmms):
     def __init__(self, **values: Any) -> None:
         arguments = ModelArguments.parse(values)
         check_cache(arguments.code_version)
-        from dynllava.loading import load_model
+        from dynllava.loading import default_dtype, load_model
 
         accelerator = Accelerator()
         device = _device(arguments, accelerator)
-        dtype = arguments.dtype or ("float16" if device.type == "cuda" else "float32")
+        dtype = arguments.dtype or default_dtype(device)
         model, processor = load_model(
             arguments.pretrained,
             method=arguments.method,

@@ -44,8 +44,8 @@ class LogLikelihood(GenerationResult):
         return self.text[index]
 
 
-def request_costs(report: Any, row: int, fed: int) -> dict[str, float]:
-    """Return the efficiency numbers of one row of a batch.
+def request_costs(report: Any, rows: Sequence[int], fed: Sequence[int]) -> list[dict[str, float]]:
+    """Return the efficiency numbers of rows of a batch; the report is read once for all of them.
 
     A row that ended early was fed padding until the longest row of its batch ended; what that
     padding stored is taken off again, so a row's numbers do not depend on its batch.
@@ -54,35 +54,42 @@ def request_costs(report: Any, row: int, fed: int) -> dict[str, float]:
     ----------
     report : dynllava.report.CallReport
         Of the ``generate()`` call.
-    row : int
-        Row of the batch.
-    fed : int
-        Output tokens of this row that were fed back to the model (all but the last one).
+    rows : sequence of int
+        Rows of the batch.
+    fed : sequence of int
+        For each of them: output tokens that were fed back to the model (all but the last one).
 
     Returns
     -------
-    dict
+    list of dict
         ``image_tokens_kept`` (those that reached the last layer, merged ones included),
         ``output_tokens_fed`` and ``output_tokens_kept``, ``kv_entries`` (sum over the layers)
         and ``kv_bytes``.
     """
-    decisions = report.output_kept
-    output = [bool(kept) for kept in decisions[row]] if decisions else []
-    own, padding = output[:fed], output[fed:]
-    lengths = [layer[row] for layer in report.kv_lengths]
-    prompt = [layer[row] for layer in report.layer_tokens]
-    entries = sum(
-        _own_entries(stored, entered, own, padding)
-        for stored, entered in zip(lengths, prompt, strict=True)
-    )
-    stored_bytes = report.kv_bytes_per_row[row] if lengths else 0
-    return {
-        "image_tokens_kept": report.image_tokens[row],
-        "output_tokens_fed": len(own),
-        "output_tokens_kept": sum(own),
-        "kv_entries": entries,
-        "kv_bytes": round(stored_bytes * entries / sum(lengths)) if sum(lengths) else 0,
-    }
+    # Every property of a report waits for the device: ask each once.
+    decisions, images = report.output_kept, report.image_tokens
+    lengths, prompts, stored_bytes = report.kv_lengths, report.layer_tokens, report.kv_bytes_per_row
+    found = []
+    for row, own_fed in zip(rows, fed, strict=True):
+        output = [bool(kept) for kept in decisions[row]] if decisions else []
+        own, padding = output[:own_fed], output[own_fed:]
+        stored = [layer[row] for layer in lengths]
+        entered = [layer[row] for layer in prompts] if lengths else []
+        entries = sum(
+            _own_entries(now, before, own, padding)
+            for now, before in zip(stored, entered, strict=True)
+        )
+        total = sum(stored)
+        found.append(
+            {
+                "image_tokens_kept": images[row],
+                "output_tokens_fed": len(own),
+                "output_tokens_kept": sum(own),
+                "kv_entries": entries,
+                "kv_bytes": round(stored_bytes[row] * entries / total) if total else 0,
+            }
+        )
+    return found
 
 
 def _own_entries(stored: int, prompt: int, own: Sequence[bool], padding: Sequence[bool]) -> int:

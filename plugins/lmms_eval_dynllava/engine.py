@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Sequence
@@ -9,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from loguru import logger
+from transformers import StoppingCriteriaList
 
 from dynllava.errors import UserError
 
 from .efficiency import request_costs
 from .prompts import GenerationArguments, Prompt
+from .stopping import StopStrings
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Engine:
         self.auto = auto
         self.seconds = 0.0
         self._limit: int | None = None
+        self._decoder: Any = None
+        self._warned = False
         # Fast tokenizers cannot change their padding in one thread while another one decodes.
         self._tokenizing = threading.Lock()
 
@@ -139,32 +145,64 @@ class Engine:
         arguments: GenerationArguments,
     ) -> list[Answer]:
         inputs = self._to_device(prompts, encoded)
+        options = dict(arguments.options)
+        width = inputs["input_ids"].shape[1]
+        prompt_lengths = encoded["attention_mask"].sum(1).tolist()
+        self._check_positions(max(prompt_lengths), options["max_new_tokens"])
+        stop = self._stop_strings(arguments, width)
+        if stop is not None:
+            options["stopping_criteria"] = StoppingCriteriaList([stop])
         start = time.perf_counter()
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
-                **arguments.options,
+                **options,
                 eos_token_id=sorted(self.end_ids),
                 pad_token_id=self._pad_id(),
             )
-        tokens = output[:, inputs["input_ids"].shape[1] :].tolist()
+        tokens = output[:, width:].tolist()
         self.seconds += time.perf_counter() - start
-        answers = [_until_end(row, self.end_ids) for row in tokens]
+        stopped = stop.lengths if stop is not None else {}
+        answers = [
+            _until_end(tokens_of_row[: stopped.get(row)], self.end_ids)
+            for row, tokens_of_row in enumerate(tokens)
+        ]
         with self._tokenizing:
             texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
         # With beams, a prompt's rows lie side by side in the report.
         beams = arguments.options.get("num_beams", 1)
-        prompt_lengths = encoded["attention_mask"].sum(1).tolist()
-        report = self.model.last_report
+        costs = request_costs(
+            self.model.last_report,
+            [row * beams for row in range(len(answers))],
+            [max(len(own) - 1, 0) for own in answers],
+        )
         return [
-            Answer(
-                arguments.cut(text),
-                prompt_lengths[row],
-                len(own),
-                request_costs(report, row * beams, max(len(own) - 1, 0)),
+            Answer(arguments.cut(text), length, len(own), own_costs)
+            for text, length, own, own_costs in zip(
+                texts, prompt_lengths, answers, costs, strict=True
             )
-            for row, (text, own) in enumerate(zip(texts, answers, strict=True))
         ]
+
+    def _stop_strings(self, arguments: GenerationArguments, width: int) -> StopStrings | None:
+        """Return what ends rows at the task's stop strings (beams are cut afterwards only)."""
+        if not arguments.until or arguments.options.get("num_beams", 1) != 1:
+            return None
+        if self._decoder is None:
+            with self._tokenizing:
+                self._decoder = copy.deepcopy(self.processor.tokenizer)
+        return StopStrings(self._decoder, arguments.until, width, self.end_ids)
+
+    def _check_positions(self, prompt: int, new_tokens: int) -> None:
+        """Say once that a prompt and its answer may need more positions than were trained."""
+        config = getattr(self.model, "config", None)
+        limit = getattr(getattr(config, "text_config", None), "max_position_embeddings", None)
+        if limit is None or prompt + new_tokens <= limit or self._warned:
+            return
+        self._warned = True
+        logger.warning(
+            f"a prompt of {prompt} tokens and an answer of up to {new_tokens} exceed the model's "
+            f"{limit} positions (max_position_embeddings): beyond them answers are unreliable"
+        )
 
     def continuation_ids(self, prompt: str, continuation: str) -> list[int]:
         """Return the tokens that ``continuation`` adds to ``prompt``.
