@@ -10,6 +10,7 @@ from tiny import tiny_model
 
 from dynllava.methods import create
 from dynllava.methods.base import PromptShape
+from dynllava.predictors import ImagePredictor
 
 RATES = (0.01, 0.1, 0.2, 0.3, 1 / 3, 0.45, 0.55, 0.7, 0.9, 0.99)
 #: (text before, image, text after) of each row; image counts differ and rarely divide.
@@ -245,7 +246,7 @@ def test_the_numerical_rank_counts_values_above_eps_times_the_blocks_longer_side
     model, monkeypatch, raters_outnumber_the_image
 ):
     """A planted spectrum: values just above and just below that threshold, for each row."""
-    rows = ((2, 12, 5), (3, 7, 4)) if not raters_outnumber_the_image else ((2, 5, 40), (3, 3, 30))
+    rows = ((2, 12, 5), (3, 7, 4)) if not raters_outnumber_the_image else ((2, 5, 40), (3, 4, 80))
     parameters = {"version": "rank", "pruning_layers": "1", "scale": 1.0, "bias": 0.0}
     model.set_method("sparsevlm", **parameters)
     together, _ = rows_as_embeddings(rows, seed=5)
@@ -270,3 +271,38 @@ def test_the_numerical_rank_counts_values_above_eps_times_the_blocks_longer_side
             model(**together, logits_to_keep=1)
         first = model.last_report.kept_image_indices
         assert [len(row) for row in first] == [int(scale * rank + bias) for rank in expected]
+
+
+@pytest.mark.parametrize("counts", [(6, 6, 6), (6, 1, 4), (3, 6, 1)])
+def test_the_image_predictor_judges_a_padded_row_as_if_it_were_alone(counts):
+    torch.manual_seed(0)
+    predictor = ImagePredictor(32, d_model=16, nhead=2, dim_feedforward=24, num_layers=2)
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    hidden = torch.randn(3, 6, 32)
+    mask = torch.arange(6) < torch.tensor(counts)[:, None]
+    with torch.no_grad():
+        together = predictor(hidden, mask)
+        for row, count in enumerate(counts):
+            alone = predictor(hidden[row : row + 1, :count])
+            torch.testing.assert_close(together[row, :count], alone[0], atol=1e-5, rtol=1e-5)
+            # Each token is judged in the light of the others, and by its own features.
+            other = hidden[row : row + 1, :count].clone()
+            other[0, 0] = torch.randn(32)
+            if count > 1:
+                assert (predictor(other)[0, 1:] - alone[0, 1:]).abs().max() > 1e-3
+
+
+def test_rows_of_a_batch_have_the_predictor_logits_of_their_batch_of_one(model):
+    model.set_method("dynamic_llava", vision_keep_rate=0.3)
+    together, alone = rows_as_embeddings(seed=6)
+    with torch.no_grad():
+        model(**together, logits_to_keep=1)
+        logits = model.last_report.record["image_predictor_logits"]
+        assert torch.isfinite(logits).all(), "also of a row without an image"
+        for row, (inputs, (_, image, _)) in enumerate(zip(alone, ROWS, strict=True)):
+            if image == 0:
+                continue
+            model(**inputs, logits_to_keep=1)
+            own = model.last_report.record["image_predictor_logits"]
+            torch.testing.assert_close(logits[row, :image], own[0], atol=2e-5, rtol=0)
