@@ -231,6 +231,11 @@ def test_equal_scores_keep_the_earlier_entry():
     ordinal = torch.tensor([[[0, 1, 2, 3, 4, -1]]])
     keep = kept_entries(score, ordinal, *(torch.tensor([n]) for n in (5, 2, 1)))
     assert keep[0, 0].tolist() == [True, True, False, False, True, False]
+    # Slots are reused, so an entry's place in the store is not its age.
+    slots = torch.tensor([4, 3, 5, 2, 0, 1])
+    moved = [tensor[..., slots] for tensor in (score, ordinal)]
+    again = kept_entries(*moved, *(torch.tensor([n]) for n in (5, 2, 1)))
+    assert again[0, 0].tolist() == keep[0, 0, slots].tolist()
 
 
 def test_it_refuses_to_run_without_a_cache():
