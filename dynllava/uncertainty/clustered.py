@@ -1,4 +1,4 @@
-"""Differences summed by cluster, and the cluster-robust t statistic of their mean."""
+"""Differences summed by cluster, and how much clusters inflate a variance."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ class Sums:
         Clusters with at least one sample whose score differs.
     discordance : float
         Share of samples whose score differs.
+    square : float
+        Sum of the squared differences of the samples.
     """
 
     totals: np.ndarray
     sizes: np.ndarray
     differing: int
     discordance: float
+    square: float
 
     @property
     def clusters(self) -> int:
@@ -40,6 +43,11 @@ class Sums:
         return int(self.sizes.sum())
 
     @property
+    def independent(self) -> bool:
+        """Whether every cluster holds one sample."""
+        return bool(self.sizes.max() == 1)
+
+    @property
     def difference(self) -> float:
         """Mean of candidate - baseline over samples."""
         return float(self.totals.sum() / self.sizes.sum())
@@ -48,24 +56,25 @@ class Sums:
 def sums_of(differences: np.ndarray, clusters: Sequence[Hashable] | None) -> Sums:
     """Return the sums by cluster of ``differences`` [n]; None = every sample is its own cluster."""
     changed = differences != 0
+    share, square = float(changed.mean()), float(np.square(differences).sum())
     if clusters is None:
-        return Sums(
-            differences, np.ones(len(differences)), int(changed.sum()), float(changed.mean())
-        )
+        sizes = np.ones(len(differences))
+        return Sums(differences, sizes, int(changed.sum()), share, square)
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(item, len(numbers)) for item in clusters])
     totals = np.bincount(index, weights=differences)
     sizes = np.bincount(index).astype(float)
     differing = int((np.bincount(index, weights=changed) > 0).sum())
-    return Sums(totals, sizes, differing, float(changed.mean()))
+    return Sums(totals, sizes, differing, share, square)
 
 
-def standard_error(sums: Sums) -> float:
-    """Return the cluster-robust standard error of the mean difference, G / (G - 1) corrected.
+def design_effect(values: np.ndarray, clusters: Sequence[Hashable] | None) -> float:
+    """Return by how much clusters inflate the variance of the mean of ``values`` [n]; at least 1.
 
-    Miller 2024 (arXiv 2411.00640), Eq. 4, with the usual correction for few clusters; with one
-    sample a cluster it is s / sqrt(n).
+    The cluster-robust variance over that of independent samples; 1 for constant values.
     """
-    residuals = sums.totals - sums.difference * sums.sizes
-    count = sums.clusters
-    return float(np.sqrt(count / (count - 1) * np.square(residuals).sum()) / sums.samples)
+    centred = values - values.mean()
+    spread = float(np.square(centred).sum())
+    if clusters is None or spread == 0:
+        return 1.0
+    return max(1.0, float(np.square(sums_of(centred, clusters).totals).sum()) / spread)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .clustered import Sums, standard_error, sums_of
+from . import exact_bounds, skewness
+from .clustered import Sums, sums_of
 from .sign_flips import flip_tails
 
 WORSE = "worse"
@@ -16,6 +17,9 @@ UNDECIDED = "undecided"
 
 MIN_CLUSTERS = 6
 """With fewer independent units nothing is decided: 5 of 5 lost have a two-sided p of 0.06."""
+
+MIN_DIFFERING = 20
+"""With fewer clusters that hold a differing answer, margins and intervals use an exact bound."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Comparison:
     difference : float
         Mean of candidate - baseline over samples.
     interval : tuple of float or None
-        Two-sided interval at level 1 - alpha; None with fewer than :data:`MIN_CLUSTERS` clusters.
+        Two-sided interval at level 1 - alpha; None with fewer than :data:`MIN_CLUSTERS` clusters,
+        and for scores outside [0, 1] that differ in fewer than :data:`MIN_DIFFERING`.
     p_worse : float
         One-sided p of H0: difference >= -margin.
     p_not_inferior : float
@@ -74,6 +79,11 @@ def compare_paired(
 ) -> Comparison:
     """Compare two runs on the same samples; a higher score is better (the caller flips).
 
+    Margin 0 ("is there a difference?"): McNemar's mid-p for independent 0/1 scores, else exact
+    sign flips of the cluster sums.  A margin, and every interval: the skewness-corrected t of the
+    cluster sums (:mod:`.skewness`) from :data:`MIN_DIFFERING` clusters with a differing answer
+    on, below it an exact bound for scores from 0 to 1 (:mod:`.exact_bounds`).
+
     Parameters
     ----------
     baseline, candidate : sequence of float
@@ -105,8 +115,15 @@ def compare_paired(
     if sums.clusters < MIN_CLUSTERS:
         reason = f"{sums.clusters} independent clusters, {MIN_CLUSTERS} are needed"
         return _outcome(sums, None, 1.0, 1.0, margin, alpha, "none", reason)
-    worse, better, test = _tails(sums, margin)
-    return _outcome(sums, _interval(sums, alpha), worse, better, margin, alpha, test)
+    span = _span(first, second)
+    worse, better, test = _with_margin(sums, margin, span) if margin else _exchange(sums)
+    reason = ""
+    if test == "none":
+        reason = (
+            f"scores differ in {sums.differing} clusters, {MIN_DIFFERING} are needed for a margin "
+            "where scores have no range from 0 to 1"
+        )
+    return _outcome(sums, _interval(sums, alpha, span), worse, better, margin, alpha, test, reason)
 
 
 def _outcome(
@@ -138,21 +155,45 @@ def _outcome(
     )
 
 
-def _tails(sums: Sums, margin: float) -> tuple[float, float, str]:
-    """Return p_worse, p_not_inferior and the name of the test."""
-    from scipy import stats
-
-    if margin == 0:
-        below, at, above = flip_tails(sums.totals)
-        return below + at, at + above, "sign flips of clusters"
-    error = standard_error(sums)
-    t = (sums.difference + margin) / error if error else np.inf
-    worse = float(stats.t.cdf(t, sums.clusters - 1))
-    return worse, float(stats.t.sf(t, sums.clusters - 1)), "cluster-robust t"
+def _exchange(sums: Sums) -> tuple[float, float, str]:
+    """Return both p values at margin 0, where base and candidate are exchangeable."""
+    below, at, above = flip_tails(sums.totals)
+    if sums.independent and set(np.unique(sums.totals)) <= {-1.0, 0.0, 1.0}:
+        # The exact test of 0/1 scores is conservative, its mid-p keeps the level on average
+        # (Fagerland, Lydersen and Laake 2013).
+        return below + at / 2, above + at / 2, "McNemar mid-p"
+    units = "samples" if sums.independent else "clusters"
+    return min(1.0, below + at), min(1.0, above + at), f"sign flips of {units}"
 
 
-def _interval(sums: Sums, alpha: float) -> tuple[float, float]:
-    from scipy import stats
+def _with_margin(sums: Sums, margin: float, span: float | None) -> tuple[float, float, str]:
+    """Return both p values at a margin."""
+    found = skewness.moments(sums.totals, sums.sizes)
+    if _many(sums, found):
+        worse, better = skewness.tails(found, -margin)
+        return float(worse), float(better), "t of clusters, skewness-corrected"
+    if span is None:
+        return 1.0, 1.0, "none"
+    worse = exact_bounds.at_most(-sums.totals, sums.sizes, margin, span)
+    better = exact_bounds.at_most(sums.totals, sums.sizes, -margin, span)
+    return worse, better, "exact bound"
 
-    half = float(stats.t.ppf(1 - alpha / 2, sums.clusters - 1)) * standard_error(sums)
-    return sums.difference - half, sums.difference + half
+
+def _interval(sums: Sums, alpha: float, span: float | None) -> tuple[float, float] | None:
+    found = skewness.moments(sums.totals, sums.sizes)
+    if not _many(sums, found):
+        if span is None:
+            return None
+        return exact_bounds.interval(sums.totals, sums.sizes, alpha, span)
+    low, high = (float(value) for value in skewness.interval(found, alpha))
+    return (low, high) if span is None else (max(low, -span), min(high, span))
+
+
+def _many(sums: Sums, found: skewness.Moments) -> bool:
+    return sums.differing >= MIN_DIFFERING and bool(found.stderr > 0)
+
+
+def _span(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Return the largest possible difference of a sample: 1 for scores from 0 to 1."""
+    both = (first.min(), first.max(), second.min(), second.max())
+    return 1.0 if min(both) >= 0 and max(both) <= 1 else None
