@@ -44,7 +44,11 @@ class Stored:
     store: RecordStore
 
     def sample_scores(self) -> dict[str, float]:
-        """Return {sample key: score of the task's metric}; empty without a samples file.
+        """Return {sample key: score of the task's metric}; empty without a samples file."""
+        return {key: item.score for key, item in self.scored_samples().items()}
+
+    def scored_samples(self) -> dict[str, ScoredSample]:
+        """Return {sample key: score and cluster}; empty without a samples file.
 
         Samples whose score is missing or not finite are left out.
         """
@@ -55,8 +59,16 @@ class Stored:
         for number, sample in enumerate(self.store.samples(self.record)):
             value = sample_score(sample, task.metric)
             if value is not None and math.isfinite(value):
-                scores[sample_key(sample, number)] = value
+                scores[sample_key(sample, number)] = ScoredSample(value, sample.get("cluster"))
         return scores
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """A sample's score and what it shares with others (an image), None if nothing."""
+
+    score: float
+    cluster: Any = None
 
 
 def sample_key(sample: dict[str, Any], number: int) -> str:

@@ -18,13 +18,16 @@ class Policy:
     Attributes
     ----------
     alpha : float
-        Family-wise error rate of all accuracy tests, and again of all timing tests.
+        Family-wise error rate of all accuracy tests (half for the pooled test a method, half for
+        the single cells), and again of all timing tests.
     power : float
-        Power at which the minimum detectable effect is stated.
+        Power at which the smallest findable drop is stated.
     tolerated_drop : float
-        A significant accuracy drop up to this (in the metric's unit, as stored) passes.
-    largest_mde : float or None
-        Refuse (exit 2) an accuracy comparison that could miss a drop of this size.
+        Margin of the accuracy tests, in the unit of a sample's score (0.01 = a point of a 0/1
+        score): they ask whether the candidate is worse by more than this.
+    findable_drop : float
+        "No regression" is said only where a true drop of this size (same unit) would have been
+        found at ``power`` after correction; else the outcome is "undecided".
     counted_tolerance : float
         Relative rise of a counted cost that passes; 0 = exact.
     measured_rise : float
@@ -39,7 +42,7 @@ class Policy:
     alpha: float = 0.05
     power: float = 0.8
     tolerated_drop: float = 0.0
-    largest_mde: float | None = None
+    findable_drop: float = 0.01
     counted_tolerance: float = 0.0
     measured_rise: float = 0.0
     least_processes: int = 8
@@ -49,7 +52,13 @@ class Policy:
         for name in ("alpha", "power"):
             if not 0 < getattr(self, name) < 1:
                 raise UserError(f"policy: {name}={getattr(self, name)!r}: accepted is (0, 1)")
-        for name in ("tolerated_drop", "counted_tolerance", "measured_rise", "least_processes"):
+        for name in (
+            "tolerated_drop",
+            "findable_drop",
+            "counted_tolerance",
+            "measured_rise",
+            "least_processes",
+        ):
             if getattr(self, name) < 0:
                 raise UserError(f"policy: {name}={getattr(self, name)!r}: accepted is 0 or more")
 
@@ -89,7 +98,5 @@ def load_policy(path: str | None) -> Policy:
 def _fits(key: str, value: Any) -> bool:
     if key == "ignore":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if key == "largest_mde" and value is None:
-        return True
     wanted = int if key == "least_processes" else (int, float)
     return isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)

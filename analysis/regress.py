@@ -4,62 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from dynllava.analysis import stats, timing_gate
+from dynllava.analysis import accuracy_gate, timing_gate
+from dynllava.analysis.gate_checks import CANNOT_COMPARE, Check
 from dynllava.analysis.measured_points import Stored, latest, method_label
 from dynllava.analysis.policy import Policy
 
 from dynllava.errors import UserError
 from dynllava.records import Counted, RunRecord
-
-PASS, REGRESSION, CANNOT_COMPARE = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison.
-
-    Attributes
-    ----------
-    family : str
-        ``"accuracy"``, ``"counted"``, ``"measured"`` or ``"identity"``.
-    cell : str
-        Model, method and task.
-    quantity : str
-        Metric or cost.
-    verdict : str
-        ``"ok"``, ``"regression"``, ``"improvement"``, ``"refused"`` or ``"untested"``.
-    base, candidate : float or None
-    detail : str
-        Test and sample size, or the reason of a refusal.
-    p : float or None
-        One-sided p value for "candidate is worse"; Holm-adjusted once all are known.
-    mde : float or None
-        Minimum detectable effect at the policy's power.
-    effect : float or None
-        The tested difference (of samples, where there are some; else ``change``).
-    """
-
-    family: str
-    cell: str
-    quantity: str
-    verdict: str
-    base: float | None = None
-    candidate: float | None = None
-    detail: str = ""
-    p: float | None = None
-    mde: float | None = None
-    effect: float | None = None
-
-    @property
-    def change(self) -> float | None:
-        """Candidate - base."""
-        if self.base is None or self.candidate is None:
-            return None
-        return self.candidate - self.base
 
 
 def compare(base: Iterable[Stored], candidate: Iterable[Stored], policy: Policy) -> list[Check]:
@@ -85,18 +38,13 @@ def compare(base: Iterable[Stored], candidate: Iterable[Stored], policy: Policy)
         if wrong:
             checks.append(_refusal(old.record, f"different {', '.join(wrong)}"))
             continue
-        checks += _accuracy(old, new, policy)
         checks += _counted(old.record, new.record, policy)
         compared.append((old, new))
-    return _adjust(checks, policy) + _timings(compared, base, candidate, policy)
-
-
-def exit_code(checks: Sequence[Check]) -> int:
-    """Return 1 if anything regressed, else 2 if anything could not be compared, else 0."""
-    verdicts = {check.verdict for check in checks}
-    if "regression" in verdicts:
-        return REGRESSION
-    return CANNOT_COMPARE if "refused" in verdicts or not verdicts else PASS
+    return [
+        *accuracy_gate.judge(compared, policy),
+        *checks,
+        *_timings(compared, base, candidate, policy),
+    ]
 
 
 def _pairs(first: Sequence[Stored], second: Sequence[Stored]) -> list[tuple[Stored, Stored | None]]:
@@ -162,66 +110,6 @@ def _short(value: object) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
 
 
-def _accuracy(old: Stored, new: Stored, policy: Policy) -> list[Check]:
-    task = old.record.task
-    if task is None or task.metric is None or {task.name, task.metric} & set(policy.ignore):
-        return []
-    check = Check(
-        "accuracy",
-        cell_name(old.record),
-        task.metric,
-        "refused",
-        old.record.scores[task.metric].value,
-        new.record.scores[task.metric].value,
-    )
-    first, second = old.sample_scores(), new.sample_scores()
-    if not first and not second:
-        return [_from_summaries(check, old.record, new.record, policy)]
-    if set(first) != set(second):
-        missing = len(set(first) ^ set(second))
-        reason = f"different samples: {missing} have a finite score on one side only"
-        return [dataclasses.replace(check, detail=reason)]
-    keys = sorted(first)
-    outcome = stats.compare_paired([first[k] for k in keys], [second[k] for k in keys])
-    worse = outcome.p_worse if task.higher_is_better else _upper(outcome)
-    mde = stats.minimum_detectable_effect(outcome.stderr, alpha=policy.alpha, power=policy.power)
-    detail = f"{outcome.test}, {outcome.n} samples, mean difference {outcome.difference:+.4g}"
-    if outcome.stderr == 0:
-        # No discordant pair: the rule of three bounds what could have been missed.
-        mde = 3 / outcome.n
-        detail += ", no spread of differences"
-    return [
-        dataclasses.replace(
-            check, verdict="ok", detail=detail, p=worse, mde=mde, effect=outcome.difference
-        )
-    ]
-
-
-def _upper(outcome: stats.Comparison) -> float:
-    """Return the one-sided p for "candidate has higher values"."""
-    if outcome.difference > 0:
-        return outcome.p_two_sided / 2
-    return 1 - outcome.p_two_sided / 2
-
-
-def _from_summaries(check: Check, old: RunRecord, new: RunRecord, policy: Policy) -> Check:
-    """Compare two stored scores without samples: an unpaired, less sensitive z test."""
-    from scipy import stats as scipy_stats
-
-    errors = [record.scores[check.quantity].stderr for record in (old, new)]
-    if None in errors or check.change is None:
-        reason = "no samples and no standard errors: accuracy cannot be tested"
-        return dataclasses.replace(check, detail=reason)
-    stderr = math.hypot(*(error or 0.0 for error in errors))
-    better = 1 if old.task is None or old.task.higher_is_better else -1
-    gain = better * check.change
-    z = gain / stderr if stderr else math.copysign(math.inf, gain) if gain else 0.0
-    p = float(scipy_stats.norm.cdf(z))
-    mde = stats.minimum_detectable_effect(stderr, alpha=policy.alpha, power=policy.power)
-    detail = "unpaired z from standard errors (no samples stored)"
-    return dataclasses.replace(check, verdict="ok", detail=detail, p=p, mde=mde)
-
-
 def _counted(old: RunRecord, new: RunRecord, policy: Policy) -> list[Check]:
     checks = []
     for name, before in old.counted.items():
@@ -278,6 +166,7 @@ def _timings(
             item.base,
             item.candidate,
             item.detail,
+            item.raw_p,
             item.p,
             item.detectable,
         )
@@ -300,27 +189,3 @@ def _same_code(record: RunRecord, stored: Sequence[Stored]) -> list[RunRecord]:
         and not _differences(record, item.record)
     ]
     return sorted(same, key=lambda one: (one.created, one is record))
-
-
-def _adjust(checks: list[Check], policy: Policy) -> list[Check]:
-    """Turn the accuracy's p values into verdicts, with Holm's correction over all of them."""
-    tested = [
-        i for i, item in enumerate(checks) if item.family == "accuracy" and item.p is not None
-    ]
-    result = list(checks)
-    adjusted = stats.holm([checks[i].p or 0.0 for i in tested])
-    improved = stats.holm([1 - (checks[i].p or 0.0) for i in tested])
-    for i, worse, better in zip(tested, adjusted, improved, strict=True):
-        check = dataclasses.replace(checks[i], p=worse)
-        size = abs((check.change if check.effect is None else check.effect) or 0.0)
-        matters = size > policy.tolerated_drop
-        blind = policy.largest_mde is not None and (check.mde or 0.0) > policy.largest_mde
-        if worse <= policy.alpha and matters:
-            check = dataclasses.replace(check, verdict="regression")
-        elif better <= policy.alpha and matters:
-            check = dataclasses.replace(check, verdict="improvement")
-        elif blind:
-            detail = f"{check.detail}; could miss a drop of {policy.largest_mde:g}"
-            check = dataclasses.replace(check, verdict="refused", detail=detail)
-        result[i] = check
-    return result

@@ -1,39 +1,132 @@
-"""The gate's outcome as a Markdown summary for a pull request."""
+"""The gate's outcome: a short text for a terminal, Markdown for a pull request, JSON for tools."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 
+from dynllava.analysis.gate_checks import Check, exit_code, largest_drops, outcome
 from dynllava.analysis.policy import Policy
-from dynllava.analysis.regress import Check, exit_code
 
-_HEADLINES = {
-    0: "PASS: no regression found",
-    1: "REGRESSION",
-    2: "CANNOT COMPARE",
+_ORDER = (
+    "regression", "refused", "undecided", "improvement", "untested", "no regression", "ok",
+)  # fmt: skip
+_FAMILIES = {
+    "method": "methods, tasks pooled",
+    "accuracy": "accuracy",
+    "counted": "counted costs",
+    "measured": "times",
+    "identity": "not comparable",
 }
-_ORDER = ("regression", "refused", "improvement", "untested", "ok")
+_WIDTH = 100
 
 
-def markdown(checks: Sequence[Check], policy: Policy, base: str, candidate: str) -> str:
-    """Return the summary: verdict first, what matters next, everything in a folded table."""
-    counts = {name: sum(check.verdict == name for check in checks) for name in _ORDER}
-    told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+def text(
+    checks: Sequence[Check], policy: Policy, base: str, candidate: str, strict: bool = False
+) -> str:
+    """Return the outcome in at most 25 lines."""
     lines = [
-        f"## {_HEADLINES[exit_code(checks)]}",
-        "",
-        f"Candidate `{candidate}` against base `{base}`: {told or 'nothing to compare'}.",
+        f"{outcome(checks).upper()} (exit {exit_code(checks, strict)}): {candidate} against {base}"
     ]
-    largest = max((c.mde for c in checks if c.family == "accuracy" and c.mde), default=None)
-    if largest is not None:
-        lines.append(
-            f"Accuracy tests at alpha {policy.alpha:g} (Holm) find a true drop of {largest:.3g} or "
-            f"more in each metric with a power of {policy.power:g} before correction; smaller "
-            "drops can be missed."
-        )
+    for family, title in _FAMILIES.items():
+        told = _counts([check for check in checks if check.family == family])
+        lines += [f"{title}: {told}"] if told else []
+    lines += _findable(checks, policy)
+    lines += _listed("regressions", checks, "regression", 5)
+    lines += _listed("cannot compare", checks, "refused", 3)
+    drops = largest_drops(checks)
+    if drops:
+        lines.append("largest drops (mean difference of samples, raw p, drop that would be found):")
+        lines += [_drop(check) for check in drops]
+    return "\n".join(lines)
+
+
+def _counts(checks: Sequence[Check]) -> str:
+    counts = {name: sum(check.verdict == name for check in checks) for name in _ORDER}
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+
+
+def _findable(checks: Sequence[Check], policy: Policy) -> list[str]:
+    parts = []
+    for family, where in (("method", "over all tasks of a method"), ("accuracy", "in one cell")):
+        items = [check for check in checks if check.family == family and check.verdict != "refused"]
+        if not items:
+            continue
+        known = [check.findable for check in items if check.findable is not None]
+        if len(known) < len(items):
+            parts.append(f"nothing {where} ({len(items) - len(known)} too small)")
+        else:
+            parts.append(f"{max(known):.3g} {where}")
+    if not parts:
+        return []
+    return [
+        f"drops found at power {policy.power:g} after correction, worst case: {', '.join(parts)}; "
+        f"'no regression' needs {policy.findable_drop:g}"
+    ]
+
+
+def _listed(title: str, checks: Sequence[Check], verdict: str, most: int) -> list[str]:
+    found = [check for check in checks if check.verdict == verdict]
+    if not found:
+        return []
+    lines = [f"{title}:"]
+    for check in found[:most]:
+        p = "" if check.adjusted is None else f", p {check.adjusted:.2g} (Holm)"
+        change = "" if check.change is None else f", {_number(check.base)} -> "
+        change += "" if check.change is None else _number(check.candidate)
+        where = f"{check.cell} {check.quantity}".strip()
+        why = f": {check.detail}" if verdict == "refused" or check.effect is None else ""
+        effect = "" if check.effect is None else f", {check.effect:+.3g} a sample"
+        lines.append(_cut(f"  {where}{change}{effect}{p}{why}"))
+    if len(found) > most:
+        lines.append(f"  and {len(found) - most} more")
+    return lines
+
+
+def _drop(check: Check) -> str:
+    p = "-" if check.p is None else f"{check.p:.2g}"
+    found = "none" if check.findable is None else f"{check.findable:.3g}"
+    return _cut(f"  {check.effect:+.3g}, p {p}, found from {found}: {check.cell}, {check.verdict}")
+
+
+def _cut(line: str) -> str:
+    line = " ".join(line.split("\n"))
+    return line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..."
+
+
+def as_json(
+    checks: Sequence[Check], policy: Policy, base: str, candidate: str, strict: bool = False
+) -> str:
+    """Return everything as one JSON object."""
+    return json.dumps(
+        {
+            "outcome": outcome(checks),
+            "exit_code": exit_code(checks, strict),
+            "base": base,
+            "candidate": candidate,
+            "policy": dataclasses.asdict(policy),
+            "largest_drops": [dataclasses.asdict(check) for check in largest_drops(checks)],
+            "checks": [dataclasses.asdict(check) for check in checks],
+        },
+        indent=1,
+        ensure_ascii=False,
+    )
+
+
+def markdown(
+    checks: Sequence[Check], policy: Policy, base: str, candidate: str, strict: bool = False
+) -> str:
+    """Return the summary: verdict first, what matters next, everything in a folded table."""
+    head, *rest = text(checks, policy, base, candidate, strict).split("\n")
+    counts = [line for line in rest if not line.startswith(" ") and not line.endswith(":")]
+    lines = [f"## {_escape(head)}", "", *(f"- {_escape(line)}" for line in counts)]
     urgent = [check for check in checks if check.verdict in ("regression", "refused")]
     if urgent:
         lines += ["", *_table(sorted(urgent, key=_position))]
+    drops = largest_drops(checks)
+    if drops:
+        lines += ["", "Largest drops, flagged or not:", "", *_table(drops)]
     lines += ["", "<details><summary>All comparisons</summary>", ""]
     lines += [*_table(sorted(checks, key=_position)), "", "</details>", ""]
     return "\n".join(lines)
@@ -45,8 +138,9 @@ def _position(check: Check) -> int:
 
 def _table(checks: Sequence[Check]) -> list[str]:
     lines = [
-        "| verdict | cell | quantity | base | candidate | change | p (Holm) | detects | detail |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| verdict | cell | quantity | base | candidate | change | difference [95 %] | p "
+        "| p (Holm) | found from | detail |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for check in checks:
         cells = [
@@ -55,12 +149,22 @@ def _table(checks: Sequence[Check]) -> list[str]:
             f"{check.family} {check.quantity}".strip(),
             *(_number(value) for value in (check.base, check.candidate)),
             "-" if check.change is None else f"{check.change:+.6g}",
+            _effect(check),
             "-" if check.p is None else f"{check.p:.3g}",
-            "-" if check.mde is None else f"{check.mde:.3g}",
+            "-" if check.adjusted is None else f"{check.adjusted:.3g}",
+            "-" if check.findable is None else f"{check.findable:.3g}",
             check.detail,
         ]
         lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
     return lines
+
+
+def _effect(check: Check) -> str:
+    if check.effect is None:
+        return "-"
+    if check.interval is None:
+        return f"{check.effect:+.4g}"
+    return f"{check.effect:+.4g} [{check.interval[0]:+.4g}, {check.interval[1]:+.4g}]"
 
 
 def _number(value: float | None) -> str:

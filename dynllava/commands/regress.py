@@ -1,6 +1,7 @@
 """Compare two stores of run records: accuracy by paired tests, counted costs exactly, times.
 
-Exit code 0: no regression found; 1: regression; 2: cannot compare (it says why).
+Exit code 0: no regression, or undecided (with --strict undecided is 1); 1: regression; 2: cannot
+compare (it says why).
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", nargs="?", help="folder of run records, or a records.jsonl")
     parser.add_argument("candidate", nargs="?", help="the same of the change to be judged")
     parser.add_argument("--policy", help="YAML file with thresholds (docs/regression_gate.md)")
-    parser.add_argument("--summary", help="also write the Markdown summary to this file")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print every comparison as JSON")
+    form.add_argument("--markdown", action="store_true", help="print every comparison as Markdown")
+    parser.add_argument("--summary", metavar="FILE", help="also write the Markdown to this file")
+    parser.add_argument("--strict", action="store_true", help="undecided is exit 1, not 0")
     parser.add_argument("--history", metavar="FOLDER", help="draw every metric over commits")
     parser.add_argument("--out", default="history", help="folder for --history's pictures")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the summary and return the gate's exit code."""
+    """Print the outcome and return the gate's exit code."""
     if args.history:
         return _history(args)
     if not args.base or not args.candidate:
         raise UserError("BASE and CANDIDATE are needed (or --history FOLDER)")
-    from dynllava.analysis import regress
+    from dynllava.analysis import regress, regress_report
     from dynllava.analysis.files import write_text
+    from dynllava.analysis.gate_checks import exit_code
     from dynllava.analysis.measured_points import read_stores
     from dynllava.analysis.policy import load_policy
-    from dynllava.analysis.regress_report import markdown
 
     policy = load_policy(args.policy)
     base, notes = read_stores(args.base)
@@ -41,11 +46,19 @@ def run(args: argparse.Namespace) -> int:
     for note in notes + more:
         print(f"warning: {note}", file=sys.stderr)
     checks = regress.compare(base, candidate, policy)
-    text = markdown(checks, policy, args.base, args.candidate)
-    print(text)
+    shown = (checks, policy, args.base, args.candidate, args.strict)
+    form = (
+        regress_report.as_json
+        if args.json
+        else regress_report.markdown
+        if args.markdown
+        else regress_report.text
+    )
+    print(form(*shown))
     if args.summary:
-        write_text(args.summary, text)
-    return regress.exit_code(checks)
+        path = write_text(args.summary, regress_report.markdown(*shown))
+        print(f"wrote {path}", file=sys.stderr)
+    return exit_code(checks, args.strict)
 
 
 def _history(args: argparse.Namespace) -> int:

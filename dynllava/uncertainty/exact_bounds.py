@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-_POINTS = 6000
+_POINTS = 3000
 
 
 def at_most(totals: np.ndarray, sizes: np.ndarray, against: float, span: float) -> float:
@@ -54,7 +54,7 @@ def _root(p_value: Callable[[float], float], level: float, span: float) -> float
 
     if p_value(span) <= level:
         return span
-    return float(optimize.brentq(lambda x: p_value(x) - level, -span, span, xtol=1e-7))
+    return float(optimize.brentq(lambda x: p_value(x) - level, -span, span, xtol=1e-6))
 
 
 def _negative_share(weights: np.ndarray) -> float:

@@ -8,6 +8,7 @@ test inside a family is planned at the level that Holm's first step leaves it, a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,6 +40,8 @@ class Design:
         Design effect: how much clusters inflate the variance of the differences.
     spread : float
         Clusters with a differing answer for each effective one (1 where all weigh the same).
+    bounded : bool
+        Whether scores lie from 0 to 1; else there is no exact bound for few differing clusters.
     """
 
     clusters: int
@@ -47,16 +50,33 @@ class Design:
     weight: float = 1.0
     effect: float = 1.0
     spread: float = 1.0
+    bounded: bool = True
 
     @property
     def samples(self) -> float:
         """Samples over all clusters."""
         return self.clusters * self.per_cluster
 
-    @property
-    def stderr(self) -> float:
-        """Standard error of the mean difference without a true difference."""
-        return self.weight * math.sqrt(self.differing * self.clusters) / self.samples
+    def variance(self, drop: float) -> float:
+        """Return the variance of the summed difference under a true ``drop``."""
+        losing, winning = self.under_drop(drop)
+        both = losing + winning
+        return self.clusters * self.weight**2 * max(both - (losing - winning) ** 2, 0.0)
+
+    def smallest(self, power_at: Callable[[float], float], power: float) -> float | None:
+        """Return the smallest drop at which ``power_at`` reaches ``power``, None if at none."""
+        low, high = 0.0, self.weight / self.per_cluster
+        if self.bounded:
+            high = min(high, 1.0)
+        if power_at(high) < power:
+            return None
+        while high - low > 2e-3 * high:
+            middle = (low + high) / 2
+            if power_at(middle) >= power:
+                high = middle
+            else:
+                low = middle
+        return high
 
     def with_clusters(self, clusters: int) -> Design:
         """Return the same design with another number of clusters."""
@@ -182,9 +202,7 @@ def smallest_drop(
     design: Design, alpha: float, power: float = 0.8, margin: float = 0.0
 ) -> float | None:
     """Return the smallest true drop found with probability ``power``, None if none is."""
-    largest = 1.0 if design.weight <= design.per_cluster else math.inf
-    largest = min(largest, design.weight / design.per_cluster)
-    return _smallest(lambda drop: detection_power(design, drop, alpha, margin), largest, power)
+    return design.smallest(lambda drop: detection_power(design, drop, alpha, margin), power)
 
 
 def either_power(first: float, second: float, correlation: float) -> float:
@@ -218,19 +236,6 @@ def plan_clusters(
     while high - low > max(1, high // 500):
         middle = (low + high) // 2
         if decision_power(design.with_clusters(middle), margin, alpha) >= power:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-def _smallest(power_at, largest: float, power: float) -> float | None:
-    if power_at(largest) < power:
-        return None
-    low, high = 0.0, largest
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        if power_at(middle) >= power:
             high = middle
         else:
             low = middle
@@ -320,6 +325,8 @@ def _p_value(design: Design, lost: int, won: int, against: float, worse: bool) -
     if (lost + won) * design.spread >= MIN_DIFFERING:
         below, above = skewness.tails(skewness.moments(totals, sizes), against)
         return float(below if worse else above)
+    if not design.bounded:
+        return 1.0
     if worse:
         return exact_bounds.at_most(-totals, sizes, -against, 1.0)
     return exact_bounds.at_most(totals, sizes, against, 1.0)

@@ -50,7 +50,7 @@ def _unit(sums: np.ndarray) -> float:
 
 def _convolve(mass: np.ndarray, size: int, count: int) -> np.ndarray:
     """Return the distribution of the positive part after ``count`` clusters of ``|sum| = size``."""
-    from scipy import signal, stats
+    from scipy import stats
 
     if count == 1:
         longer = np.zeros(len(mass) + size)
@@ -61,4 +61,6 @@ def _convolve(mass: np.ndarray, size: int, count: int) -> np.ndarray:
     weights[::size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
     if len(mass) * len(weights) <= 20_000_000:
         return np.convolve(mass, weights)
-    return np.clip(signal.fftconvolve(mass, weights), 0, 1)
+    length = len(mass) + len(weights) - 1
+    spectrum = np.fft.rfft(mass, length) * np.fft.rfft(weights, length)
+    return np.clip(np.fft.irfft(spectrum, length), 0, 1)

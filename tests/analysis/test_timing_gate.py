@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from dynllava.analysis import regress, timing_gate
+from dynllava.analysis.gate_checks import exit_code
 from dynllava.analysis.measured_points import read_stores
 from dynllava.analysis.policy import Policy
 
@@ -59,7 +60,7 @@ def test_a_single_slow_timing_of_fifty_is_the_only_one_flagged(store, record):
     new["time7"] = quantity(spread_of(1.15, 107), 1)
     checks = gate(store, record, base, new)
     assert [check.quantity for check in checks if check.verdict == "regression"] == ["time7"]
-    assert regress.exit_code(checks) == 1
+    assert exit_code(checks) == 1
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_family_too_large_for_its_processes_is_refused(store, record, family, 
     assert len(refused) == (0 if needed is None else family)
     for check in refused:
         assert f"needs {needed} processes a side (has {processes})" in check.detail
-    assert regress.exit_code(checks) == (0 if needed is None else 2)
+    assert exit_code(checks) == (0 if needed is None else 2)
 
 
 def test_a_refused_timing_still_counts_in_the_family():
@@ -124,7 +125,7 @@ def test_what_cannot_be_tested_says_why_and_does_not_fail(store, record, change,
     checks = gate(store, record, {"t": old}, {"t": new})
     assert [check.verdict for check in checks] == ["untested"]
     assert reason in checks[0].detail
-    assert regress.exit_code(checks) == 0
+    assert exit_code(checks) == 0
 
 
 def test_records_of_schema_1_are_untested(store, record):
@@ -152,7 +153,7 @@ def test_processes_in_several_records_are_pooled(tmp_path, record, capsys):
         measured={"tpot": quantity([9.0] * 8)}, commit="b" * 40, created="2026-01-01T00:00:00+00:00"
     )
     RecordStore(tmp_path / "a").append(stray)
-    assert main(["regress", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    assert main(["regress", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown"]) == 1
     assert "8 and 8 processes in turns" in capsys.readouterr().out
 
 
