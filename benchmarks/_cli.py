@@ -31,6 +31,7 @@ def bench_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     found = parser(name, description)
     found.add_argument("--batch", default="1,8", help="batch sizes")
     found.add_argument("--methods", nargs="+", default=list(METHODS))
+    found.add_argument("--processes", type=int, default=1, help="run so often, each on its own")
     return found
 
 
@@ -43,6 +44,7 @@ def bench_arguments(args: argparse.Namespace, lengths: Sequence[int]) -> list[st
     arguments += ["--prompt-tokens", str(PROMPT_TOKENS[cuda]), "--methods", *args.methods]
     arguments += ["--device", args.device, "--repeats", str(repeats)]
     arguments += ["--output-tokens", ",".join(map(str, lengths)), "--store", args.store]
+    arguments += ["--processes", str(args.processes)]
     return arguments + (["--threads", str(args.threads)] if args.threads else [])
 
 

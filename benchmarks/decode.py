@@ -6,9 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks._cli import METHODS, bench_arguments, bench_parser, run
-
-KEEPS_ALL = "dynamic_llava:vision_keep_rate=1.0,output_threshold=-1000000.0"
-"""Judges every output token and keeps it: against ``full`` this is the cost of judging."""
+from dynllava.profiling.targets import KEEPS_ALL
 
 
 def main(argv: Sequence[str] | None = None) -> int:

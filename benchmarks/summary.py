@@ -7,16 +7,16 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import _targets
-from benchmarks._cli import STORE
-from benchmarks._targets import TARGETS, Target
 from benchmarks.breakdown import TASK as BREAKDOWN
 from benchmarks.breakdown import names as classes
 from dynllava.errors import UserError
+from dynllava.profiling import targets
+from dynllava.profiling.intervals import interval
 from dynllava.profiling.render import Table, as_markdown
 from dynllava.profiling.speed import CPU_SUFFIX
-from dynllava.profiling.stats import Spread, median_margin
-from dynllava.records import Measured, RecordStore, RunRecord
+from dynllava.profiling.targets import TARGETS, Target, shown, verdict
+from dynllava.records import Measured, RunRecord, read_tree
+from dynllava.records.pooling import pooled
 
 QUANTITIES = (
     "ttft",
@@ -28,45 +28,51 @@ QUANTITIES = (
     "time_ratio_decode",
     "time_ratio_decode_late",
     "time_ratio_to_full_decode",
+    "time_ratio_to_compiled_decode",
     "realised_share_decode",
     "realised_share_decode_nocache",
+    "step",
+    "time_ratio_step",
+    "time_ratio_to_compiled_step",
+    "realised_share_step",
+    "peak_memory",
 )
 RUNS = ("samples_per_second", "speedup_over_first_batch", "training_step", "time_ratio_training")
 MODES = {
-    _targets.SHARE: "prefill",
-    _targets.RATIO: "prefill",
-    _targets.STEP: "decode",
-    _targets.LATE: "decode",
-    _targets.TO_FULL: "decode",
-    _targets.NOCACHE: "decode_nocache",
+    targets.SHARE: "prefill",
+    targets.RATIO: "prefill",
+    targets.STEP: "decode",
+    targets.LATE: "decode",
+    targets.TO_FULL: "decode",
+    targets.NOCACHE: "decode_nocache",
+    targets.AT_LENGTH: "decode",
+    targets.COMPILED: "decode",
 }
 """Quantity of a target -> mode of the breakdown that explains it."""
 
 INTRODUCTION = """# Performance
 
-Written by `python -m benchmarks.summary` from the records in `results/bench`; protocol, clocks and
-"realised share" are explained in [profiling.md](profiling.md). Dense is the stock transformers
-model, timed in the same rounds, decoding with the faster of its caches (`StaticCache`, which is
-allocated for the whole run beforehand, or the growing `DynamicCache`); `full` is our dense path.
-Rows measured on a CPU use process CPU time (one thread), which other work on the machine disturbs
-less than wall-clock time. A share above 1 means that the dense baseline lost time elsewhere.
+Written by `python -m benchmarks.summary` from the speed records under `results/`; protocol, clocks,
+intervals and "realised share" are explained in [profiling.md](profiling.md). Dense is the stock
+transformers model, timed in the same rounds, decoding with the faster of its caches
+(`StaticCache`, which is allocated for the whole run beforehand, or the growing `DynamicCache`);
+`full` is our dense path. Compiled methods are compared with eager dense and with the dense model's
+compiled steps. Rows measured on a CPU use process CPU time (one thread), which other work on the
+machine disturbs less than wall-clock time. A share above 1 means that the dense baseline lost time
+elsewhere.
 
-    python -m benchmarks.prefill
-    python -m benchmarks.decode --no-cache --compile
+    python -m benchmarks.prefill --processes 8
+    python -m benchmarks.decode --processes 8 --no-cache --compile
     python -m benchmarks.breakdown --mode prefill
     python -m benchmarks.evaluation
     python -m benchmarks.training
     python -m benchmarks.summary
 
-Targets at 7B shape need a GPU (LLaVA-1.5-7B, random weights, bfloat16). One line each:
+Targets at 7B shape need a GPU (LLaVA-1.5-7B, random weights, bfloat16). One command measures them
+all in order of worth, within its time, and goes on where it stopped
+([profiling.md](profiling.md#a-gpu-campaign)); its records are taken up here:
 
-    python -m benchmarks.prefill --device cuda --repeats 30
-    python -m benchmarks.decode --device cuda --output-tokens 64 --no-cache --compile --repeats 10
-    python -m benchmarks.decode --device cuda --output-tokens 2000 --batch 8 --repeats 3 \\
-        --methods full dynamic_llava
-    python -m benchmarks.breakdown --device cuda --mode decode --batch 8
-    python -m benchmarks.evaluation --device cuda
-    python -m benchmarks.training --device cuda --shape 7b-8-layers
+    python -m dynllava bench --campaign results/campaign-7b --minutes 9
 
 What needs no clock is tested instead. Host synchronisations in a decode step: none, for every
 method (counted on CPU by `dynllava.profiling.syncs`, `tests/core/test_invariants.py`). KV
@@ -77,20 +83,22 @@ tokens (`tests/core/test_compiled.py`).
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.summary", description=__doc__)
-    parser.add_argument("--store", default=STORE)
+    parser.add_argument("--store", default="results", help="folder of record stores")
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
     args = parser.parse_args(argv)
     try:
-        records, problems = RecordStore(args.store).read()
+        records, problems = read_tree(args.store)
     except UserError as error:
         print(f"summary: {error}", file=sys.stderr)
         return error.exit_code
     for problem in problems:
         print(problem, file=sys.stderr)
-    newest = latest(record for record in records if record.kind == "bench" and record.task)
+    speed = [one for one in records if one.kind == "bench" and one.task and one.status == "ok"]
+    newest = latest(pooled(speed))
     tables = [
         target_table(newest),
-        length_table(newest),
+        length_table(newest, "time_ratio_decode", LENGTH_TITLE, LENGTH_NOTE),
+        length_table(newest, "time_ratio_step", STEP_TITLE, STEP_NOTE),
         breakdown_table(newest),
         measured_table(
             "Evaluation through lmms-eval, and training steps",
@@ -137,44 +145,29 @@ def target_table(records: Sequence[RunRecord]) -> Table:
         rows += target_rows(target, records)
     columns = ("target", "method", "bound", "measured", "reached", "where", "time lost in")
     notes = [
-        "± is a 95 % interval of the median (1.57 IQR / √n, n rounds). Time lost: the class of "
-        "operators that exceeds its counted cost (or dense, where nothing is saved) by most, in ms "
-        "a call; see [where the time goes](#where-the-time-goes). + = uncommitted changes."
+        "measured: median [95 % interval] (rounds, processes). The interval is that of the median "
+        "over processes; with one process it is that process's own, and what differs between "
+        "processes is not inside. Under 6 rounds there is no interval and no verdict. Time lost: "
+        "the class of operators that exceeds its counted cost (or dense, where nothing is saved) "
+        "by most, in ms a call; see [where the time goes](#where-the-time-goes). + = uncommitted "
+        "changes."
     ]
     return Table("Targets", columns, rows, notes, left=2)
 
 
 def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]:
     """Return one row per record that the target covers, else one that says so."""
-    sign = "≥" if target.at_least else "≤"
-    head = [target.text, target.method, f"{sign} {target.bound:.2f}"]
+    head = [target.text, target.method, target.promise]
     rows = []
     for record in records:
         same = label(record) == target.method and record.model.name.startswith(target.models)
         found = value_of(record, target.quantity)
         if not same or found is None or not target.covers(record.task.name):
             continue
-        half = margin(found)
-        value = f"{found.median:.2f} ± {half:.2f} (n={found.repeats})"
-        says = verdict(target, found.median, half)
-        lost = "" if says == "yes" else time_lost(target, record, records)
-        rows.append([*head, value, says, where(record), lost])
+        says = verdict(target, found)
+        lost = "" if says.startswith("yes") else time_lost(target, record, records)
+        rows.append([*head, shown(found), says, where(record), lost])
     return rows or [[*head, "not measured", "-", "-", ""]]
-
-
-def margin(item: Measured) -> float:
-    """Return half the 95 % interval of a median."""
-    return median_margin(Spread(item.median, item.iqr or 0.0, item.repeats))
-
-
-def verdict(target: Target, median: float, half: float) -> str:
-    """Return whether a target is reached; the median's interval may leave it open."""
-    if target.reached(median - half) and target.reached(median + half):
-        return "yes"
-    if target.reached(median - half) or target.reached(median + half):
-        median_says = "yes" if target.reached(median) else "no"
-        return f"open: bound within the interval (median: {median_says})"
-    return "**not reached**"
 
 
 def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -> str:
@@ -191,7 +184,7 @@ def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -
     if not dense or target.method not in found:
         return "no breakdown"
     base = min(dense, key=lambda one: sum(one.measured[name].median for name in classes()))
-    saves = target.quantity in (_targets.SHARE, _targets.NOCACHE)
+    saves = target.quantity in (targets.SHARE, targets.NOCACHE)
     ratio = record.counted[f"cost_ratio_{mode}"].value if saves else 1.0
     excess = {
         name: found[target.method].measured[name].median - ratio * base.measured[name].median
@@ -201,11 +194,20 @@ def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -
     return f"{worst} {1e3 * excess[worst]:+.1f} ms (in all {1e3 * sum(excess.values()):+.1f})"
 
 
-def length_table(records: Sequence[RunRecord]) -> Table:
+LENGTH_TITLE = "Decode step with a cache / dense, by generated tokens"
+LENGTH_NOTE = (
+    "Mean over the steps up to each length, divided by the stock model's; median [95 % interval]. "
+    "Faster from: the shortest measured length from which on every interval lies below 1."
+)
+STEP_TITLE = "Decode step with a cache / dense, at a number of generated tokens"
+STEP_NOTE = "Steps right behind that many generated tokens, divided by the stock model's."
+
+
+def length_table(records: Sequence[RunRecord], quantity: str, title: str, note: str) -> Table:
     """Return the decode step against dense by output length, and from where on it is faster."""
     groups: dict[tuple[str, ...], dict[int, Measured]] = {}
     for record in records:
-        found = value_of(record, "time_ratio_decode")
+        found = value_of(record, quantity)
         if found is None or record.method.label.startswith("dense"):
             continue
         _, batch, _, _, length = record.task.name.split("-")
@@ -214,24 +216,26 @@ def length_table(records: Sequence[RunRecord]) -> Table:
     lengths = sorted({length for found in groups.values() for length in found})
     rows = []
     for key, found in sorted(groups.items()):
-        cells = [
-            f"{found[length].median:.2f} ± {margin(found[length]):.2f}" if length in found else "-"
-            for length in lengths
-        ]
+        cells = [bounded(found[length]) if length in found else "-" for length in lengths]
         rows.append([*key, *cells, faster_from(found)])
     columns = ("model", "device", "batch", "method", *map(str, lengths), "faster from")
-    notes = [
-        "Mean over the steps up to each length, divided by the stock model's. Faster from: the "
-        "shortest measured length from which on every interval lies below 1."
-    ]
-    return Table("Decode step with a cache / dense, by generated tokens", columns, rows, notes, 4)
+    return Table(title, columns, rows, [note], 4)
+
+
+def bounded(item: Measured) -> str:
+    """Return a median with its interval, or with its rounds where these are too few."""
+    found = interval(item)
+    if found is None:
+        return f"{item.median:.2f} ({item.repeats} rounds)"
+    return f"{item.median:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def faster_from(found: dict[int, Measured]) -> str:
     """Return the shortest measured length from which on the step is faster than dense."""
     start = None
     for length in sorted(found, reverse=True):
-        if found[length].median + margin(found[length]) >= 1:
+        around = interval(found[length])
+        if around is None or around.high >= 1:
             break
         start = length
     return "-" if start is None else str(start)

@@ -46,19 +46,24 @@ class CompiledSteps:
         # The compiler counts recompilations per code object: give each method one of its own.
         walk = Pass._walk
         own = FunctionType(walk.__code__.replace(), walk.__globals__, walk.__name__)
-        step = torch.compile(own, backend=self.backend)
+        return compiled(own, self.backend)
 
-        def run(*args: Any) -> Any:
-            try:
-                return step(*args)
-            except RuntimeError as error:
-                if type(error).__name__ not in COMPILER_ERRORS:
-                    raise
-                cause = getattr(error, "inner_exception", error)
-                reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-                raise UserError(f"compile=True: no compiled step ({reason})") from error
 
-        return run
+def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """Return ``function`` compiled; a backend that fails is one line (:class:`UserError`)."""
+    step = torch.compile(function, backend=backend)
+
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return step(*args, **options)
+        except RuntimeError as error:
+            if type(error).__name__ not in COMPILER_ERRORS:
+                raise
+            cause = getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+            raise UserError(f"compile=True: no compiled step ({reason})") from error
+
+    return run
 
 
 COMPILER_ERRORS = ("BackendCompilerFailed", "InductorError")

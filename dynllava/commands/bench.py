@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from typing import Any
+
+from dynllava.errors import UserError
 
 HELP = "measure speed against the dense model, and how much of the counted saving is real"
 
@@ -30,6 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="1", help="batch sizes, e.g. 1,8")
     parser.add_argument("--output-tokens", default="64", help="generated tokens, e.g. 64,512")
     parser.add_argument("--repeats", type=int, default=30, help="rounds that count")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="run all of it so often, each in its own process"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the order within the rounds")
     parser.add_argument("--warmup", type=int, default=1, help="rounds before them")
     parser.add_argument("--no-cache", action="store_true", help="also decode without a cache")
     parser.add_argument(
@@ -63,6 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure every batch size and length, print the tables, append the records."""
+    if args.processes != 1:
+        return _processes(args)
     from dynllava.environment import capture
     from dynllava.loading import default_dtype
     from dynllava.profiling import bench, bench_report, render
@@ -89,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     for batch in batches:
         for outputs in lengths:
             probes = bench.nocache_probes(outputs) if args.no_cache else ()
-            plan = bench.Plan(shape, batch, outputs, args.repeats, args.warmup, probes)
+            plan = bench.Plan(shape, batch, outputs, args.repeats, args.warmup, probes, args.seed)
             results = bench.measure(subjects, plan, _progress)
             rows += bench_report.csv_rows(results)
             if args.style in ("text", "markdown"):
@@ -106,6 +115,33 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(document, indent=2))
     if not args.no_record:
         print(f"records appended to {args.store}", file=sys.stderr)
+    return 0
+
+
+def _processes(args: argparse.Namespace) -> int:
+    """Run the same measurement in several processes in turn; their records are pooled later."""
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: accepted is 1 or more")
+    if args.no_record or args.style in ("json", "csv"):
+        raise UserError(
+            "--processes: several processes meet in the records (no --no-record), and "
+            "print text or Markdown"
+        )
+    command = [sys.executable, "-m", "dynllava", "bench", "--methods", *args.methods]
+    for name in ("model", "batch", "device", "dtype", "attention", "store", "clock", "threads"):
+        value = getattr(args, name)
+        command += [] if value is None else [f"--{name}", str(value)]
+    command += ["--prompt-tokens", str(args.prompt_tokens), "--repeats", str(args.repeats)]
+    command += ["--output-tokens", args.output_tokens, "--warmup", str(args.warmup)]
+    command += ["--stock", *args.stock]
+    flags = {"--no-cache": args.no_cache, "--compile": args.compile}
+    flags["--markdown"] = args.style == "markdown"
+    command += [flag for flag, wanted in flags.items() if wanted]
+    for number in range(args.processes):
+        _progress(f"process {number + 1}/{args.processes}")
+        done = subprocess.run([*command, "--seed", str(args.seed + number)], check=False)
+        if done.returncode:
+            return done.returncode
     return 0
 
 

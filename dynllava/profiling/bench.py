@@ -1,13 +1,15 @@
 """Interleaved speed measurements of dense and sparsified models, and their realised shares.
 
 Protocol: all subjects in one process on shared weights; warm-up runs; then ``repeats`` rounds, in
-each of which every subject runs once, starting with another one each round; medians with
-inter-quartile ranges; ratios to the dense stock model are taken within a round.
+each of which every subject runs once, in a shuffled order; medians with inter-quartile ranges;
+ratios to the dense stock model are taken within a round.  Several processes (each with the seed of
+its own order) hold what differs from process to process.
 """
 
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +22,7 @@ from dynllava.profiling import ledger, roofline, speed, stats
 from dynllava.profiling.bench_model import Bench
 from dynllava.profiling.peak import peak_memory
 from dynllava.profiling.spec import ModelSpec
-from dynllava.profiling.speed import STOCK, Subject, Times
+from dynllava.profiling.speed import STATIC_COMPILED, STOCK, Inputs, Subject, Times
 
 FULL = "full"
 """Our own dense path among the subjects."""
@@ -49,6 +51,8 @@ class Plan:
         Rounds that count, rounds before them.
     nocache_fed : tuple of int
         Output tokens in the probed calls without a cache (empty: not measured).
+    seed : int
+        Of the order within the rounds.
     """
 
     shape: PromptShape
@@ -57,6 +61,13 @@ class Plan:
     repeats: int
     warmup: int = 1
     nocache_fed: tuple[int, ...] = ()
+    seed: int = 0
+
+    def order(self, round_number: int, subjects: int) -> list[int]:
+        """Return the order in which the subjects run in a round."""
+        order = list(range(subjects))
+        random.Random(f"{self.seed} {round_number}").shuffle(order)
+        return order
 
 
 @dataclass
@@ -65,7 +76,8 @@ class Result:
 
     ``ratios``, ``cost_ratios`` and ``shares`` have one entry per mode of :data:`TIMED` that ran;
     a share is None where it is undefined.  ``ratios_to_full`` compare with our own dense path,
-    where it is among the subjects.
+    ``ratios_to_compiled`` compiled steps with the dense model's compiled ones, where these are
+    among the subjects.  ``paired`` has the ratios of every round by the same names.
     """
 
     subject: Subject
@@ -74,6 +86,8 @@ class Result:
     peak_bytes: int | None = None
     ratios: dict[str, stats.Spread] = field(default_factory=dict)
     ratios_to_full: dict[str, stats.Spread] = field(default_factory=dict)
+    ratios_to_compiled: dict[str, stats.Spread] = field(default_factory=dict)
+    paired: dict[str, list[float]] = field(default_factory=dict)
     cost_ratios: dict[str, float] = field(default_factory=dict)
     shares: dict[str, float | None] = field(default_factory=dict)
 
@@ -105,9 +119,9 @@ def make_subjects(
 ) -> list[Subject]:
     """Return the subjects: the stock model with the given caches first, then each named method.
 
-    A method may carry parameters: ``"fastv:k=2,keep_ratio=0.25"``.  With ``compiled`` each runs
-    once more with compiled decode steps.  The model is built after the names have been checked,
-    because that may take long.
+    A method may carry parameters: ``"fastv:k=2,keep_ratio=0.25"``.  With ``compiled`` each, and the
+    dense model, runs once more with compiled decode steps.  The model is built after the names
+    have been checked, because that may take long.
     """
     parsed = []
     for item in chosen:
@@ -118,6 +132,7 @@ def make_subjects(
     return [
         *[Subject(bench, name, None) for name in stock],
         *[Subject(bench, item, method) for item, method in parsed],
+        *([Subject(bench, STATIC_COMPILED, None, True)] if compiled else []),
         *[Subject(bench, f"{item}, compiled", method, True) for item, method in parsed if compiled],
     ]
 
@@ -129,37 +144,72 @@ def measure(
     if plan.repeats < 1 or plan.warmup < 0:
         raise UserError(f"repeats={plan.repeats}: accepted is 1 or more")
     bench = subjects[0].bench
-    inputs = speed.make_inputs(bench, plan.shape, plan.batch, plan.outputs)
-    ready = [speed.calibrate_keep_rate(item, inputs, plan.outputs) for item in subjects]
-    results = [Result(item, plan) for item in ready]
-    for round_number in range(plan.warmup + plan.repeats):
-        for offset in range(len(results)):
-            result = results[(round_number + offset) % len(results)]
-            counts = round_number >= plan.warmup
-            outputs = plan.outputs if counts else min(plan.outputs, WARMUP_OUTPUTS)
-            times = result.subject.time(inputs, outputs, plan.nocache_fed)
-            if counts:
-                result.times.append(times)
+    ready, inputs = prepare(subjects, plan)
+    rounds = []
+    for number in range(plan.warmup + plan.repeats):
+        counts = number >= plan.warmup
+        found = run_round(ready, inputs, plan, number, counts)
+        if counts:
+            rounds.append(found)
         if progress is not None:
-            progress(f"round {round_number + 1}/{plan.warmup + plan.repeats}")
+            progress(f"round {number + 1}/{plan.warmup + plan.repeats}")
+    results = summarise(ready, plan, rounds)
     if bench.device.type == "cuda":
         # The resident memory of a CPU process says little: its allocator keeps what it once had.
         for result in results:
             work = functools.partial(result.subject.time, inputs, plan.outputs)
             result.peak_bytes = peak_memory(bench.device, work)
+    return results
+
+
+def prepare(subjects: Sequence[Subject], plan: Plan) -> tuple[list[Subject], Inputs]:
+    """Return the subjects with calibrated thresholds, and the prompts that all of them get."""
+    inputs = speed.make_inputs(subjects[0].bench, plan.shape, plan.batch, plan.outputs)
+    return [speed.calibrate_keep_rate(item, inputs, plan.outputs) for item in subjects], inputs
+
+
+def run_round(
+    subjects: Sequence[Subject], inputs: Inputs, plan: Plan, number: int, counts: bool = True
+) -> list[Times]:
+    """Run every subject once, in the order of this round; return their times by subject."""
+    outputs = plan.outputs if counts else min(plan.outputs, WARMUP_OUTPUTS)
+    found: dict[int, Times] = {}
+    for index in plan.order(number, len(subjects)):
+        found[index] = subjects[index].time(inputs, outputs, plan.nocache_fed)
+    return [found[index] for index in range(len(subjects))]
+
+
+def summarise(
+    subjects: Sequence[Subject], plan: Plan, rounds: Sequence[Sequence[Times]]
+) -> list[Result]:
+    """Return one result a subject: the times of every round, ratios taken within the rounds."""
+    results = [
+        Result(subject, plan, [found[index] for found in rounds])
+        for index, subject in enumerate(subjects)
+    ]
     own = next((result for result in results if result.subject.name == FULL), None)
     stock = [result for result in results if result.subject.method is None]
+    eager = [result for result in stock if not result.subject.compiled]
+    compiled = [result for result in stock if result.subject.compiled]
     for result in results:
         for mode in (*TIMED, LATE):
-            _compare(result, mode, best_of(stock, mode), own)
+            _compare(result, mode, best_of(eager, mode), own)
+            if compiled and result.subject.compiled and mode.startswith("decode"):
+                _compare_compiled(result, mode, best_of(compiled, mode))
     return results
 
 
 def best_of(stock: Sequence[Result], mode: str) -> Result:
-    """Return the dense baseline of a mode: while decoding the stock cache with the faster steps."""
-    if not mode.startswith("decode") or "tpot_cpu" not in stock[0].names:
+    """Return the dense baseline of a mode: while decoding the stock cache with the faster steps.
+
+    Faster by the clock of the device: wall-clock time on an accelerator, which the host's CPU time
+    says nothing about; process CPU time on a CPU, which other work disturbs less.
+    """
+    on_cpu = stock[0].subject.bench.device.type == "cpu"
+    clock = "tpot" + (speed.CPU_SUFFIX if on_cpu else "")
+    if mode not in ("decode", LATE) or clock not in stock[0].names:
         return stock[0]
-    return min(stock, key=lambda result: stats.spread(result.series("tpot_cpu")).median)
+    return min(stock, key=lambda result: stats.spread(result.series(clock)).median)
 
 
 def _compare(result: Result, mode: str, baseline: Result, own: Result | None) -> None:
@@ -169,16 +219,30 @@ def _compare(result: Result, mode: str, baseline: Result, own: Result | None) ->
     if mode != LATE:
         result.cost_ratios[mode] = cost(result, mode) / cost(baseline, mode)
     for suffix in ("", speed.CPU_SUFFIX):
-        times = result.series(name + suffix)
-        found = stats.spread(stats.paired_ratios(times, baseline.series(name + suffix)))
+        found = _paired(result, baseline, name + suffix, f"time_ratio_{mode}{suffix}")
         result.ratios[mode + suffix] = found
         if mode != LATE:
             result.shares[mode + suffix] = stats.realised_share(
                 found.median, result.cost_ratios[mode]
             )
         if own is not None:
-            ratios = stats.paired_ratios(times, own.series(name + suffix))
-            result.ratios_to_full[mode + suffix] = stats.spread(ratios)
+            key = f"time_ratio_to_full_{mode}{suffix}"
+            result.ratios_to_full[mode + suffix] = _paired(result, own, name + suffix, key)
+
+
+def _compare_compiled(result: Result, mode: str, baseline: Result) -> None:
+    name = TIMED.get(mode, "tpot_late")
+    if name not in result.names:
+        return
+    for suffix in ("", speed.CPU_SUFFIX):
+        key = f"time_ratio_to_compiled_{mode}{suffix}"
+        result.ratios_to_compiled[mode + suffix] = _paired(result, baseline, name + suffix, key)
+
+
+def _paired(result: Result, baseline: Result, name: str, key: str) -> stats.Spread:
+    """Return the ratios of one time within the rounds, kept as ``result.paired[key]``."""
+    result.paired[key] = stats.paired_ratios(result.series(name), baseline.series(name))
+    return stats.spread(result.paired[key])
 
 
 def cost(result: Result, mode: str) -> int:

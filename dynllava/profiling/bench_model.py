@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from dynllava.compiled import CompiledSteps
+from dynllava.compiled import CompiledSteps, compiled
 from dynllava.errors import UserError
 from dynllava.profiling.spec import ModelSpec
 
@@ -28,6 +29,8 @@ class Bench:
         Where and in what it runs.
     compiled_steps : CompiledSteps
         Compiled decode steps, kept from run to run.
+    compiled_stock : callable or None
+        The stock model's forward, compiled once it is asked for (:meth:`stock_step`).
     """
 
     spec: ModelSpec
@@ -37,6 +40,13 @@ class Bench:
     device: torch.device
     dtype: torch.dtype
     compiled_steps: CompiledSteps = field(default_factory=CompiledSteps)
+    compiled_stock: Callable[..., Any] | None = None
+
+    def stock_step(self) -> Callable[..., Any]:
+        """Return the stock model's forward, compiled with the backend of our own steps."""
+        if self.compiled_stock is None:
+            self.compiled_stock = compiled(self.stock.forward, self.compiled_steps.backend)
+        return self.compiled_stock
 
 
 def build_bench(
@@ -49,30 +59,51 @@ def build_bench(
     UserError
         If the device is not there.
     """
-    from dynllava.config import SparsityConfig
     from dynllava.loading import load_model, parse_dtype
     from dynllava.profiling.spec import PRESETS
+
+    target, kind = _device(device), parse_dtype(dtype)
+    if name in PRESETS:
+        return random_bench(spec, device, dtype, attention, seed)
+    wrapped, _ = load_model(name, "full", None, kind, target, attention)
+    return _with_predictors(Bench(spec, _stock_of(wrapped), wrapped, False, target, kind), seed)
+
+
+def random_bench(
+    spec: ModelSpec, device: str, dtype: str, attention: str = "sdpa", seed: int = 0
+) -> Bench:
+    """Build a model of the given sizes, its random weights made on the device.
+
+    Raises
+    ------
+    UserError
+        If the device is not there.
+    """
+    from dynllava.loading import parse_dtype
     from dynllava.wrapping import wrap
 
     target, kind = _device(device), parse_dtype(dtype)
-    random_weights = name in PRESETS
-    if random_weights:
-        stock = _random_stock(spec, target, kind, attention, seed)
-        wrapped = wrap(stock)
-    else:
-        wrapped, _ = load_model(name, "full", None, kind, target, attention)
-        stock = _stock_of(wrapped)
+    stock = _random_stock(spec, target, kind, attention, seed)
+    return _with_predictors(Bench(spec, stock, wrap(stock), True, target, kind), seed)
+
+
+def _with_predictors(bench: Bench, seed: int) -> Bench:
+    from dynllava.config import SparsityConfig
+
+    dims, wrapped = bench.spec.dims, bench.wrapped
     if wrapped.output_predictor is None or wrapped.image_predictor is None:
         torch.manual_seed(seed)
         wrapped.add_predictors(
             SparsityConfig(
-                d_model=spec.dims.predictor_dim,
-                nhead=spec.dims.predictor_heads,
-                dim_feedforward=spec.dims.predictor_feedforward,
-                num_layers=spec.dims.predictor_blocks,
+                d_model=dims.predictor_dim,
+                nhead=dims.predictor_heads,
+                dim_feedforward=dims.predictor_feedforward,
+                num_layers=dims.predictor_blocks,
             )
         )
-    return Bench(spec, stock.eval(), wrapped.eval(), random_weights, target, kind)
+    bench.stock.eval()
+    wrapped.eval()
+    return bench
 
 
 def _device(name: str) -> torch.device:

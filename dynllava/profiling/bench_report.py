@@ -82,6 +82,7 @@ def _share_table(results: Sequence[Result], suffix: str) -> Table:
         if result.subject.method is None:
             continue
         for mode in result.cost_ratios:
+            compiled = result.ratios_to_compiled.get(mode + suffix)
             ratio = result.ratios[mode + suffix]
             share = result.shares[mode + suffix]
             rows.append(
@@ -89,12 +90,21 @@ def _share_table(results: Sequence[Result], suffix: str) -> Table:
                     result.subject.name,
                     MODE_TITLES[mode],
                     f"{ratio.median:.3f} ({ratio.iqr:.3f})",
+                    "" if compiled is None else f"{compiled.median:.3f} ({compiled.iqr:.3f})",
                     f"{result.cost_ratios[mode]:.3f}",
                     "undefined" if share is None else f"{share:.2f}",
                     "SLOWER THAN DENSE" if result.is_slower(mode + suffix) else "",
                 ]
             )
-    columns = ("", "mode", "time / dense", "cost / dense", "realised share", "")
+    columns = (
+        "",
+        "mode",
+        "time / dense",
+        "/ dense, compiled",
+        "cost / dense",
+        "realised share",
+        "",
+    )
     notes = [
         "Dense = stock transformers in the same round, decoding with the faster of its caches.",
         "Cost: FLOPs (prefill, no cache) or bytes of weights and KV (decode, cache).",
@@ -121,27 +131,38 @@ def csv_rows(results: Sequence[Result]) -> list[tuple[Any, ...]]:
 
 def measured(result: Result) -> dict[str, Measured]:
     """Return the record's measured quantities; undefined shares are left out."""
+    processes = [times.process for times in result.times]
     found = {}
+
+    def add(name: str, values: Sequence[float], unit: str, higher_is_better: bool) -> None:
+        found[name] = measured_rounds(values, processes, unit, higher_is_better)
+
     for name in result.names:
-        item = stats.spread(result.series(name))
-        found[name] = Measured(item.median, item.iqr, item.repeats, "s")
+        add(name, result.series(name), "s", False)
         if name.startswith("tpot"):
-            rates = stats.spread([result.plan.batch / value for value in result.series(name)])
-            key = name.replace("tpot", "tokens_per_second")
-            found[key] = Measured(rates.median, rates.iqr, rates.repeats, "token/s")
+            rates = [result.plan.batch / value for value in result.series(name)]
+            add(name.replace("tpot", "tokens_per_second"), rates, "token/s", True)
     if result.peak_bytes is not None:
-        found["peak_memory"] = Measured(result.peak_bytes, None, 1, "byte")
-    for mode, ratio in result.ratios.items():
-        found[f"time_ratio_{mode}"] = Measured(ratio.median, ratio.iqr, ratio.repeats, "1")
-        share = result.shares.get(mode)
+        found["peak_memory"] = Measured(result.peak_bytes, None, 1, "byte", False)
+    for key, ratios in result.paired.items():
+        add(key, ratios, "1", False)
+    for mode, share in result.shares.items():
         if share is not None:
             saving = 1 - result.cost_ratios[mode.removesuffix(CPU_SUFFIX)]
-            found[f"realised_share_{mode}"] = Measured(
-                share, ratio.iqr / saving, ratio.repeats, "1"
-            )
-    for mode, ratio in result.ratios_to_full.items():
-        found[f"time_ratio_to_full_{mode}"] = Measured(ratio.median, ratio.iqr, ratio.repeats, "1")
+            shares = [(1 - ratio) / saving for ratio in result.paired[f"time_ratio_{mode}"]]
+            add(f"realised_share_{mode}", shares, "1", True)
     return found
+
+
+def measured_rounds(
+    values: Sequence[float], processes: Sequence[str], unit: str, higher_is_better: bool
+) -> Measured:
+    """Return a measured quantity with every round, to six digits, by the process that ran it."""
+    item = stats.spread(values)
+    rounds: dict[str, list[float]] = {}
+    for process, value in zip(processes, values, strict=True):
+        rounds.setdefault(process, []).append(float(f"{value:.6g}"))
+    return Measured(item.median, item.iqr, item.repeats, unit, higher_is_better, rounds)
 
 
 def counted(result: Result) -> dict[str, Counted]:
@@ -174,7 +195,8 @@ def describe(subject: Subject) -> tuple[ModelInfo, MethodInfo]:
     spec = subject.bench.spec
     name = f"{spec.name} (random weights)" if subject.bench.random_weights else spec.name
     if subject.method is None:
-        cache = "StaticCache" if subject.name == STATIC else "DynamicCache"
+        cache = "StaticCache" if subject.name.startswith(STATIC) else "DynamicCache"
+        cache += ", compiled" if subject.compiled else ""
         method = MethodInfo(
             "full",
             label=f"dense, {subject.name}",

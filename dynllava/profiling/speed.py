@@ -6,9 +6,12 @@ others are our decoder under a method.  Timing and synchronisation stay outside 
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -26,6 +29,9 @@ STOCK = "stock"
 
 STATIC = "stock, StaticCache"
 """Name of the same with its ``StaticCache``, allocated for the whole run."""
+
+STATIC_COMPILED = f"{STATIC}, compiled"
+"""Name of the same with compiled decode steps: what compiled methods are compared with."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,14 @@ class Times:
         Share of fed output tokens that the dropping layers kept.
     kv_allocated : int
         Bytes allocated for K and V at the end.
+    process : str
+        Which process ran it (:func:`process_name`).
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     output_keep: float | None = None
     kv_allocated: int = 0
+    process: str = field(default_factory=lambda: process_name())
 
     def add(
         self, name: str, start: tuple[float, float], end: tuple[float, float], parts: int = 1
@@ -73,6 +82,12 @@ class Times:
         for suffix, begin, stop in zip(("", CPU_SUFFIX), start, end, strict=True):
             key = name + suffix
             self.seconds[key] = self.seconds.get(key, 0.0) + (stop - begin) / parts
+
+
+@functools.cache
+def process_name() -> str:
+    """Return a name of this process under which names sort by when they were first asked for."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}"
 
 
 def make_inputs(
@@ -179,7 +194,7 @@ class Subject:
         extra: dict[str, Any] = {}
         if self.method is not None:
             extra["image_mask"] = inputs.image_mask
-        elif self.name == STATIC:
+        elif self.name.startswith(STATIC):
             size = inputs.shape.total + outputs
             extra["past_key_values"] = StaticCache(model.config.text_config, max_cache_len=size)
         out = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **extra)
@@ -198,10 +213,12 @@ class Subject:
 
         A step feeds its column of ``fed`` [B, T], or else the token chosen before, [B, 1].
         """
+        # Our own model compiles its steps itself; a prompt is never compiled.
+        call = self.bench.stock_step() if self.compiled and self.method is None else model
         for step in range(first, last):
             if fed is not None:
                 token = fed[:, step : step + 1]
-            logits = model(
+            logits = call(
                 input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1
             ).logits
             token = logits[:, -1:].argmax(-1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 MIN_ROUNDS = 6
 """Below this no interval of a median reaches 95 %: the range of 5 values covers 93.75 %."""
@@ -57,17 +59,29 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> MedianInter
         None for fewer than :data:`MIN_ROUNDS` values, or where even the range of the values
         does not reach ``level``: there is no interval then, and no verdict.
     """
-    from scipy import stats
-
     n = len(values)
     if n < MIN_ROUNDS:
         return None
     # Largest k with P(Bin(n, 1/2) <= k - 1) <= (1 - level) / 2.
-    k = int(stats.binom.ppf((1 - level) / 2, n, 0.5))
-    if stats.binom.cdf(k, n, 0.5) <= (1 - level) / 2:
-        k += 1
+    k, tail = 0, Fraction(0)
+    while True:
+        following = tail + Fraction(math.comb(n, k), 2**n)
+        if following > Fraction((1 - level) / 2):
+            break
+        k, tail = k + 1, following
     if k < 1:
         return None
     ordered = sorted(values)
-    coverage = 1 - 2 * float(stats.binom.cdf(k - 1, n, 0.5))
+    coverage = 1 - 2 * float(tail)
     return MedianInterval(statistics.median(ordered), ordered[k - 1], ordered[n - k], n, coverage)
+
+
+def summary_margin(iqr: float, rounds: int) -> float | None:
+    """Return half a 95 % interval of a median of which only the inter-quartile range is known.
+
+    ``(2 + 11 / n) IQR / sqrt(n)``: the factor is the smallest simple one under which normal,
+    uniform, exponential, log-normal and Laplace rounds are all covered in at least 95 % of the
+    draws (``tests/uncertainty/test_medians.py``).  A box plot's notch has 1.57 for all n, which
+    covers 80 % at 6 rounds and 89 % at 60.  None for fewer than :data:`MIN_ROUNDS` rounds.
+    """
+    return None if rounds < MIN_ROUNDS else (2 + 11 / rounds) * iqr / math.sqrt(rounds)

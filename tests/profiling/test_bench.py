@@ -1,9 +1,12 @@
 """Measuring: protocol, statistics, records.  No test depends on how long anything took."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from dynllava import methods
+from dynllava.compiled import CompiledSteps
 from dynllava.errors import UserError
 from dynllava.profiling import bench, bench_report, ledger, speed, stats
 from dynllava.profiling.speed import STOCK
@@ -39,15 +42,86 @@ def test_dense_ratios_are_one_and_its_share_is_undefined(results):
         assert results[1].cost_ratios[mode] == 1
 
 
-def test_dense_decoding_is_the_faster_of_the_stock_caches(results):
-    import copy
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", "busy host"), ("cuda", "slow kernels")])
+def test_the_faster_stock_cache_is_chosen_by_the_clock_of_the_device(device, wanted):
+    """The host's time is what a CPU works; on an accelerator it says nothing about the wait."""
+    place = type("Place", (), {"device": torch.device(device)})
+    seconds = {
+        "busy host": {"tpot": 2.0, "tpot_cpu": 1.0, "prefill": 1.0},
+        "slow kernels": {"tpot": 1.0, "tpot_cpu": 2.0, "prefill": 1.0},
+    }
+    stock = [
+        bench.Result(speed.Subject(place, name, None), None, [speed.Times(found)])
+        for name, found in seconds.items()
+    ]
+    assert bench.best_of(stock, "decode").subject.name == wanted
+    assert bench.best_of(stock, bench.LATE).subject.name == wanted
+    for mode in ("prefill", "decode_nocache"):
+        assert bench.best_of(stock, mode) is stock[0]
 
-    slow, fast = copy.copy(results[0]), copy.copy(results[0])
-    for result, seconds in ((slow, 2.0), (fast, 1.0)):
-        result.times = [speed.Times({"tpot_cpu": seconds, "prefill_cpu": 1.0})]
-    assert bench.best_of([slow, fast], "decode") is fast
-    assert bench.best_of([slow, fast], bench.LATE) is fast
-    assert bench.best_of([slow, fast], "prefill") is slow
+
+def test_the_order_is_shuffled_in_every_round():
+    plan = bench.Plan(None, 1, 1, repeats=200)
+    orders = [tuple(plan.order(number, 4)) for number in range(200)]
+    assert {tuple(sorted(order)) for order in orders} == {(0, 1, 2, 3)}
+    # Every subject stands everywhere about equally often: no one always runs behind another.
+    for place in range(4):
+        counts = [sum(order[place] == subject for order in orders) for subject in range(4)]
+        assert min(counts) > 25
+    assert orders == [tuple(plan.order(number, 4)) for number in range(200)]
+    other = bench.Plan(None, 1, 1, repeats=200, seed=1)
+    assert orders != [tuple(other.order(number, 4)) for number in range(200)]
+
+
+def test_compiled_steps_are_compared_with_compiled_and_with_eager_dense(tiny_bench, tiny_spec):
+    """With the compiler's "eager" backend, on times that are put in by hand."""
+    place = dataclasses.replace(
+        tiny_bench, compiled_steps=CompiledSteps("eager"), compiled_stock=None
+    )
+    subjects = bench.make_subjects(
+        lambda: place, ["full", "fastv"], tiny_spec, True, (STOCK, speed.STATIC)
+    )
+    plan = bench.Plan(tiny_spec.prompt(12), 1, 4, repeats=1)
+    ready, inputs = bench.prepare(subjects, plan)
+    times = dict(
+        zip([item.name for item in ready], bench.run_round(ready, inputs, plan, 0), strict=True)
+    )
+    assert times[speed.STATIC_COMPILED].kv_allocated == times[speed.STATIC].kv_allocated
+    tpot = {STOCK: 5.0, speed.STATIC: 4.0, speed.STATIC_COMPILED: 2.0, "full": 4.4, "fastv": 4.0}
+    tpot |= {"full, compiled": 2.2, "fastv, compiled": 1.0}
+    rounds = []
+    for factor in (1.0, 3.0):
+        found = [dataclasses.replace(one, seconds=dict(one.seconds)) for one in times.values()]
+        for name, one in zip(times, found, strict=True):
+            for key in ("tpot", "tpot_cpu", "tpot_late", "tpot_late_cpu"):
+                one.seconds[key] = factor * tpot[name]
+        rounds.append(found)
+    results = {item.subject.name: item for item in bench.summarise(ready, plan, rounds)}
+    fastv = results["fastv, compiled"]
+    assert fastv.ratios["decode"].median == pytest.approx(1 / 4)
+    assert fastv.ratios_to_compiled["decode"].median == pytest.approx(1 / 2)
+    assert results["full, compiled"].ratios_to_compiled["decode_late"].median == pytest.approx(1.1)
+    assert results[speed.STATIC_COMPILED].ratios["decode"].median == pytest.approx(1 / 2)
+    assert not results["fastv"].ratios_to_compiled
+    stored = bench_report.measured(fastv)
+    assert stored["time_ratio_to_compiled_decode"].median == pytest.approx(0.5)
+    assert stored["time_ratio_decode"].higher_is_better is False
+    assert stored["tokens_per_second"].higher_is_better is True
+    dense = bench_report.describe(results[speed.STATIC_COMPILED].subject)[1]
+    assert dense.label == "dense, stock, StaticCache, compiled"
+    assert dense.parameters == {"implementation": "transformers, StaticCache, compiled"}
+
+
+def test_every_round_is_stored_with_its_process(results):
+    found = bench_report.measured(results[3])
+    (process,) = found["prefill"].rounds
+    assert process == speed.process_name()
+    seconds = [float(f"{value:.6g}") for value in results[3].series("prefill")]
+    assert found["prefill"].rounds == {process: seconds}
+    ratios = found["time_ratio_prefill"].rounds[process]
+    dense = results[0].series("prefill")
+    assert ratios == pytest.approx([a / b for a, b in zip(seconds, dense, strict=True)], rel=1e-4)
+    assert all(len(item.rounds[process]) == 2 for item in found.values())
 
 
 def test_all_subjects_are_fed_the_same_random_tokens(tiny_bench, tiny_spec):

@@ -166,3 +166,36 @@ def test_csv_and_markdown_escape():
     table = render.Table("t", ("a", "b"), [["x|y", "1"]])
     assert "x\\|y" in render.as_markdown([table])
     assert render.as_csv(("a",), [["x,y"]]) == 'a\n"x,y"\n'
+
+
+def test_bench_in_several_processes_stores_each_and_pools_all(tmp_path, capsys, monkeypatch):
+    """Two processes, two records a subject, one pooled record; here both run in this one."""
+    from dynllava.commands import bench as command_module
+    from dynllava.profiling import speed
+    from dynllava.records.pooling import pooled
+
+    started = []
+
+    def run(arguments, check):
+        assert arguments[:3] == [sys.executable, "-m", "dynllava"]
+        started.append(arguments)
+        monkeypatch.setattr(speed, "process_name", lambda: f"process {len(started)}")
+        return subprocess.CompletedProcess(arguments, main(arguments[3:]))
+
+    monkeypatch.setattr(command_module.subprocess, "run", run)
+    command = ["bench", "--model", "embedded", "--methods", "fastv", "--output-tokens", "2"]
+    command += ["--repeats", "3", "--processes", "2", "--stock", "static", "--batch", "1"]
+    assert main([*command, "--store", str(tmp_path)]) == 0
+    assert "process 2/2" in capsys.readouterr().err
+    records, problems = RecordStore(tmp_path).read()
+    assert not problems
+    assert [arguments[-1] for arguments in started] == ["0", "1"]  # seeds of the order
+    assert [record.method.name for record in records] == ["full", "fastv"] * 2
+    dense, fastv = pooled(records)
+    found = fastv.measured["prefill"]
+    assert [len(values) for values in found.rounds.values()] == [3, 3]
+    assert found.repeats == 6
+    values = sorted(value for rounds in found.rounds.values() for value in rounds)
+    assert found.median == pytest.approx((values[2] + values[3]) / 2)
+    assert fastv.record_id == records[3].record_id
+    assert main([*command, "--json"]) == 2

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dynllava.uncertainty import MIN_ROUNDS, holm, holm_adjusted, median_interval
+from dynllava.uncertainty.medians import summary_margin
 
 
 @pytest.mark.parametrize("rounds", [6, 7, 12, 25, 60])
@@ -40,3 +41,20 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == [True, False, False]
     assert holm([0.01, 0.02, 0.03]) == [True, True, True]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize("rounds", [6, 7, 9, 12, 16, 60])
+@pytest.mark.parametrize("law", ["normal", "uniform", "exponential", "lognormal", "laplace"])
+def test_a_median_known_by_its_spread_alone_is_covered(rounds, law):
+    generator = np.random.default_rng([rounds, len(law)])
+    draws = getattr(generator, law)(size=(10_000, rounds))
+    true = {"uniform": 0.5, "exponential": np.log(2), "lognormal": 1.0}.get(law, 0.0)
+    low, median, high = np.quantile(draws, [0.25, 0.5, 0.75], axis=1)
+    inside = np.abs(median - true) <= summary_margin(high - low, rounds)
+    assert inside.mean() >= 0.945
+    # The notch of a box plot, which stood here before, does not cover.
+    assert (np.abs(median - true) <= 1.57 * (high - low) / np.sqrt(rounds)).mean() < 0.945
+
+
+def test_a_spread_of_few_rounds_has_no_margin():
+    assert summary_margin(1.0, MIN_ROUNDS - 1) is None

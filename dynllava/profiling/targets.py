@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.decode import KEEPS_ALL
+from dynllava.profiling.intervals import interval
+from dynllava.records import Measured
+
+KEEPS_ALL = "dynamic_llava:vision_keep_rate=1.0,output_threshold=-1000000.0"
+"""Judges every output token and keeps it: against ``full`` this is the cost of judging."""
 
 SEVEN_B = ("llava-1.5-7b",)
 MID = ("mid-size",)
@@ -13,6 +17,8 @@ SHARE, RATIO = "realised_share_prefill", "time_ratio_prefill"
 NOCACHE, STEP = "realised_share_decode_nocache", "time_ratio_decode"
 LATE = "time_ratio_decode_late"
 TO_FULL = "time_ratio_to_full_decode"
+AT_LENGTH = "time_ratio_step"
+COMPILED = "time_ratio_to_compiled_step"
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,36 @@ class Target:
     def reached(self, value: float) -> bool:
         """Return whether ``value`` keeps the promise."""
         return value >= self.bound if self.at_least else value <= self.bound
+
+    @property
+    def promise(self) -> str:
+        """Return the bound with its direction."""
+        return f"{'≥' if self.at_least else '≤'} {self.bound:.2f}"
+
+
+def verdict(target: Target, item: Measured) -> str:
+    """Return whether a target is reached, by the 95 % interval of the median.
+
+    ``yes`` and ``**not reached**`` only where the whole interval says so; else open, with why.
+    """
+    found = interval(item)
+    if found is None:
+        return f"open: {item.repeats} rounds, 6 are needed"
+    where = ", in one process" if found.processes == 1 else ""
+    if target.reached(found.low) and target.reached(found.high):
+        return f"yes{where}"
+    if target.reached(found.low) or target.reached(found.high):
+        median_says = "yes" if target.reached(item.median) else "no"
+        return f"open: bound within the interval (median: {median_says})"
+    return f"**not reached**{where}"
+
+
+def shown(item: Measured) -> str:
+    """Return a median with its interval and what that is taken over."""
+    found = interval(item)
+    if found is None:
+        return f"{item.median:.2f} ({item.repeats} rounds)"
+    return f"{item.median:.2f} [{found.low:.2f}, {found.high:.2f}] ({found.what})"
 
 
 def _shares(method: str) -> list[Target]:
@@ -101,4 +137,26 @@ TARGETS = (
         False,
     ),
     Target("share without a cache", "speed-b", DYNAMIC, NOCACHE, 0.80, True),
+    Target(
+        "decode step at a length at most 1.03x dense", "step-b", DYNAMIC, AT_LENGTH, 1.03, False
+    ),
+    Target(
+        "the same with compiled steps on both sides",
+        "step-b",
+        f"{DYNAMIC}, compiled",
+        COMPILED,
+        1.03,
+        False,
+    ),
+    Target(
+        "decode step at 2,000 tokens at most 0.77x dense, batch 8",
+        "step-b8-*-o2000",
+        DYNAMIC,
+        AT_LENGTH,
+        1 / 1.3,
+        False,
+    ),
+    Target(
+        "share of calls without a cache, at a length", "nocache-b", DYNAMIC, NOCACHE, 0.80, True
+    ),
 )
