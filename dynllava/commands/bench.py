@@ -139,10 +139,14 @@ def _processes(args: argparse.Namespace) -> int:
     command += [flag for flag, wanted in flags.items() if wanted]
     for number in range(args.processes):
         _progress(f"process {number + 1}/{args.processes}")
-        done = subprocess.run([*command, "--seed", str(args.seed + number)], check=False)
-        if done.returncode:
-            return done.returncode
+        code = _child([*command, "--seed", str(args.seed + number)])
+        if code:
+            return code
     return 0
+
+
+def _child(command: list[str]) -> int:
+    return subprocess.run(command, check=False).returncode
 
 
 def _progress(text: str) -> None:
