@@ -6,12 +6,13 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dynllava.analysis import benchmarks
 from dynllava.analysis.points import Cost, Point, Value
+from dynllava.analysis.seeds import merge
 
 from dynllava.errors import UserError
 from dynllava.records import RecordStore, RunRecord
@@ -22,7 +23,7 @@ _COUNTED = {
     "decode_flops": ("decode_flops",),
     "prefill_eq13": ("prefill_eq13",),
     "decode_eq13": ("decode_eq13",),
-    "kv_bytes": ("kv_bytes",),
+    "kv_bytes": ("forced_kv_bytes", "kv_bytes"),
     "image_tokens": ("mean_image_tokens",),
 }
 _MEASURED = {"ttft": ("ttft", "time_to_first_token"), "tpot": ("tpot", "time_per_output_token")}
@@ -129,7 +130,7 @@ def configuration(record: RunRecord) -> list[Any]:
     method = record.method
     parameters = json.dumps(method.parameters, sort_keys=True)
     label = method.label if record.kind == "bench" else ""
-    model = [record.model.name, record.model.checkpoint_hash]
+    model = [record.model.name, record.model.checkpoint_hash, record.model.weights]
     return [*model, method.name, parameters, method.budget, label]
 
 
@@ -151,12 +152,17 @@ def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[P
             groups.setdefault(json.dumps(configuration(item.record)), []).append(item)
         elif item.record.kind in ("bench", "profile"):
             others.append(item)
-    return [
-        _point(
-            items, [item.record for item in others if _joins(item.record, items[0].record)], samples
+    draws: dict[str, list[Point]] = {}
+    for items in groups.values():
+        first = items[0].record
+        point = _point(
+            items, [item.record for item in others if _joins(item.record, first)], samples
         )
-        for items in groups.values()
-    ]
+        unseeded = replace(
+            first, method=replace(first.method, parameters=first.method.without_seed())
+        )
+        draws.setdefault(json.dumps(configuration(unseeded)), []).append(point)
+    return [merge(points) for points in draws.values()]
 
 
 def _joins(cost: RunRecord, evaluation: RunRecord) -> bool:
@@ -175,6 +181,7 @@ def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point
     record = items[0].record
     scores, per_sample = {}, {}
     costs: dict[str, list[Cost]] = {}
+    forced = any("forced_kv_bytes" in item.record.counted for item in items)
     for item in items:
         task = item.record.task
         if task is not None and task.metric is not None:
@@ -183,7 +190,10 @@ def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point
             if samples:
                 per_sample[name] = item.sample_scores()
         for axis, cost in record_costs(item.record).items():
-            costs.setdefault(axis, []).append(cost)
+            # Caches compare after the same outputs; after its own, a method that says more
+            # stores more.
+            if axis != "kv_bytes" or not forced or "forced_kv_bytes" in item.record.counted:
+                costs.setdefault(axis, []).append(cost)
     # Costs at a run's own prompts and answers come first; bench and profile fill the gaps.
     for other in others:
         for axis, cost in record_costs(other).items():
@@ -194,12 +204,21 @@ def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point
         "measured",
         "own runs",
         model,
-        record.method.name,
+        _curve(record),
         method_label(record),
         scores,
         {axis: _mean(values) for axis, values in costs.items()},
         {name: value for name, value in per_sample.items() if value},
+        record.model.weights or "",
     )
+
+
+def _curve(record: RunRecord) -> str:
+    """Return the curve of a record: a method on tuned weights without need is one of its own."""
+    name = record.method.name
+    if record.model.weights == "tuned" and "dynamic_llava" not in name.split("+"):
+        return f"{name}, tuned weights"
+    return name
 
 
 def method_label(record: RunRecord) -> str:

@@ -65,7 +65,8 @@ def display_unit(axis: str, largest: float) -> tuple[float, str]:
 class Value:
     """A score with its standard error and number of samples, where they are known.
 
-    ``perfect`` is the value of a perfect score, None for an unbounded metric.
+    ``perfect`` is the value of a perfect score, None for an unbounded metric; ``draws`` are the
+    scores of the seeds that ``value`` is the mean of.
     """
 
     value: float
@@ -73,6 +74,7 @@ class Value:
     n: int | None = None
     higher_is_better: bool = True
     perfect: float | None = None
+    draws: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Point:
         Axis name to :class:`Cost`.
     samples : dict
         Benchmark to {sample key: score}; empty for published points.
+    weights : str
+        Which weights ran, where a comparison has several: ``"dense"`` or ``"tuned"``.
     """
 
     origin: str
@@ -115,6 +119,7 @@ class Point:
     scores: dict[str, Value] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
     samples: dict[str, dict[str, float]] = field(default_factory=dict)
+    weights: str = ""
 
     @property
     def is_dense(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dynllava import methods
@@ -24,6 +25,7 @@ def cells(
     budgets: Sequence[float],
     params: Mapping[str, Mapping[str, Any]],
     spec: ModelSpec,
+    seeds: int = 1,
 ) -> list[Cell]:
     """Return one cell per method and budget; one cell for a reference (dense, no image).
 
@@ -40,6 +42,8 @@ def cells(
         {method: {parameter: value}} beside those; the solver leaves both alone.
     spec : ModelSpec
         The model the budgets are solved for.
+    seeds : int
+        Draws of a method that draws and whose seed is not given: one cell each.
 
     Raises
     ------
@@ -53,7 +57,16 @@ def cells(
             found.append(Cell(name, own))
         else:
             found += _solved(name, budgets, own, spec)
-    return found
+    return [draw for cell in found for draw in _draws(cell, seeds)]
+
+
+def _draws(cell: Cell, seeds: int) -> list[Cell]:
+    """Return the cell once for every seed, or as it is where nothing is drawn."""
+    fields = methods.create(cell.method, **cell.params).parameters()
+    key = next((name for name in fields if name == "seed" or name.endswith("_seed")), None)
+    if key is None or key in cell.params:
+        return [cell]
+    return [replace(cell, params={**cell.params, key: seed}) for seed in range(seeds)]
 
 
 def check(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> None:

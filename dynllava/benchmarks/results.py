@@ -19,6 +19,8 @@ _MEANS = {
     "image_tokens_kept": "token",
     "kv_entries": "entry",
     "kv_bytes": "byte",
+    "forced_kv_entries": "entry",
+    "forced_kv_bytes": "byte",
 }
 
 _ANY_TEXT = 64
@@ -99,10 +101,7 @@ def counted(
         values = [row["costs"][name] for row in rows if name in row["costs"]]
         if values:
             means[name] = math.fsum(values) / len(values)
-    found = {
-        name: Counted(value, _MEANS[name], "mean per sample, reported by the model", "generation")
-        for name, value in means.items()
-    }
+    found = {name: _reported(name, value) for name, value in means.items()}
     fed = math.fsum(row["costs"].get("output_tokens_fed", 0) for row in rows)
     kept = math.fsum(row["costs"].get("output_tokens_kept", 0) for row in rows)
     if fed:
@@ -110,6 +109,12 @@ def counted(
     if spec is not None:
         found |= _ledger(means, kept / fed if fed else None, method, spec)
     return found
+
+
+def _reported(name: str, value: float) -> Counted:
+    if name.startswith("forced"):
+        return Counted(value, _MEANS[name], "mean per sample, after the reference answer", "forced")
+    return Counted(value, _MEANS[name], "mean per sample, reported by the model", "generation")
 
 
 def _ledger(

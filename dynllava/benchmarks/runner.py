@@ -43,6 +43,11 @@ class ModelRunner:
         device when several processes run.
     conv_template : str, optional
         See the plugin.
+    name : str, optional
+        What records call the model; default ``pretrained``.
+    weights : str
+        Which weights these are in a comparison of several (see
+        :mod:`dynllava.benchmarks.weights`).
     """
 
     def __init__(
@@ -52,6 +57,9 @@ class ModelRunner:
         device: str = "auto",
         attn_implementation: str = "sdpa",
         conv_template: str | None = None,
+        *,
+        name: str | None = None,
+        weights: str = "",
     ) -> None:
         from dynllava.loading import default_dtype, load_model, resolve
         from dynllava.records import hash_files
@@ -69,11 +77,13 @@ class ModelRunner:
         self.spec = spec_from_config(self.model.config.to_dict(), pretrained)
         dims = self.spec.dims
         self.info = ModelInfo(
-            pretrained,
+            name or pretrained,
             hash_files(Path(resolve(pretrained))),
             dims.layers,
             dims.hidden,
             self.spec.image_tokens,
+            weights or None,
+            pretrained if weights else None,
         )
         self.settings = {"dtype": dtype, "attention": attn_implementation}
         if conv_template is not None:

@@ -9,27 +9,33 @@ from dynllava.records import RunRecord
 COSTS = (
     ("mean_image_tokens", "image tokens/layer", 1.0),
     ("prefill_flops", "prefill GFLOP", 1e-9),
-    ("kv_bytes", "KV KiB", 1 / 1024),
+    ("forced_kv_bytes", "KV KiB, same outputs", 1 / 1024),
+    ("kv_bytes", "KV KiB, own outputs", 1 / 1024),
 )
 
 
 def summary(records: Sequence[RunRecord]) -> str:
     """Return a text table of scores ± standard errors (with n) and mean costs.
 
-    Costs are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.
+    Runs that differ in the seed of their draw alone are one row: the mean, and the lowest and
+    highest score.  Costs are means over the tasks of a row.  Failed runs show as ``failed`` and are
+    listed below.
     """
-    rows: dict[tuple[str, str], dict[str, RunRecord]] = {}
+    rows: dict[tuple[str, str, str], dict[str, list[RunRecord]]] = {}
     tasks: dict[str, None] = {}
     for record in records:
         assert record.task is not None
-        key = (record.method.label or record.method.name, str(record.method.parameters))
-        rows.setdefault(key, {})[record.task.name] = record
+        key = (record.method.label or record.method.name, *identity(record))
+        rows.setdefault(key, {}).setdefault(record.task.name, []).append(record)
         tasks[record.task.name] = None
     costs = [item for item in COSTS if any(item[0] in record.counted for record in records)]
-    table = [["method", *tasks, *(title for _, title, _ in costs)]]
-    for (label, _), found in rows.items():
-        cells = [_score(found.get(task)) for task in tasks]
-        table.append([label, *cells, *(_cost(found.values(), *item) for item in costs)])
+    named = ["weights"] if any(record.model.weights for record in records) else []
+    table = [["method", *named, *tasks, *(title for _, title, _ in costs)]]
+    for (label, _, weights), found in rows.items():
+        cells = [_score(found.get(task, ())) for task in tasks]
+        flat = [record for items in found.values() for record in items]
+        row = [label, *([weights] if named else []), *cells]
+        table.append([*row, *(_cost(flat, *item) for item in costs)])
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -44,14 +50,24 @@ def summary(records: Sequence[RunRecord]) -> str:
     return "\n".join(lines)
 
 
-def _score(record: RunRecord | None) -> str:
-    if record is None or record.task is None:
+def identity(record: RunRecord) -> tuple[str, str]:
+    """Return a run's parameters without the seed of a draw, and its weights."""
+    return str(record.method.without_seed()), record.model.weights or ""
+
+
+def _score(records: Sequence[RunRecord]) -> str:
+    if not records:
         return "-"
-    if record.status == "failed":
+    if any(record.status == "failed" for record in records):
         return "failed"
-    score = record.scores[record.task.metric or ""]
-    error = "" if score.stderr is None else f"±{score.stderr:.3g}"
-    return f"{score.value:.4g}{error} (n={score.n})"
+    scores = [record.scores[record.task.metric or ""] for record in records if record.task]
+    values = [score.value for score in scores]
+    errors = [score.stderr for score in scores if score.stderr is not None]
+    error = f"±{sum(errors) / len(errors):.3g}" if errors else ""
+    text = f"{sum(values) / len(values):.4g}{error} (n={scores[0].n})"
+    if len(values) == 1:
+        return text
+    return f"{text} [{min(values):.4g}, {max(values):.4g}; {len(values)} seeds]"
 
 
 def _cost(records, name: str, title: str, factor: float) -> str:

@@ -8,9 +8,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynllava.errors import UserError
+
+if TYPE_CHECKING:
+    from dynllava.benchmarks.sweep import Cell
+    from dynllava.profiling.spec import ModelSpec
+    from dynllava.records import RunRecord
 
 HELP = "evaluate methods and budgets on benchmarks, resumable"
 DEFAULT_STORE = "results/compare"
@@ -20,6 +25,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
         "--pretrained", default="embedded", help="hub name, folder, or embedded (the default)"
+    )
+    parser.add_argument(
+        "--dense",
+        metavar="MODEL",
+        help="the model that --pretrained was tuned from: dense row and baselines run on it, "
+        "dynamic_llava on --pretrained (embedded: known)",
+    )
+    parser.add_argument(
+        "--on-tuned",
+        nargs="+",
+        default=[],
+        metavar="METHOD",
+        help="methods that also run on the weights of --pretrained",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="draws of methods that draw (default: 5)"
     )
     parser.add_argument(
         "--methods",
@@ -80,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         from dynllava.benchmarks import launch
 
         return launch.run(sys.argv[1:], args.num_processes, args.launcher_args)
+    from dynllava.benchmarks import weights
     from dynllava.benchmarks.grid import cells, check
     from dynllava.benchmarks.runner import ModelRunner
     from dynllava.benchmarks.summary import summary
@@ -87,22 +109,35 @@ def run(args: argparse.Namespace) -> int:
 
     batch_size = _batch_size(args.batch_size)
     parameters = _parameters(args.param)
-    check(args.methods, parameters)
-    runner = ModelRunner(args.pretrained, args.dtype, args.device, args.attention)
-    grid = cells(args.methods, args.budgets, parameters, runner.spec)
-    records = run_sweep(
-        args.pretrained,
-        grid,
-        args.tasks or [args.suite or "embedded"],
-        limit=args.limit,
-        batch_size=batch_size,
-        store=args.out,
-        progress=not args.quiet,
-        folders=args.data,
-        prompts=args.prompts,
-        suite=None if args.tasks else args.suite or "embedded",
-        runner=runner,
-    )
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: accepted is a number from 1")
+    check([*args.methods, *args.on_tuned], parameters)
+    chosen = weights.parts(args.pretrained, args.methods, args.dense, args.on_tuned)
+
+    def load(part: weights.Part) -> ModelRunner:
+        options = (args.dtype, args.device, args.attention)
+        return ModelRunner(part.source, *options, name=args.pretrained, weights=part.role)
+
+    def grid(part: weights.Part, spec: ModelSpec) -> list[Cell]:
+        found = cells(part.methods, args.budgets, parameters, spec, args.seeds)
+        return [weights.label(part, cell) for cell in found]
+
+    def sweep(runner: ModelRunner, grid: list[Cell]) -> list[RunRecord]:
+        return run_sweep(
+            args.pretrained,
+            grid,
+            args.tasks or [args.suite or "embedded"],
+            limit=args.limit,
+            batch_size=batch_size,
+            store=args.out,
+            progress=not args.quiet,
+            folders=args.data,
+            prompts=args.prompts,
+            suite=None if args.tasks else args.suite or "embedded",
+            runner=runner,
+        )
+
+    records = weights.run_parts(chosen, load, grid, sweep)
     if not records:
         # Not the first of several processes: that one prints and returns the outcome.
         return 0

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 from dynllava.errors import UserError
 
 if TYPE_CHECKING:
+    from dynllava.benchmarks.runner import ModelRunner
     from dynllava.benchmarks.sweep import Cell
+    from dynllava.profiling.spec import ModelSpec
+    from dynllava.records import RunRecord
 
 HELP = "compare methods on the embedded suite: curves, tables, report"
 METHODS = ("dynamic_llava", "fastv", "sparsevlm", "h2o", "uniform")
@@ -45,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the comparison, write everything, and print where to look."""
+    from dynllava.benchmarks import weights
     from dynllava.benchmarks.grid import cells
     from dynllava.benchmarks.runner import ModelRunner
     from dynllava.benchmarks.summary import summary
@@ -53,25 +57,32 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     if args.limit < 1:
         raise UserError(f"--limit {args.limit}: accepted is a number from 1")
-    runner = ModelRunner(args.pretrained, device="cpu")
-    methods = args.methods or list(METHODS)
-    if not args.methods and not runner.trained:
-        print("note: no trained predictors, so dynamic_llava is left out", file=sys.stderr)
-        methods.remove("dynamic_llava")
+    methods = args.methods
     parameters = {name: PARAMETERS[name] for name in methods if name in PARAMETERS}
-    grid = cells(["full", *methods], args.budgets, parameters, runner.spec)
     store = args.out / "results"
-    records = run_sweep(
-        args.pretrained,
-        grid,
-        ["embedded"],
-        limit=args.limit,
-        store=store,
-        progress=not args.quiet,
-        suite="embedded",
-        runner=runner,
-    )
-    _overlays(runner, grid, store)
+
+    def load(part: weights.Part) -> ModelRunner:
+        return ModelRunner(part.source, device="cpu", name=args.pretrained, weights=part.role)
+
+    def grid(part: weights.Part, spec: ModelSpec) -> list[Cell]:
+        return cells(part.methods, args.budgets, parameters, spec)
+
+    def sweep(runner: ModelRunner, grid: list[Cell]) -> list[RunRecord]:
+        found = run_sweep(
+            args.pretrained,
+            grid,
+            ["embedded"],
+            limit=args.limit,
+            store=store,
+            progress=not args.quiet,
+            suite="embedded",
+            runner=runner,
+        )
+        _overlays(runner, grid, store)
+        return found
+
+    chosen = weights.parts(args.pretrained, ["full", *methods])
+    records = weights.run_parts(chosen, load, grid, sweep)
     written = _write(args.out, store)
     print(summary(records))
     print(f"\n{len(records)} runs in {time.perf_counter() - start:.0f} s. Look at:")

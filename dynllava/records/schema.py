@@ -47,6 +47,11 @@ class ModelInfo:
         Content hash (:func:`dynllava.records.hash_files`).
     layers, hidden, image_tokens : int or None
         Decoder layers, hidden size, image tokens per image.
+    weights : str or None
+        Where several weights are compared under one name: ``"dense"``, or ``"tuned"`` together with
+        predictors.
+    source : str or None
+        Where those came from (hub name, folder).
     """
 
     name: str
@@ -54,6 +59,8 @@ class ModelInfo:
     layers: int | None = None
     hidden: int | None = None
     image_tokens: int | None = None
+    weights: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,14 @@ class MethodInfo:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", plain(self.parameters))
+
+    def without_seed(self) -> dict[str, Any]:
+        """Return the parameters but for the seed of a draw."""
+        return {
+            name: value
+            for name, value in self.parameters.items()
+            if name != "seed" and not name.endswith("_seed")
+        }
 
 
 @dataclass(frozen=True)

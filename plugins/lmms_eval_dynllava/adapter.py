@@ -188,7 +188,7 @@ class DynamicLlava(lmms):
         scores = zip(self._score(jobs, continuations), is_choice, strict=True)
         values = iter(
             [
-                LogLikelihood(_choice_loss(s) if choice else s.logprob, s.greedy, s.tokens)
+                LogLikelihood(_choice_loss(s) if choice else s.logprob, s.greedy, s.tokens, s.costs)
                 for s, choice in scores
             ]
         )

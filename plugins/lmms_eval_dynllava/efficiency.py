@@ -31,8 +31,10 @@ class LogLikelihood(GenerationResult):
     ``GenerationResult`` holds it passes on as it is.
     """
 
-    def __init__(self, value: float, greedy: bool, tokens: int) -> None:
-        super().__init__((value, greedy), TokenCounts(output_tokens=tokens))
+    def __init__(
+        self, value: float, greedy: bool, tokens: int, costs: dict[str, float] | None = None
+    ) -> None:
+        super().__init__((value, greedy), EfficiencyCounts(output_tokens=tokens, extra=costs or {}))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.text)
@@ -90,6 +92,30 @@ def request_costs(report: Any, rows: Sequence[int], fed: Sequence[int]) -> list[
             }
         )
     return found
+
+
+def scored_costs(report: Any, row: int, fed: int) -> dict[str, float]:
+    """Return what a continuation of given tokens left in the cache: equal work for every method.
+
+    Parameters
+    ----------
+    report : dynllava.report.CallReport
+        Of the ``score()`` call.
+    row : int
+        Row of the batch.
+    fed : int
+        Tokens of this row's continuation that were fed (all but the last one).
+
+    Returns
+    -------
+    dict
+        ``forced_kv_entries`` and ``forced_kv_bytes``; empty where there was no cache.
+    """
+    if not report.kv_lengths:
+        return {}
+    # Tokens fed together store no padding; those fed one by one do, and leave a decision each.
+    costs = request_costs(report, row, fed)
+    return {f"forced_{name}": costs[name] for name in ("kv_entries", "kv_bytes")}
 
 
 def _own_entries(stored: int, prompt: int, own: Sequence[bool], padding: Sequence[bool]) -> int:

@@ -15,7 +15,7 @@ from transformers import StoppingCriteriaList
 
 from dynllava.errors import UserError
 
-from .efficiency import request_costs
+from .efficiency import request_costs, scored_costs
 from .prompts import GenerationArguments, Prompt
 from .stopping import StopStrings
 
@@ -41,11 +41,15 @@ class Answer:
 
 @dataclass
 class Scored:
-    """A continuation's log-probability (natural logarithm), its tokens, and greediness."""
+    """A continuation's log-probability (natural logarithm), its tokens, greediness, and costs.
+
+    For the costs see :func:`~lmms_eval_dynllava.efficiency.scored_costs`.
+    """
 
     logprob: float
     tokens: int
     greedy: bool
+    costs: dict[str, float] = field(default_factory=dict)
 
 
 class Engine:
@@ -249,9 +253,15 @@ class Engine:
             logprobs = chosen.double().masked_fill(~mask, 0.0).sum(1).tolist()
             greedy = ((logits.argmax(-1) == ids) | ~mask).all(1).tolist()
         self.seconds += time.perf_counter() - start
+        report = self.model.last_report
         return [
-            Scored(*values)
-            for values in zip(logprobs, map(len, continuations), greedy, strict=True)
+            Scored(
+                logprobs[row],
+                len(tokens),
+                greedy[row],
+                scored_costs(report, row, max(len(tokens) - 1, 0)),
+            )
+            for row, tokens in enumerate(continuations)
         ]
 
     def _to_device(
