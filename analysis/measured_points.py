@@ -162,7 +162,16 @@ def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[P
             first, method=replace(first.method, parameters=first.method.without_seed())
         )
         draws.setdefault(json.dumps(configuration(unseeded)), []).append(point)
-    return [merge(points) for points in draws.values()]
+    figures = {}
+    if samples:
+        # Imported here because that module reads samples with this one.
+        from dynllava.analysis.beside_accuracy import beside_accuracy
+
+        figures = beside_accuracy(item for items in groups.values() for item in items)
+    return [
+        replace(merge(points), beside=figures[key].texts() if key in figures else ())
+        for key, points in draws.items()
+    ]
 
 
 def _joins(cost: RunRecord, evaluation: RunRecord) -> bool:

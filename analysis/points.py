@@ -109,6 +109,8 @@ class Point:
         Benchmark to {sample key: score}; empty for published points.
     weights : str
         Which weights ran, where a comparison has several: ``"dense"`` or ``"tuned"``.
+    beside : tuple of str
+        Flips, agreement with dense and visual gain retained (:mod:`beside_accuracy`), if known.
     """
 
     origin: str
@@ -120,6 +122,7 @@ class Point:
     costs: dict[str, Cost] = field(default_factory=dict)
     samples: dict[str, dict[str, float]] = field(default_factory=dict)
     weights: str = ""
+    beside: tuple[str, ...] = ()
 
     @property
     def is_dense(self) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.analysis import benchmarks, overlay, published, style, tables
+from dynllava.analysis.hardness import strata_table
 from dynllava.analysis.kv_growth import Crossover, Growth, crossovers, growth
 from dynllava.analysis.measured_points import Stored, measured_points, read_stores
 from dynllava.analysis.pareto_data import Mark, benchmark_names, panel
@@ -67,6 +68,7 @@ def gather(folder: str | os.PathLike[str]) -> ReportData:
     stored, notes = ([], []) if absent else read_stores(folder)
     overlays, unread = overlay.read_all(Path(folder))
     own = measured_points(stored)
+    strata = strata_table(stored)
     curves = growth()
     return ReportData(
         stored,
@@ -74,7 +76,7 @@ def gather(folder: str | os.PathLike[str]) -> ReportData:
         # Own runs first: they are what a reader of this report made.
         dict(sorted(collections(own).items(), key=lambda item: item[0][0] != "own")),
         [tables.build(number, own, with_ours=bool(own)) for number in published.TABLES],
-        tables.ours(own),
+        [*tables.ours(own), *([strata] if strata is not None else [])],
         measured_shares(stored) + published_shares(),
         curves,
         crossovers(curves),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynllava.analysis import benchmarks, published, style
+from dynllava.analysis.beside_accuracy import HEADERS, NOTE
 from dynllava.analysis.points import Point, display_unit
 from dynllava.analysis.table_cells import Cell, TableData, compare, computed
 from dynllava.analysis.table_cells import published as published_cell
@@ -187,12 +188,22 @@ def ours(own: Sequence[Point]) -> list[TableData]:
         tasks = list(dict.fromkeys(name for point in points for name in point.scores))
         axes = [axis for axis in _AXIS_HEADERS if any(axis in point.costs for point in points)]
         units = {axis: _unit(axis, points) for axis in axes}
-        rows = [_own_summary(point, units, tasks) for point in points]
+        named = any(point.weights for point in points)
+        beside = HEADERS if any(point.beside for point in points) else ()
+        rows = [
+            [
+                Cell(point.label),
+                *([Cell(point.weights)] if named else []),
+                *_own_summary(point, units, tasks),
+                *(Cell(text) for text in (point.beside or ("-",) * len(beside))[: len(beside)]),
+            ]
+            for point in points
+        ]
         lower = {
             task for point in points for task in tasks
             if task in point.scores and not point.scores[task].higher_is_better
         }  # fmt: skip
-        start = 1 + len(axes)
+        start = 1 + named + len(axes)
         rows = compare(
             rows,
             range(start, start + len(tasks)),
@@ -200,9 +211,14 @@ def ours(own: Sequence[Point]) -> list[TableData]:
             lambda index, points=points: points[index].is_dense,
             lambda column, tasks=tasks, lower=lower, start=start: tasks[column - start] in lower,
         )
-        headers = ("method", *(f"{_AXIS_HEADERS[axis]} {units[axis][1]}".strip() for axis in axes),
-                   *(benchmarks.title(task) for task in tasks))  # fmt: skip
+        headers = ("method", *(["weights"] if named else []),
+                   *(f"{_AXIS_HEADERS[axis]} {units[axis][1]}".strip() for axis in axes),
+                   *(benchmarks.title(task) for task in tasks), *beside)  # fmt: skip
         notes = ["Own runs, newest record of each configuration; ± standard error, (n) samples."]
+        if any(score.draws for point in points for score in point.scores.values()):
+            notes.append("[lowest, highest] of several draws, whose mean is shown.")
+        if beside:
+            notes.append(NOTE)
         if not any(point.is_dense for point in points):
             notes.append("No dense run of this model: differences cannot be given.")
         title = f"Own runs of {style.model_name(model)}"
@@ -231,7 +247,7 @@ def _tokens(point: Point) -> float:
 
 
 def _own_summary(point: Point, units: dict[str, tuple[float, str]], tasks: list[str]) -> list[Cell]:
-    cells = [Cell(point.label)]
+    cells: list[Cell] = []
     for axis, (factor, _) in units.items():
         cost = point.costs.get(axis)
         if cost is None:
@@ -246,5 +262,6 @@ def _own_summary(point: Point, units: dict[str, tuple[float, str]], tasks: list[
         error = f" ± {score.stderr:.2g}" if score.stderr is not None else ""
         count = f" ({score.n})" if score.n else ""
         shown = f"{score.value:.1f}" if score.value >= 20 else f"{score.value:.3g}"
-        cells.append(Cell(f"{shown}{error}{count}", "measured", score.value))
+        spread = f" [{min(score.draws):.1f}, {max(score.draws):.1f}]" if score.draws else ""
+        cells.append(Cell(f"{shown}{error}{count}{spread}", "measured", score.value))
     return cells

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dynllava.records import RunRecord
+from dynllava.analysis.beside_accuracy import HEADERS, Beside, beside_accuracy, key
+from dynllava.analysis.measured_points import Stored
+from dynllava.records import RecordStore, RunRecord
 
 COSTS = (
     ("mean_image_tokens", "image tokens/layer", 1.0),
@@ -14,27 +16,33 @@ COSTS = (
 )
 
 
-def summary(records: Sequence[RunRecord]) -> str:
+def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> str:
     """Return a text table of scores ± standard errors (with n) and mean costs.
 
     Runs that differ in the seed of their draw alone are one row: the mean, and the lowest and
-    highest score.  Costs are means over the tasks of a row.  Failed runs show as ``failed`` and are
-    listed below.
+    highest score.  With the store of their samples, each row also shows its flips and agreement
+    against the dense row, and the visual gain retained where ``no_image`` ran at layer 0.  Costs
+    are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.
     """
     rows: dict[tuple[str, str, str], dict[str, list[RunRecord]]] = {}
     tasks: dict[str, None] = {}
     for record in records:
         assert record.task is not None
-        key = (record.method.label or record.method.name, *identity(record))
-        rows.setdefault(key, {}).setdefault(record.task.name, []).append(record)
+        name = (record.method.label or record.method.name, *identity(record))
+        rows.setdefault(name, {}).setdefault(record.task.name, []).append(record)
         tasks[record.task.name] = None
     costs = [item for item in COSTS if any(item[0] in record.counted for record in records)]
     named = ["weights"] if any(record.model.weights for record in records) else []
-    table = [["method", *named, *tasks, *(title for _, title, _ in costs)]]
+    beside = _beside(records, store)
+    extra = HEADERS if beside else ()
+    table = [["method", *named, *tasks, *extra, *(title for _, title, _ in costs)]]
     for (label, _, weights), found in rows.items():
         cells = [_score(found.get(task, ())) for task in tasks]
         flat = [record for items in found.values() for record in items]
         row = [label, *([weights] if named else []), *cells]
+        if beside:
+            figures = beside.get(key(flat[0]))
+            row += figures.texts() if figures else ["-"] * len(HEADERS)
         table.append([*row, *(_cost(flat, *item) for item in costs)])
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
@@ -48,6 +56,12 @@ def summary(records: Sequence[RunRecord]) -> str:
         if record.status == "failed" and record.task is not None
     ]
     return "\n".join(lines)
+
+
+def _beside(records: Sequence[RunRecord], store: RecordStore | None) -> dict[str, Beside]:
+    if store is None:
+        return {}
+    return beside_accuracy(Stored(record, store) for record in records if record.status == "ok")
 
 
 def identity(record: RunRecord) -> tuple[str, str]:

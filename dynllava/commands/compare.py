@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.benchmarks.runner import ModelRunner
     from dynllava.benchmarks.summary import summary
     from dynllava.benchmarks.sweep import run_sweep
+    from dynllava.records import RecordStore
 
     batch_size = _batch_size(args.batch_size)
     parameters = _parameters(args.param)
@@ -141,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         # Not the first of several processes: that one prints and returns the outcome.
         return 0
-    print(summary(records))
+    print(summary(records, RecordStore(args.out)))
     print(f"{len(records)} records in {args.out}")
     return int(any(record.status == "failed" for record in records))
 

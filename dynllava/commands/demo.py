@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dynllava.records import RunRecord
 
 HELP = "compare methods on the embedded suite: curves, tables, report"
-METHODS = ("dynamic_llava", "fastv", "sparsevlm", "h2o", "uniform")
+METHODS = ("dynamic_llava", "fastv", "sparsevlm", "h2o", "uniform", "no_image")
 BUDGETS = (60.0, 96.0)
 # At the defaults of larger models these cut too late for a model of six layers.
 PARAMETERS = {"fastv": {"k": 2}}
@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.benchmarks.runner import ModelRunner
     from dynllava.benchmarks.summary import summary
     from dynllava.benchmarks.sweep import run_sweep
+    from dynllava.records import RecordStore
 
     start = time.perf_counter()
     if args.limit < 1:
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = weights.parts(args.pretrained, ["full", *methods])
     records = weights.run_parts(chosen, load, grid, sweep)
     written = _write(args.out, store)
-    print(summary(records))
+    print(summary(records, RecordStore(store)))
     print(f"\n{len(records)} runs in {time.perf_counter() - start:.0f} s. Look at:")
     for what, path in written.items():
         print(f"  {what:<8} {path}")

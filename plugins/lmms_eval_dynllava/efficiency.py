@@ -111,7 +111,7 @@ def scored_costs(report: Any, row: int, fed: int) -> dict[str, float]:
     dict
         ``forced_kv_entries`` and ``forced_kv_bytes``; empty where there was no cache.
     """
-    if not report.kv_lengths:
+    if report is None or not report.kv_lengths:
         return {}
     # Tokens fed together store no padding; those fed one by one do, and leave a decision each.
     costs = request_costs(report, row, fed)
