@@ -18,9 +18,9 @@ from dynllava.uncertainty.strata import Stratum, by_runs
 CONTROL = "random"
 NOTE = (
     "Gain over random dropping at the same budget, in points of the score, [95 % interval] "
-    "(items). An item is hard if the other seeds of random score under half on average; it is compared with "
-    "the seed left out, so that a method equal to random shows no gain. Choosing items that the "
-    "compared run itself fails would show one for any method."
+    "(items). An item is hard if the other seeds of random score under half on average; it is "
+    "compared with the seed left out, so that a method equal to random shows no gain. Choosing "
+    "items that the compared run itself fails would show one for any method."
 )
 
 
