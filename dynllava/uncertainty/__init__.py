@@ -2,10 +2,19 @@
 
 from .families import holm, holm_adjusted
 from .medians import MIN_ROUNDS, MedianInterval, median_interval
-from .paired import MIN_CLUSTERS, NOT_WORSE, UNDECIDED, WORSE, Comparison, compare_paired
+from .paired import (
+    MIN_CLUSTERS,
+    MIN_DIFFERING,
+    NOT_WORSE,
+    UNDECIDED,
+    WORSE,
+    Comparison,
+    compare_paired,
+)
 
 __all__ = [
     "MIN_CLUSTERS",
+    "MIN_DIFFERING",
     "MIN_ROUNDS",
     "NOT_WORSE",
     "UNDECIDED",

@@ -116,7 +116,9 @@ def compare_paired(
         reason = f"{sums.clusters} independent clusters, {MIN_CLUSTERS} are needed"
         return _outcome(sums, None, 1.0, 1.0, margin, alpha, "none", reason)
     span = _span(first, second)
-    worse, better, test = _with_margin(sums, margin, span) if margin else _exchange(sums)
+    worse, better, test = (
+        _with_margin(sums, margin, span) if margin else _exchange(sums, _binary(first, second))
+    )
     reason = ""
     if test == "none":
         reason = (
@@ -155,10 +157,10 @@ def _outcome(
     )
 
 
-def _exchange(sums: Sums) -> tuple[float, float, str]:
+def _exchange(sums: Sums, binary: bool) -> tuple[float, float, str]:
     """Return both p values at margin 0, where base and candidate are exchangeable."""
     below, at, above = flip_tails(sums.totals)
-    if sums.independent and set(np.unique(sums.totals)) <= {-1.0, 0.0, 1.0}:
+    if sums.independent and binary:
         # The exact test of 0/1 scores is conservative, its mid-p keeps the level on average
         # (Fagerland, Lydersen and Laake 2013).
         return below + at / 2, above + at / 2, "McNemar mid-p"
@@ -191,6 +193,10 @@ def _interval(sums: Sums, alpha: float, span: float | None) -> tuple[float, floa
 
 def _many(sums: Sums, found: skewness.Moments) -> bool:
     return sums.differing >= MIN_DIFFERING and bool(found.stderr > 0)
+
+
+def _binary(first: np.ndarray, second: np.ndarray) -> bool:
+    return bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
 
 
 def _span(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -1,0 +1,110 @@
+"""Stated power against the power obtained by the tests themselves."""
+
+import numpy as np
+import pytest
+import simulation
+from scipy import stats
+
+from dynllava.uncertainty import exact_bounds, skewness
+from dynllava.uncertainty.power import (
+    binary_design,
+    decision_power,
+    detection_power,
+    either_power,
+    plan_clusters,
+    smallest_drop,
+)
+from dynllava.uncertainty.sign_flips import flip_tails
+
+CELLS = (1, 12, 98)
+
+
+def found_rate(generator, draws, clusters, size, discordance, icc, drop, level, law):
+    """How often a true drop on top of the discordance is flagged at ``level``."""
+    counts = np.full((draws, clusters), size)
+    totals, _ = simulation.binary(generator, counts, discordance + drop, -drop, icc, law)
+    if size > 1:
+        return simulation.flip_rate(totals, level)
+    # Independent answers: mid-p.
+    p_values = [below + at / 2 for below, at, _ in map(flip_tails, totals)]
+    return float((np.array(p_values) <= level).mean())
+
+
+@pytest.mark.parametrize("cells", CELLS)
+@pytest.mark.parametrize(
+    ("clusters", "size", "discordance", "icc"),
+    [(500, 1, 0.0, 0.0), (500, 1, 0.03, 0.0), (300, 1, 0.1, 0.0), (100, 10, 0.1, 0.1),
+     (100, 10, 0.03, 0.5), (500, 5, 0.03, 0.3), (60, 10, 0.3, 0.5)],
+)  # fmt: skip
+def test_the_stated_smallest_drop_is_found_as_often_as_stated(
+    cells, clusters, size, discordance, icc
+):
+    level = 0.025 / cells
+    drop = smallest_drop(binary_design(clusters, discordance, size, icc), level)
+    generator = np.random.default_rng([clusters, size, cells])
+    obtained = found_rate(
+        generator, 1000, clusters, size, discordance, icc, drop, level, "dirichlet"
+    )
+    # Within 0.05, and three standard errors of 1,000 draws.
+    assert obtained == pytest.approx(0.8, abs=0.05 + 3 * (0.16 / 1000) ** 0.5)
+
+
+@pytest.mark.slow  # 10,000 draws of 21 designs: minutes
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("cells", CELLS)
+@pytest.mark.parametrize("law", ["copy", "dirichlet"])
+def test_stated_power_is_within_five_points(cells, law):
+    for clusters, size, discordance, icc in (
+        (500, 1, 0.0, 0.0), (500, 1, 0.03, 0.0), (300, 1, 0.1, 0.0), (100, 10, 0.1, 0.1),
+        (100, 10, 0.03, 0.5), (500, 5, 0.03, 0.3), (60, 10, 0.3, 0.5), (300, 10, 0.1, 0.3),
+    ):  # fmt: skip
+        level = 0.025 / cells
+        drop = smallest_drop(binary_design(clusters, discordance, size, icc), level)
+        generator = np.random.default_rng([clusters, size, cells])
+        obtained = found_rate(generator, 10_000, clusters, size, discordance, icc, drop, level, law)
+        print(cells, law, clusters, size, discordance, icc, f"drop {drop:.4f}: {obtained:.3f}")
+        assert obtained == pytest.approx(0.8, abs=0.06 if size > 1 else 0.05)
+
+
+@pytest.mark.parametrize("cells", CELLS)
+@pytest.mark.parametrize(
+    ("discordance", "size", "icc"), [(0.01, 1, 0.0), (0.1, 1, 0.0), (0.03, 10, 0.5)]
+)
+def test_the_planned_clusters_decide_the_margin_as_often_as_planned(cells, discordance, size, icc):
+    level, margin = 0.05 / cells, 0.01
+    clusters = plan_clusters(binary_design(100, discordance, size, icc), margin, level)
+    generator = np.random.default_rng([size, cells])
+    draws = max(300, min(1500, 3_000_000 // clusters))
+    counts = np.full((draws, clusters), size)
+    totals, differing = simulation.binary(generator, counts, discordance, 0.0, icc, "dirichlet")
+    p_values = skewness.tails(skewness.moments(totals, counts.astype(float)), -margin)[1]
+    few = np.flatnonzero(differing.sum(1) < 20)
+    for i in few:
+        p_values[i] = exact_bounds.at_most(totals[i], counts[i].astype(float), -margin, 1.0)
+    obtained = (p_values <= level).mean()
+    assert obtained == pytest.approx(0.8, abs=0.05 + 3 * (0.16 / draws) ** 0.5)
+
+
+def test_without_differing_answers_the_plan_is_the_binomial_one():
+    design = binary_design(100, 0.0)
+    # 0.99**299 is the first power of 0.99 below 0.05.
+    assert plan_clusters(design, 0.01, 0.05) == 299
+    assert plan_clusters(design, 0.01, 0.05 / 98) == 755
+    drop = smallest_drop(binary_design(40, 0.0), 0.025 / 4)
+    # Mid-p 0.5**k / 2 <= 0.00625 needs seven lost of forty.
+    assert stats.binom.sf(6, 40, drop) == pytest.approx(0.8, abs=0.005)
+
+
+def test_power_rises_with_the_drop_and_the_samples():
+    design = binary_design(200, 0.05)
+    powers = [detection_power(design, drop, 0.025) for drop in (0.01, 0.03, 0.05, 0.1)]
+    assert powers == sorted(powers)
+    decided = [decision_power(binary_design(n, 0.05), 0.02, 0.05) for n in (300, 600, 1200, 2400)]
+    assert decided == sorted(decided)
+    assert detection_power(binary_design(5, 0.05), 0.5, 0.05) == 0
+
+
+def test_either_of_two_tests():
+    assert either_power(0.6, 0.8, 1.0) == 0.8
+    assert either_power(0.5, 0.8, 0.0) == pytest.approx(0.9, abs=1e-3)
+    assert 0.8 < either_power(0.6, 0.8, 0.7) < 0.92
