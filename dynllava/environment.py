@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +15,20 @@ from typing import Any
 from dynllava._version import __version__
 from dynllava.records.schema import Environment
 
-PACKAGES = ("torch", "transformers", "lmms-eval", "accelerate", "datasets", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "flash-attn",
+    "lmms-eval",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "pillow",
+)
+"""Libraries whose version can change an answer."""
 # Parts of the package that read results and cannot change an answer.
 _NOT_ANSWERING = ("analysis", "commands", "paper", "profiling", "records", "training")
 
@@ -40,7 +56,7 @@ def capture(
     import torch
 
     return Environment(
-        versions=versions(),
+        versions={**versions(), "code": code_version()},
         device=_device_name(torch.device(device)),
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         attention=attention,
@@ -73,16 +89,70 @@ def image_backend(image_processor: Any = None) -> str:
     return "torchvision" if is_torchvision_available() else "PIL"
 
 
+# Variables in which continuous integration names a commit, and the repository it is of.
+_BUILDS = (
+    ("GITHUB_SHA", "GITHUB_REPOSITORY"),
+    ("CI_COMMIT_SHA", "CI_PROJECT_NAME"),
+    ("BUILD_SOURCEVERSION", "BUILD_REPOSITORY_NAME"),
+    ("BITBUCKET_COMMIT", "BITBUCKET_REPO_SLUG"),
+)
+
+
 def git_commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, None if it is no checkout."""
-    return _git("rev-parse", "HEAD") if _tracked() else None
+    """Return the commit that the running code is of, None if nothing says it.
+
+    Asked in this order: the checkout that the package runs from; what pip noted when it installed
+    from a repository; the variables of continuous integration (which checks a commit out and may
+    install it without its history), unless they are of another repository.
+    """
+    if _tracked():
+        return _git("rev-parse", "HEAD")
+    return _installed_commit() or _build_commit()
 
 
 def git_dirty() -> bool | None:
-    """Return whether tracked files differ from the commit, None if this is no checkout."""
+    """Return whether the code differs from the commit, None if this is no checkout.
+
+    It does if a tracked file was changed, or a file that git does not know lies in a package: a
+    new method counts as soon as it is there.
+    """
     if not _tracked():
         return None
-    return bool(_git("status", "--porcelain", "--untracked-files=no"))
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        return True
+    root = Path(_git("rev-parse", "--show-toplevel") or "")
+    folders = [str(item) for item in _package_folders() if item.is_relative_to(root)]
+    return bool(_git("status", "--porcelain", "--untracked-files=all", "--", *folders))
+
+
+def _package_folders() -> list[Path]:
+    """Return the folders that the installed packages are imported from."""
+    from importlib.util import find_spec
+
+    found = [Path(__file__).resolve().parent]
+    for name in ("dynllava.analysis", "dynllava.paper", "lmms_eval_dynllava"):
+        spec = find_spec(name)
+        found += [Path(item).resolve() for item in (spec and spec.submodule_search_locations) or ()]
+    return found
+
+
+def _installed_commit() -> str | None:
+    """Return the commit in pip's ``direct_url.json`` (``pip install git+https://...``)."""
+    try:
+        text = metadata.distribution("dynllava").read_text("direct_url.json")
+        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    except (metadata.PackageNotFoundError, ValueError, AttributeError):
+        return None
+    return commit if isinstance(commit, str) else None
+
+
+def _build_commit() -> str | None:
+    for variable, repository in _BUILDS:
+        name = os.environ.get(repository, "").rpartition("/")[2]
+        commit = os.environ.get(variable, "")
+        if name in ("", "dynllava") and re.fullmatch(r"[0-9a-f]{40,64}", commit):
+            return commit
+    return None
 
 
 def code_version() -> str:

@@ -18,16 +18,20 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from dynllava.benchmarks import results
+from dynllava.benchmarks.claims import Claims
 from dynllava.benchmarks.evaluation import evaluate, out_of_memory, quiet
 from dynllava.benchmarks.runner import ModelRunner, Runner
 from dynllava.benchmarks.tasks import LoadedTask, expand, load_tasks, one_line
 from dynllava.errors import UserError
+from dynllava.files import check_output_folder
 from dynllava.methods.base import Method
 from dynllava.records import Measured, MethodInfo, RecordStore, RunRecord, TaskInfo
+from dynllava.records.schema import storable
 
 LARGEST_BATCH = 32
 
@@ -121,11 +125,13 @@ def run_sweep(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: accepted is a number from 1")
-    runner = runner or ModelRunner(pretrained, **model_options)
+    check_output_folder(store, "store")
     with tempfile.TemporaryDirectory(prefix="dynllava-") as scratch:
         names = expand(tasks)
         with quiet(Path(store)):
             loaded = load_tasks(names, Path(scratch), [Path(item) for item in folders], prompts)
+        # After everything that can be refused without it: loading a model takes minutes.
+        runner = runner or ModelRunner(pretrained, **model_options)
         sweep = _Sweep(runner, RecordStore(store), limit, batch_size, progress, suite)
         return sweep.run([_Job(cell, task) for cell in cells for task in loaded])
 
@@ -152,6 +158,8 @@ class _Sweep:
         self.batch_size = batch_size
         self.suite = suite
         self.code = code_version()
+        self.claims = Claims(store.folder)
+        self._warned: set[str] = set()
         self.processes = PartialState()
         self.progress = progress and self.processes.is_main_process
         self.hashes: dict[str, str] = {}
@@ -165,29 +173,70 @@ class _Sweep:
         for task in {job.task.name: job.task for job in jobs}.values():
             self.hashes[task.name] = task.content_hash(self.limit)
         finished = self._finished()
-        found: list[RunRecord | None] = []
-        for number, job in enumerate(jobs):
-            method, error = self._method(job.cell)
-            fingerprint = self._fingerprint(job, method)
-            record = finished.get(fingerprint)
-            state = "found"
-            if record is None:
-                start = time.perf_counter()
-                record = self._evaluate(job, method, error, fingerprint)
-                self.seconds.setdefault(job.task.name, []).append(time.perf_counter() - start)
-                state = "failed" if record and record.status == "failed" else "done"
-            found.append(record)
-            if self.progress and record is not None:
-                self._report(job, record, state, number + 1, jobs)
-        return [record for record in found if record is not None]
+        found: dict[int, RunRecord | None] = {}
+        waiting = list(range(len(jobs)))
+        try:
+            while waiting:
+                left = [index for index in waiting if not self._run(index, jobs, finished, found)]
+                if len(left) == len(waiting):
+                    # Other sweeps make all that is left: take over what they do not finish.
+                    self._run(left.pop(0), jobs, finished, found, wait=True)
+                waiting = left
+        finally:
+            self.claims.close()
+        return [record for _, record in sorted(found.items()) if record is not None]
+
+    def _run(
+        self,
+        index: int,
+        jobs: Sequence[_Job],
+        finished: dict[str, RunRecord],
+        found: dict[int, RunRecord | None],
+        wait: bool = False,
+    ) -> bool:
+        """Find or make the record of one job; False if another sweep is making it."""
+        job = jobs[index]
+        method, error = self._method(job.cell)
+        fingerprint = self._fingerprint(job, method)
+        state = "found"
+        if fingerprint not in finished:
+            if not self._claim(fingerprint, wait):
+                return False
+            # Another sweep may have made it since the store was read.
+            finished |= self._finished()
+        record = finished.get(fingerprint)
+        if record is None:
+            start = time.perf_counter()
+            record = self._evaluate(job, method, error, fingerprint)
+            self.seconds.setdefault(job.task.name, []).append(time.perf_counter() - start)
+            state = "failed" if record and record.status == "failed" else "done"
+        self.claims.release(fingerprint)
+        found[index] = record
+        if self.progress and record is not None:
+            rest = [jobs[other] for other in range(len(jobs)) if other not in found]
+            self._report(job, record, state, len(found), len(jobs), rest)
+        return True
+
+    def _claim(self, fingerprint: str, wait: bool) -> bool:
+        """Claim a run for all processes of this sweep; the first one asks."""
+        claimed: list[Any] = [None]
+        if self.processes.is_main_process:
+            claimed = [self.claims.claim(fingerprint, wait)]
+        if self.processes.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(claimed)
+        return bool(claimed[0])
 
     def _finished(self) -> dict[str, RunRecord]:
         """Return fingerprint -> record of the successful runs, the same in every process."""
         found: list[Any] = [None]
         if self.processes.is_main_process:
             records, problems = self.store.read()
-            for problem in problems:
-                print(f"warning: {problem}", file=sys.stderr)
+            for problem in map(str, problems):
+                if problem not in self._warned:
+                    print(f"warning: {problem}", file=sys.stderr)
+                self._warned.add(problem)
             good = (record for record in records if record.status == "ok")
             found = [{record.record_id.partition("-")[0]: record for record in good}]
         if self.processes.num_processes > 1:
@@ -212,6 +261,10 @@ class _Sweep:
             "budget": job.cell.budget,
             "task": job.task.name,
             "data": self.hashes[job.task.name],
+            # Another device or library is another run: numbers differ, if only in the last digit.
+            "versions": self.environment.versions,
+            "device": self.environment.device,
+            "image_backend": self.environment.image_backend,
         }
         text = json.dumps(identity, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -261,8 +314,8 @@ class _Sweep:
             method=MethodInfo(
                 job.cell.method,
                 str(job.cell),
-                method.parameters() if method else job.cell.params,
-                job.cell.budget,
+                method.parameters() if method else storable(job.cell.params),
+                job.cell.budget if job.cell.budget is None or isfinite(job.cell.budget) else None,
             ),
             task=TaskInfo(
                 task.name,
@@ -291,7 +344,13 @@ class _Sweep:
                 print(f"out of memory: trying batch size {size}", file=sys.stderr)
 
     def _report(
-        self, job: _Job, record: RunRecord, state: str, done: int, jobs: Sequence[_Job]
+        self,
+        job: _Job,
+        record: RunRecord,
+        state: str,
+        done: int,
+        total: int,
+        rest: Sequence[_Job],
     ) -> None:
         assert record.task is not None
         if record.status == "failed":
@@ -300,9 +359,9 @@ class _Sweep:
             score = record.scores[job.task.metric]
             error = "" if score.stderr is None else f" ± {score.stderr:.4g}"
             what = f"{job.task.metric} {score.value:.4g}{error} (n={score.n})"
-        left = self._seconds_left(jobs[done:])
+        left = self._seconds_left(rest)
         print(
-            f"[{done}/{len(jobs)}] {job.cell}, {job.task.name}: {state}, {what}; "
+            f"[{done}/{total}] {job.cell}, {job.task.name}: {state}, {what}; "
             f"{_duration(left)} left",
             file=sys.stderr,
             flush=True,

@@ -128,9 +128,14 @@ def load_tasks(
 
     if prompts not in PROMPTS:
         raise UserError(f"prompts={prompts!r}: accepted are {', '.join(PROMPTS)}")
+    check_folders(folders)
     include = [str(folder) for folder in folders]
     # Indexing upstream's 2,000 task files takes seconds, so only what is asked for is indexed.
-    manager = TaskManager(include_path=include, include_defaults=False)
+    try:
+        manager = TaskManager(include_path=include, include_defaults=False)
+    except Exception as error:
+        # A task file that is no YAML ends the whole index.
+        raise UserError(f"--data {', '.join(include)}: {one_line(error)}") from error
     known = set(manager.all_subtasks) | set(manager.task_index)
     for name in names:
         if name not in known and name in BENCHMARKS:
@@ -147,14 +152,42 @@ def load_tasks(
     return [_load(manager, name) for name in names]
 
 
+def check_folders(folders: Sequence[Path]) -> None:
+    """Raise :class:`UserError` unless every folder exists and holds a task file.
+
+    A folder that is left out without a word would have the upstream data used in its place.
+    """
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"--data {folder}: no such folder")
+        if not any(Path(folder).rglob("*.yaml")):
+            raise UserError(f"--data {folder}: no task file (*.yaml) in it")
+
+
+def check_names(names: Iterable[str], folders: Sequence[Path]) -> None:
+    """Raise :class:`UserError` for names that no suite, benchmark or folder can have.
+
+    Without folders all names are known; with one, only loading them can tell.
+    """
+    if folders:
+        return
+    for name in expand(names):
+        if name not in BENCHMARKS and not name.startswith("embedded_"):
+            raise _unknown(name)
+
+
+def _unknown(name: str) -> UserError:
+    return UserError(
+        f"unknown task {name!r}: accepted are the suites {', '.join(suites())}, the benchmarks "
+        f"{', '.join(BENCHMARKS)}, and tasks in a folder given with --data"
+    )
+
+
 def _load(manager: Any, name: str) -> LoadedTask:
     benchmark = BENCHMARKS.get(name)
     registered = benchmark.task if benchmark and name not in manager.task_index else name
     if registered not in manager.task_index:
-        raise UserError(
-            f"unknown task {name!r}: accepted are the suites {', '.join(suites())}, the benchmarks "
-            f"{', '.join(BENCHMARKS)}, and tasks in a folder given with --data"
-        )
+        raise _unknown(name)
     try:
         loaded = manager.load_task_or_group(registered, task_type="simple")
     except Exception as error:

@@ -49,7 +49,7 @@ def lmms_eval_samples(results_file: str | os.PathLike[str], task: str) -> list[d
         return []
     try:
         return [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{samples}: damaged ({error})", 1) from None
 
 
@@ -60,7 +60,7 @@ def _import_file(path: Path) -> list[RunRecord]:
         results, config = content["results"], content["config"]
         tasks = [name for name in results if name in content["configs"]]
         return [_record(content, config, name, data) for name in tasks]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: no complete lmms-eval result ({error!r})", 1) from None
 
 

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.files import DEEPEST
 
 SCHEMA_VERSION = 2
 OLDEST_VERSION = 1
@@ -33,6 +34,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     return value
+
+
+def storable(value: Any) -> Any:
+    """Return ``value`` for a record of a failure: what JSON cannot hold becomes its printed form.
+
+    A run that failed because a parameter is NaN must still be stored with that parameter.
+    """
+    if isinstance(value, (tuple, list)):
+        return [storable(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): storable(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return str(value).encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True)
@@ -359,8 +376,11 @@ def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
     return kind(**{key: _build(hints[key], item, f"{path}.{key}") for key, item in value.items()})
 
 
-def _check_plain(value: Any, path: str) -> None:
-    """Refuse what JSON cannot hold: other types, NaN and infinities, lone surrogates."""
+def _check_plain(value: Any, path: str, depth: int = 0) -> None:
+    """Refuse what JSON cannot hold (other types, NaN and infinities, lone surrogates), and depth.
+    """
+    if depth > DEEPEST:
+        raise UserError(f"{path[:80]}...: nested more than {DEEPEST} levels deep", 1)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path}: a finite number is expected, found {value!r}", 1)
     if isinstance(value, str):
@@ -370,12 +390,12 @@ def _check_plain(value: Any, path: str) -> None:
             raise UserError(f"{path}: not valid Unicode text: {value!r}", 1) from None
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _check_plain(item, f"{path}[{index}]")
+            _check_plain(item, f"{path}[{index}]", depth + 1)
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise UserError(f"{path}: text keys are expected, found {key!r}", 1)
             _check_plain(key, path)
-            _check_plain(item, f"{path}.{key}")
+            _check_plain(item, f"{path}.{key}", depth + 1)
     elif value is not None and not isinstance(value, (bool, int, float)):
         raise UserError(f"{path}: {type(value).__name__} is no plain value", 1)

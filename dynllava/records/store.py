@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.files import current_umask
 from dynllava.records.schema import RunRecord, UnknownSchemaError
 
 FILE_NAME = "records.jsonl"
+TEMPORARY = ".tmp"
+LEFTOVER_AGE = 60.0
+"""Seconds after which a temporary file without a living writer is removed."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class RecordStore:
             name = f"samples/{record.record_id}.jsonl"
             record = dataclasses.replace(record, samples_file=name)
         line = (record.to_json() + "\n").encode()
+        self._check_target()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if samples is not None:
@@ -74,6 +80,22 @@ class RecordStore:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}", 1) from error
         return record
+
+    def _check_target(self) -> None:
+        """Refuse a file that is no store: appending would spoil somebody's notes."""
+        if not self.path.is_file():
+            return
+        if self.path.suffix != ".jsonl":
+            raise UserError(f"{self.path}: is a file, a folder or a .jsonl file is expected")
+        with self.path.open("rb") as file:
+            first = file.readline()
+        try:
+            foreign = "schema_version" not in json.loads(first)
+        except (ValueError, TypeError, RecursionError):
+            # The torn line of a killed writer, or text; a store's own lines begin an object.
+            foreign = bool(first.strip()) and not first.startswith(b"{")
+        if foreign:
+            raise UserError(f"{self.path}: holds no run records, so none is appended to it")
 
     def _append_line(self, line: bytes) -> None:
         new = not self.path.exists()
@@ -150,7 +172,7 @@ class RecordStore:
         try:
             with path.open(encoding="utf-8") as file:
                 return [json.loads(line) for line in file]
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"cannot read the samples {path}: {error}", 1) from error
 
 
@@ -188,18 +210,37 @@ def _locked(descriptor: int, operation: int) -> Iterator[None]:
 def _write_samples(path: Path, samples: Iterable[dict[str, Any]]) -> None:
     """Write one JSON line a sample: temporary file, fsync, rename, so never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    _remove_leftovers(path.parent)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=TEMPORARY)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            # Held until the file is closed, also by a kill: a leftover is a file without a lock.
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX)
             for sample in samples:
                 file.write(json.dumps(sample, ensure_ascii=False, default=str) + "\n")
             file.flush()
+            # Temporary files are private; whoever reads the store reads its samples.
+            os.fchmod(file.fileno(), 0o666 & ~current_umask())
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
     _sync_folder(path.parent)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed: old ones that nobody has locked."""
+    for path in folder.glob(f"tmp*{TEMPORARY}"):
+        try:
+            if time.time() - path.stat().st_mtime < LEFTOVER_AGE:
+                continue
+            with path.open("rb") as file:
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+        except OSError:
+            # Another process writes it, or has removed it.
+            continue
 
 
 def _sync_folder(folder: Path) -> None:
