@@ -35,7 +35,8 @@ def collect(stored: Iterable[Stored]) -> tuple[list[str], dict[str, dict[str, li
     UserError
         If no successful record has a value.
     """
-    records = sorted((s.record for s in stored if s.record.status == "ok"), key=lambda r: r.created)
+    ordered = sorted((s for s in stored if s.record.status == "ok"), key=lambda s: s.written)
+    records = [item.record for item in ordered]
     commits: list[str] = []
     metrics: dict[str, dict[str, list[Reading]]] = {}
     for record in records:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,20 @@ _SAMPLE_KEYS = ("sample_id", "doc_id", "id", "key", "index")
 
 @dataclass(frozen=True)
 class Stored:
-    """A record and the store that its samples lie in."""
+    """A record and the store that its samples lie in.
+
+    Attributes
+    ----------
+    record : RunRecord
+    store : RecordStore
+    written : str
+        When it was stored: the latest ``created`` up to its line.  A later line is never older,
+        whatever the clock of the machine that wrote it says.
+    """
 
     record: RunRecord
     store: RecordStore
+    written: str = ""
 
     def sample_scores(self) -> dict[str, float]:
         """Return {sample key: score of the task's metric}; empty without a samples file."""
@@ -105,7 +116,10 @@ def read_stores(folder: str | os.PathLike[str]) -> tuple[list[Stored], list[str]
     for path in [root] if root.is_file() else sorted(root.rglob(FILE_NAME)):
         store = RecordStore(path)
         records, problems = store.read()
-        stored += [Stored(record, store) for record in records]
+        times = accumulate((record.created for record in records), max)
+        stored += [
+            Stored(record, store, written) for record, written in zip(records, times, strict=True)
+        ]
         notes += [str(problem) for problem in problems]
     return stored, notes
 
@@ -117,7 +131,7 @@ def latest(stored: Iterable[Stored]) -> list[Stored]:
         if item.record.status == "ok":
             record = item.record
             key = json.dumps([configuration(record), record.task and record.task.name, record.kind])
-            if key not in newest or newest[key].record.created <= record.created:
+            if key not in newest or newest[key].written <= item.written:
                 newest[key] = item
     return list(newest.values())
 

@@ -46,14 +46,23 @@ def look_at(
     import torch
     from lmms_eval_dynllava.conversation import Turn, choose_template, render
 
+    from dynllava.finite_logits import FiniteLogits
+
     if processor is None:
         raise UserError(f"{model_name}: has no tokenizer, so it cannot answer questions", 1)
     turns = [Turn("user", question, [image])]
     text = render(choose_template(None, processor), turns, processor)
     encoded = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
     inputs = {name: value.to(model.device) for name, value in encoded.items()}
+    finite = FiniteLogits()
     with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        output = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            logits_processor=finite.as_list(),
+        )
+    finite.check(model_name)
     report = model.last_report
     generated = output[0, inputs["input_ids"].shape[1] :].tolist()
     tokens = int((inputs["input_ids"] == model.config.image_token_index).sum())

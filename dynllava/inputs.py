@@ -13,6 +13,64 @@ from dynllava.tokens import Segment, TokenStream, align_left
 SAMPLE_ID_MODULUS = 2_147_483_647
 
 
+def check_call(
+    first: torch.Tensor,
+    vocabulary: int,
+    attention_mask: torch.Tensor | None,
+    cache: SparseCache | None,
+    **others: torch.Tensor | None,
+) -> None:
+    """Refuse inputs whose shapes do not fit each other, and tokens outside the vocabulary.
+
+    Parameters
+    ----------
+    first : Tensor [B, L] int64 or [B, L, D]
+        Tokens or embeddings.
+    vocabulary : int
+        Rows of the embedding.
+    attention_mask : Tensor [B, L or more], optional
+    cache : SparseCache, optional
+        Of as many rows, if it is not empty.
+    **others : Tensor, optional
+        By name: [B], or [B, L] for ``labels`` and ``image_mask``.
+    """
+    batch, columns = first.shape[:2]
+    if attention_mask is not None:
+        shape = tuple(attention_mask.shape)
+        if len(shape) != 2 or shape[0] != batch or shape[1] < columns:
+            raise UserError(
+                f"attention_mask has shape {shape}: accepted is ({batch}, {columns} or more)"
+            )
+    for name, tensor in others.items():
+        wanted = (batch, columns) if name in ("labels", "image_mask") else (batch,)
+        if tensor is not None and tuple(tensor.shape) != wanted:
+            raise UserError(f"{name} has shape {tuple(tensor.shape)}: accepted is {wanted}")
+    continuing = cache is not None and not cache.is_empty
+    if continuing and cache.seen.shape[0] != batch:
+        raise UserError(f"a batch of {batch} on a cache of {cache.seen.shape[0]} rows")
+    if first.dim() == 2 and not (continuing and columns == 1):
+        # Asked of prompts alone: it makes a GPU wait, which a decode step must not.
+        low, high = torch.stack(torch.aminmax(first)).tolist()
+        if low < 0 or high >= vocabulary:
+            raise UserError(
+                f"input_ids run from {low} to {high}: accepted are tokens from 0 to "
+                f"{vocabulary - 1}"
+            )
+
+
+def check_continuation(
+    input_ids: torch.Tensor, continuation_ids: torch.Tensor, mask: torch.Tensor
+) -> None:
+    """Refuse continuations [B, T] that fit neither the prompts [B, L] nor their mask [B, T]."""
+    shape = tuple(continuation_ids.shape)
+    if len(shape) != 2 or shape[0] != input_ids.shape[0] or shape[1] == 0:
+        raise UserError(
+            f"continuation_ids has shape {shape}: accepted is ({input_ids.shape[0]}, 1 or more)"
+        )
+    if tuple(mask.shape) != shape:
+        raise UserError(f"continuation_mask has shape {tuple(mask.shape)}: accepted is {shape}")
+
+
 def embed(
     model: Any,
     input_ids: torch.Tensor | None,

@@ -15,9 +15,10 @@ from dynllava.compiled import CompiledSteps
 from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.decoder import DecoderResult, Pass, PolicyHook, make_context
 from dynllava.errors import UserError
-from dynllava.inputs import build_stream, embed, prompt_hash
+from dynllava.inputs import build_stream, check_call, check_continuation, embed, prompt_hash
 from dynllava.methods import create
 from dynllava.methods.base import Method
+from dynllava.per_thread import PerThread
 from dynllava.predictors import ImagePredictor, OutputPredictor
 from dynllava.report import CallReport, detached
 from dynllava.tokens import Segment, TokenStream, restore_columns
@@ -40,7 +41,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.image_predictor: ImagePredictor | None = None
         self.output_predictor: OutputPredictor | None = None
         self._build_predictors(config.sparsity())
-        self.last_report: CallReport | None = None
+        self._reports = PerThread()
         self.kv_chunk = DEFAULT_CHUNK
         self.compiled_steps: CompiledSteps | None = None
         self._stock: tuple[nn.Module, ...] = ()
@@ -104,7 +105,19 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         chosen = create(method, **parameters) if isinstance(method, str) else method
         chosen.validate(self.config.text_config.num_hidden_layers)
         chosen.check_checkpoint(self.config.sparsity().to_dict())
+        chosen.check_model(
+            self.config.text_config.num_attention_heads, self.config.image_seq_length
+        )
         self.method = chosen
+
+    @property
+    def last_report(self) -> CallReport | None:
+        """What this thread's latest ``generate()`` or ``forward()`` did."""
+        return self._reports.get()
+
+    @last_report.setter
+    def last_report(self, report: CallReport | None) -> None:
+        self._reports.set(report)
 
     def set_compile(self, enabled: bool = True, backend: str = "inductor") -> None:
         """Compile decode steps with ``torch.compile``, or stop doing so.
@@ -201,6 +214,11 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             raise UserError(f"an empty batch of shape {tuple(first.shape)}: at least one token")
         cache = self._cache_for(past_key_values, use_cache, labels)
         continuing = cache is not None and not cache.is_empty
+        check_call(
+            first, self.get_input_embeddings().num_embeddings, attention_mask, cache,
+            labels=labels, image_mask=image_mask, prompt_length=prompt_length,
+            sample_ids=sample_ids,
+        )  # fmt: skip
         embeds, is_image = embed(self, input_ids, inputs_embeds, pixel_values, image_mask)
         if continuing and pixel_values is not None:
             raise UserError("a second image on an existing cache is not supported: start anew")
@@ -389,6 +407,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             Log-probability of each continuation token; 0 where padded.
         """
         mask = torch.ones_like(continuation_ids) if continuation_mask is None else continuation_mask
+        check_continuation(input_ids, continuation_ids, mask)
         if not self.method.uses_cache():
             stacked = self._logits_without_cache(
                 input_ids, continuation_ids, pixel_values, attention_mask, sample_ids

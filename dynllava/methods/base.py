@@ -273,6 +273,17 @@ class Method:
     def validate(self, num_layers: int) -> None:
         """Raise :class:`UserError` if a parameter does not fit a model of ``num_layers``."""
 
+    def check_model(self, heads: int, image_tokens: int) -> None:
+        """Raise :class:`UserError` if a parameter does not fit the model's other sizes.
+
+        Parameters
+        ----------
+        heads : int
+            Attention heads of a decoder layer.
+        image_tokens : int
+            Image tokens of one image.
+        """
+
     def probe(self, layer: int, ctx: StepContext) -> Probe | None:
         """Return what must be observed in the attention of ``layer`` (0-based), or None."""
         return None
@@ -357,6 +368,15 @@ def check_fraction(name: str, value: float, *, low_open: bool = True) -> None:
         raise UserError(
             f"{name}={value!r}: accepted is a number in {'(' if low_open else '['}0, 1]"
         )
+
+
+def check_count(name: str, value: int, most: int, of: str) -> None:
+    """Raise :class:`UserError` unless ``value`` is an integer in [1, ``most``].
+
+    ``of`` says what the model has ``most`` of, for the message.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UserError(f"{name}={value!r}: accepted is a number from 1 to {most}, the {of}")
 
 
 def check_layer(name: str, value: int, num_layers: int, *, first: int = 0) -> None:

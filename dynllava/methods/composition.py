@@ -57,6 +57,11 @@ class Composition(Method):
         """Both methods."""
         return self.first, self.second
 
+    def check_model(self, heads: int, image_tokens: int) -> None:
+        """See :meth:`Method.check_model`."""
+        for part in self.parts:
+            part.check_model(heads, image_tokens)
+
     def validate(self, num_layers: int) -> None:
         """See :meth:`Method.validate`; also refuse parts that get in each other's way."""
         for part in self.parts:

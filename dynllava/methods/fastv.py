@@ -35,6 +35,7 @@ from dynllava.methods.base import (
     Schedule,
     Selection,
     StepContext,
+    check_count,
     check_fraction,
     check_layer,
     keep_highest,
@@ -84,6 +85,11 @@ class FastV(Method):
             raise UserError(f"keep={keep!r}: accepted is None or a number of tokens from 1 on")
         if self.decoder not in DECODERS:
             raise UserError(f"decoder={self.decoder!r}: accepted are {', '.join(DECODERS)}")
+
+    def check_model(self, heads: int, image_tokens: int) -> None:
+        """See :meth:`Method.check_model`."""
+        if self.keep is not None:
+            check_count("keep", self.keep, image_tokens, "model's image tokens")
 
     def uses_cache(self) -> bool:
         """See :meth:`Method.uses_cache`."""

@@ -91,6 +91,16 @@ class H2O(Method):
                 f"first_full_layers={full!r}: accepted is a number from 0 to {num_layers - 1}"
             )
 
+    def check_model(self, heads: int, image_tokens: int) -> None:
+        """See :meth:`Method.check_model`."""
+        for name in ("heavy", "recent"):
+            value = getattr(self, name)
+            if 0 < value < 1 and int(value * image_tokens) == 0:
+                raise UserError(
+                    f"{name}={value!r}: keeps none of {image_tokens} tokens; accepted is 0 or a "
+                    f"share from {1 / image_tokens:.2g}"
+                )
+
     def budget(self, length: int) -> tuple[int, int]:
         """Return (heavy, recent) entries for ``length`` prompt tokens in a layer."""
         heavy, recent = (

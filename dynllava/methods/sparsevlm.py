@@ -43,6 +43,7 @@ from dynllava.methods.base import (
     Schedule,
     Selection,
     StepContext,
+    check_count,
 )
 from dynllava.tokens import Segment, take_rows
 
@@ -121,6 +122,17 @@ class SparseVLM(Method):
             accepted = ", ".join(map(str, published))
             raise UserError(f"retain={self.retain!r}: accepted are {accepted}, or pass budgets")
         return tuple(budget / PUBLISHED_IMAGE for budget in published[self.retain])
+
+    def check_model(self, heads: int, image_tokens: int) -> None:
+        """See :meth:`Method.check_model`."""
+        if self.priority_heads is not None:
+            check_count("priority_heads", self.priority_heads, heads, "model's attention heads")
+        for budget in self._budgets:
+            if budget > image_tokens:
+                raise UserError(
+                    f"budgets={budget:g}/...: accepted are numbers up to {image_tokens}, the "
+                    "model's image tokens, or shares"
+                )
 
     def validate(self, num_layers: int) -> None:
         """See :meth:`Method.validate`."""

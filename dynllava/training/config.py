@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -177,9 +178,29 @@ class TrainingConfig:
                 raise UserError(f"run.{name}={getattr(run, name)}: accepted is 1 or more")
         if not 0 <= optim.warmup_ratio < 1:
             raise UserError(f"optim.warmup_ratio={optim.warmup_ratio}: accepted is [0, 1)")
+        for name in (
+            "learning_rate",
+            "predictor_learning_rate",
+            "projector_learning_rate",
+            "weight_decay",
+            "predictor_weight_decay",
+            "max_grad_norm",
+        ):
+            value = getattr(optim, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise UserError(f"optim.{name}={value}: accepted is a finite number from 0")
         for name in ("tau_start", "tau_end"):
-            if not getattr(optim, name) > 0:
-                raise UserError(f"optim.{name}={getattr(optim, name)}: accepted is more than 0")
+            value = getattr(optim, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UserError(f"optim.{name}={value}: accepted is a finite number above 0")
+        if not (math.isfinite(run.epochs) and run.epochs > 0):
+            raise UserError(f"run.epochs={run.epochs}: accepted is a finite number above 0")
+        if self.data.max_length < 1:
+            raise UserError(f"data.max_length={self.data.max_length}: accepted is 1 or more")
+        if run.workers < 0:
+            raise UserError(f"run.workers={run.workers}: accepted is 0 or more")
+        if not 0 <= run.seed < 2**32:
+            raise UserError(f"run.seed={run.seed}: accepted is 0 to {2**32 - 1}")
 
     def accumulation(self, processes: int) -> int:
         """Return forward passes per optimiser step on each of ``processes``."""

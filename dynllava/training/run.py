@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dynllava.errors import UserError
+from dynllava.files import check_output_folder
 from dynllava.training import checkpointing
 from dynllava.training.config import TrainingConfig, read_config
 
@@ -55,6 +56,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     from dynllava.training.trainer import DynamicTrainer, training_arguments
 
     output = Path(config.run.output_dir)
+    check_output_folder(output, "run.output_dir")
     # Before the model: ZeRO-3 must be known when weights are created.
     arguments = training_arguments(config)
     model, processor = prepare_model(config)
@@ -68,6 +70,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     trainer = DynamicTrainer(config, model, dataset, arguments, processor)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
+        trainer.check_weights()
         final = output / FINAL
         trainer.save_model(str(final))
         if arguments.should_save:

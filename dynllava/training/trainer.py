@@ -13,6 +13,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from dynllava.checkpoints import check_state
 from dynllava.errors import UserError
 from dynllava.loading import read_hf_state
+from dynllava.sanity import check_finite
 from dynllava.training import checkpointing
 from dynllava.training.batches import Collator, GroupedSampler
 from dynllava.training.config import TrainingConfig
@@ -153,6 +154,20 @@ class DynamicTrainer(Trainer):
             exit_code=1,
         )
 
+    def check_weights(self) -> None:
+        """Stop before weights that are no finite numbers are stored as a result.
+
+        A finite loss does not exclude them: the last update of a run is judged by no loss.
+        """
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # Each process holds a part; what it holds is looked at.
+            tensors = self.model.named_parameters()
+        else:
+            tensors = self.accelerator.unwrap_model(self.model).named_parameters()
+        last = checkpointing.latest(Path(self.args.output_dir))
+        where = f"step {self.state.global_step} (last good checkpoint: {last or 'none'})"
+        check_finite(tensors, where)
+
     def _note_data(self, inputs: dict[str, Any]) -> None:
         self.skipped.update(inputs.pop("skipped", ()))
         self.truncated += int(inputs.pop("truncated", torch.zeros(1)).sum())
@@ -199,6 +214,7 @@ class DynamicTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Save, mark the checkpoint as complete, and only then drop old ones."""
+        self.check_weights()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)

@@ -14,6 +14,7 @@ from loguru import logger
 from transformers import StoppingCriteriaList
 
 from dynllava.errors import UserError
+from dynllava.finite_logits import FiniteLogits
 
 from .efficiency import request_costs, scored_costs
 from .prompts import GenerationArguments, Prompt
@@ -156,16 +157,19 @@ class Engine:
         stop = self._stop_strings(arguments, width)
         if stop is not None:
             options["stopping_criteria"] = StoppingCriteriaList([stop])
+        finite = FiniteLogits()
         start = time.perf_counter()
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
                 **options,
+                logits_processor=finite.as_list(),
                 eos_token_id=sorted(self.end_ids),
                 pad_token_id=self._pad_id(),
             )
         tokens = output[:, width:].tolist()
         self.seconds += time.perf_counter() - start
+        finite.check(f"batch from {prompts[0].source}")
         stopped = stop.lengths if stop is not None else {}
         answers = [
             _until_end(tokens_of_row[: stopped.get(row)], self.end_ids)
@@ -248,6 +252,9 @@ class Engine:
                 continuation_mask=mask,
                 return_logits=True,
             ).float()
+            finite = FiniteLogits()
+            finite.add(logits)
+            finite.check(f"batch from {prompts[0].source}")
             ids, mask = ids.to(logits.device), mask.bool().to(logits.device)
             chosen = logits.log_softmax(-1).gather(2, ids[..., None])[..., 0]
             logprobs = chosen.double().masked_fill(~mask, 0.0).sum(1).tolist()
