@@ -377,7 +377,7 @@ def _build_dataclass(kind: Any, value: Any, path: str) -> Any:
 
 
 def _check_plain(value: Any, path: str, depth: int = 0) -> None:
-    """Refuse what JSON cannot hold (other types, NaN and infinities, lone surrogates), and depth."""
+    """Refuse depth and what JSON cannot hold: other types, NaN, infinities, lone surrogates."""
     if depth > DEEPEST:
         raise UserError(f"{path[:80]}...: nested more than {DEEPEST} levels deep", 1)
     if isinstance(value, float) and not math.isfinite(value):

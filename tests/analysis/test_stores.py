@@ -84,12 +84,20 @@ def test_failed_records_are_left_out_and_counted(store, record, capsys):
     assert "1 failed runs are left out" in capsys.readouterr().err
 
 
-def test_the_newest_record_of_a_configuration_counts(store, record):
+def test_the_last_record_of_a_store_is_the_newest_whatever_its_clock_says(store, record):
     items = [
         (record(value=0.5, created="2026-02-01T00:00:00+00:00"), None),
         (record(value=0.9, created="2026-01-01T00:00:00+00:00"), None),
     ]
     point = measured_points(read_stores(store("two", items))[0])[0]
+    assert point.scores["synthetic_colour"].value == 90
+
+
+def test_between_stores_the_later_record_is_the_newest(store, record, tmp_path):
+    for name, value, month in (("a", 0.5, 2), ("b", 0.9, 1)):
+        created = f"2026-0{month}-01T00:00:00+00:00"
+        store(f"all/{name}", [(record(value=value, created=created), None)])
+    point = measured_points(read_stores(tmp_path / "all")[0])[0]
     assert point.scores["synthetic_colour"].value == 50
 
 
