@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from dynllava.benchmarks.statistics import Sample, read_sample, standard_error
@@ -49,10 +50,20 @@ def scores(
 
 
 def samples_of(task: LoadedTask, metric: str, logged: Sequence[dict[str, Any]]) -> list[Sample]:
-    """Return the samples that take part in ``metric``."""
+    """Return the samples that take part in ``metric``, each with its cluster.
+
+    Where the data set names no cluster, samples of one image form one.
+    """
     cluster = task.benchmark.cluster if task.benchmark else "image_id"
-    items = (read_sample(item, metric, _estimator(task, metric), cluster) for item in logged)
-    return [item for item in items if item is not None]
+    read = (read_sample(item, metric, _estimator(task, metric), cluster) for item in logged)
+    items = [item for item in read if item is not None]
+    if all(item.cluster is not None for item in items):
+        return items
+    images = task.image_ids(max(item.doc_id for item in items) + 1)
+    return [
+        replace(item, cluster=images[item.doc_id]) if item.cluster is None else item
+        for item in items
+    ]
 
 
 def _estimator(task: LoadedTask, metric: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,18 @@ class LoadedTask:
         rows = _stored_rows(self.task.dataset[self.split], self.samples(limit))
         texts = (str(self.task.doc_to_text(doc)) for doc in self.task.eval_docs_no_media)
         return hash_rows([row, text] for row, text in zip(rows, texts, strict=False))
+
+    def image_ids(self, count: int) -> list[str | None]:
+        """Return ``image:<hash>`` of the first ``count`` documents' images, None without any.
+
+        Documents that share their images share the id, in whatever task.  Images count as
+        stored, without decoding them.
+        """
+        dataset = self.task.dataset[self.split]
+        columns = [name for name, kind in dataset.features.items() if _holds_images(kind)]
+        if not columns:
+            return [None] * count
+        return [_image_id(row) for row in _stored_rows(dataset.select_columns(columns), count)]
 
 
 def expand(names: Iterable[str]) -> list[str]:
@@ -211,6 +224,33 @@ def _stored_rows(dataset: Any, count: int) -> Iterator[dict[str, Any]]:
     for batch in dataset.select(range(count)).with_format("arrow").iter(batch_size=64):
         for row in batch.to_pylist():
             yield {name: _bytes(value) for name, value in row.items()}
+
+
+def _holds_images(kind: Any) -> bool:
+    from datasets import Image
+
+    return isinstance(getattr(kind, "feature", kind), Image)
+
+
+def _image_id(row: dict[str, Any]) -> str | None:
+    images = [image for value in row.values() for image in _images(value)]
+    if not images:
+        return None
+    digest = hashlib.sha256()
+    for image in images:
+        data = image if isinstance(image, bytes) else image.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return f"image:{digest.hexdigest()[:16]}"
+
+
+def _images(value: Any) -> list[bytes | str]:
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [image for item in value for image in _images(item)]
+    if isinstance(value, str) and Path(value).is_file():
+        return [Path(value).read_bytes()]
+    return [value]
 
 
 def _bytes(value: Any) -> Any:

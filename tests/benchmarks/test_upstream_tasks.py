@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 pytest.importorskip("lmms_eval")
 
-from benchmark_fixtures import FIXTURES
+from benchmark_fixtures import FIXTURES, write_parquet
 from benchmark_scripted import ScriptedModel, evaluate
 
+from dynllava.benchmarks import results
+from dynllava.benchmarks.overlays import write_overlay
 from dynllava.benchmarks.registry import BENCHMARKS, PAPER12, SUITES, get
+from dynllava.benchmarks.tasks import LoadedTask, load_tasks
 from dynllava.errors import UserError
 
 
@@ -48,6 +53,37 @@ def test_every_document_was_asked_with_its_pictures(run):
         expected = [len(row["image"]) if name == "seed" else 1 for row in fixture.rows]
         assert [count for _, count in sorted(model.images[f"{name}_local"].items())] == expected
     assert len(model.prompts["seed_protocol"]) == 3
+
+
+@pytest.mark.parametrize("name", list(FIXTURES))
+def test_every_sample_has_a_cluster(run, upstream_folder, tmp_path, name):
+    """Of the data set where it names one, else the image's hash: the same picture, the same id."""
+    (task,) = load_tasks([f"{name}_local"], tmp_path, [upstream_folder / "tasks"])
+    task = LoadedTask(name, task.task, BENCHMARKS[name])
+    logged = sorted(run[1]["samples"][f"{name}_local"], key=lambda item: item["doc_id"])
+    samples = results.samples_of(task, BENCHMARKS[name].metric, logged)
+    rows = FIXTURES[name].rows
+    for one, other in itertools.combinations(samples, 2):
+        assert one.cluster is not None
+        if not BENCHMARKS[name].cluster:
+            pictures = [_bytes(rows[item.doc_id]["image"]) for item in (one, other)]
+            assert (one.cluster == other.cluster) == (pictures[0] == pictures[1])
+            assert one.cluster.startswith("image:")
+
+
+def _bytes(picture):
+    many = picture if isinstance(picture, list) else [picture]
+    return [item.tobytes() for item in many]
+
+
+def test_the_same_picture_has_one_id_in_every_task(tmp_path):
+    rows = [dict(FIXTURES["vizwiz"].rows[0], question=text) for text in ("What?", "Where?")]
+    for name in ("one", "two"):
+        data = write_parquet(rows, tmp_path / f"{name}.parquet")
+        write_overlay(tmp_path / "tasks", BENCHMARKS["vizwiz"], data=data, name=name)
+    tasks = load_tasks(["one", "two"], tmp_path, [tmp_path / "tasks"])
+    ids = [identity for task in tasks for identity in task.image_ids(2)]
+    assert len(set(ids)) == 1
 
 
 def test_default_prompts_depart_from_the_protocol_as_the_registry_says(run):
