@@ -7,14 +7,13 @@ regression" is said only where a drop of a stated size would have been found aft
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from dynllava.analysis.gate_checks import Check
-from dynllava.analysis.measured_points import Stored, method_label
+from dynllava.analysis.measured_points import Stored, cluster_key, method_label
 from dynllava.analysis.policy import Policy
 
 from dynllava.records import RunRecord
@@ -161,17 +160,6 @@ def _cell(old: Stored, new: Stored, policy: Policy) -> _Cell | None:
         task.higher_is_better,
     )
     return _tested(cell, policy)
-
-
-def cluster_key(task: str, sample: str, cluster: Hashable) -> Hashable:
-    """Return what a sample shares with others of its model, over all tasks.
-
-    An image's hash means the same image in every task; a data set's own id only within it.
-    """
-    if cluster is None:
-        return (task, "sample", sample)
-    text = cluster if isinstance(cluster, str) else json.dumps(cluster)
-    return text if text.startswith("image:") else (task, text)
 
 
 def _tested(cell: _Cell, policy: Policy) -> _Cell:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -81,6 +81,17 @@ class ScoredSample:
 
     score: float
     cluster: Any = None
+
+
+def cluster_key(task: str, sample: str, cluster: Any) -> Hashable:
+    """Return what a sample shares with others of its model, over all tasks.
+
+    An image's hash means the same image in every task; a data set's own id only within it.
+    """
+    if cluster is None:
+        return (task, "sample", sample)
+    text = cluster if isinstance(cluster, str) else json.dumps(cluster)
+    return text if text.startswith("image:") else (task, text)
 
 
 def sample_key(sample: dict[str, Any], number: int) -> str:
@@ -202,7 +213,7 @@ def _joins(cost: RunRecord, evaluation: RunRecord) -> bool:
 
 def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point:
     record = items[0].record
-    scores, per_sample = {}, {}
+    scores, per_sample, clusters = {}, {}, {}
     costs: dict[str, list[Cost]] = {}
     forced = any("forced_kv_bytes" in item.record.counted for item in items)
     for item in items:
@@ -211,7 +222,11 @@ def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point
             name = benchmarks.canonical(task.name)
             scores[name] = _score(item.record)
             if samples:
-                per_sample[name] = item.sample_scores()
+                scored = item.scored_samples()
+                per_sample[name] = {key: sample.score for key, sample in scored.items()}
+                clusters[name] = {
+                    key: cluster_key(name, key, sample.cluster) for key, sample in scored.items()
+                }
         for axis, cost in record_costs(item.record).items():
             # Caches compare after the same outputs; after its own, a method that says more
             # stores more.
@@ -233,6 +248,7 @@ def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point
         {axis: _mean(values) for axis, values in costs.items()},
         {name: value for name, value in per_sample.items() if value},
         record.model.weights or "",
+        clusters=clusters,
     )
 
 

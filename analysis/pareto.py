@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dynllava.analysis import stats
+from dynllava.uncertainty import compare_paired, holm_adjusted
 
 Pair = tuple[float, float]
 
@@ -87,13 +87,19 @@ class Grouping:
     samples: int
 
 
-def group(samples: Mapping[str, Mapping[str, float]], alpha: float = 0.05) -> Grouping | None:
-    """Group methods by pairwise paired tests with Holm's correction.
+def group(
+    samples: Mapping[str, Mapping[str, float]],
+    clusters: Mapping[str, Hashable] | None = None,
+    alpha: float = 0.05,
+) -> Grouping | None:
+    """Group methods by pairwise paired tests of clusters with Holm's correction.
 
     Parameters
     ----------
     samples : mapping
         Label to {sample key: score}.  Tests use the samples that all labels share.
+    clusters : mapping, optional
+        Sample key to what the sample shares with others (an image); None: all are independent.
     alpha : float
         Family-wise error rate.
 
@@ -110,8 +116,9 @@ def group(samples: Mapping[str, Mapping[str, float]], alpha: float = 0.05) -> Gr
         return None
     scores = {label: [samples[label][key] for key in shared] for label in labels}
     pairs = list(itertools.combinations(labels, 2))
-    raw = [stats.compare_paired(scores[a], scores[b]).p_two_sided for a, b in pairs]
-    adjusted = dict(zip(pairs, stats.holm(raw), strict=True))
+    images = None if clusters is None else [clusters[key] for key in shared]
+    raw = [compare_paired(scores[a], scores[b], images).p_two_sided for a, b in pairs]
+    adjusted = dict(zip(pairs, holm_adjusted(raw), strict=True))
     means = {label: sum(scores[label]) / len(shared) for label in labels}
     order = sorted(labels, key=lambda label: -means[label])
     alike = {label: {label} for label in labels}

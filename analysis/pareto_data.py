@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dynllava.analysis import benchmarks, pareto, stats
+from dynllava.analysis import benchmarks, pareto
+from dynllava.analysis.front_share import front_shares
 from dynllava.analysis.points import (
     AXES,
     Point,
@@ -20,25 +21,44 @@ from dynllava.analysis.points import (
 
 from dynllava.errors import UserError
 
+NORMAL_95 = 1.959964
+"""Standard errors from a score to the ends of its 95 % interval."""
+
 REFERENCE = (1.0, 0.5)
 """Corner of the hypervolume: the dense model's cost, half of the dense model's score."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One plotted point; ``slower`` names the measured axes on which dense is faster."""
+    """One plotted point.
+
+    Attributes
+    ----------
+    point : Point
+    cost : float
+    value : Value
+    on_front : bool
+        Whether no other point is better at no higher cost.
+    slower : tuple of str
+        Measured axes on which dense is faster.
+    front_share : float or None
+        Share of cluster bootstrap draws in which the point is on the front; None where a point
+        of the panel has no samples.
+    """
 
     point: Point
     cost: float
     value: Value
     on_front: bool = False
     slower: tuple[str, ...] = ()
+    front_share: float | None = None
 
     def interval(self) -> tuple[float, float] | None:
         """Return the 95 % confidence interval within the metric's range, if there is one."""
         if not self.value.stderr:
             return None
-        low, high = stats.confidence_interval(self.value.value, self.value.stderr)
+        half = NORMAL_95 * self.value.stderr
+        low, high = self.value.value - half, self.value.value + half
         if self.value.perfect is None:
             return low, high
         return max(low, 0.0), min(high, self.value.perfect)
@@ -110,9 +130,10 @@ def panel(
             slower = tuple(slower_than_dense(points, point))
             marks.append(Mark(point, point.costs[axis].value, value, False, slower))
     best = set(pareto.front([(mark.cost, _oriented(mark.value)) for mark in marks]))
+    shares = front_shares(marks, averaged or (benchmark,), relative=bool(averaged))
     marks = [
-        Mark(mark.point, mark.cost, mark.value, index in best, mark.slower)
-        for index, mark in enumerate(marks)
+        replace(mark, on_front=index in best, front_share=share)
+        for index, (mark, share) in enumerate(zip(marks, shares, strict=True))
     ]
     marks.sort(key=lambda mark: (mark.point.origin, mark.point.curve, mark.cost))
     dense = tuple(mark for mark in marks if mark.point.is_dense)
@@ -190,29 +211,31 @@ def groups(points: Sequence[Point], benchmark: str) -> tuple[pareto.Grouping | N
     own = [point for point in points if point.samples]
     if not own:
         return None, "published numbers come without samples"
+    names = [benchmark]
     if benchmark == "average":
         shared = set.intersection(*(set(point.samples) for point in own))
-        shared &= set(common_benchmarks(own))
-        scores = {
-            point.label: {
-                f"{task}/{key}": value
-                for task in shared
-                for key, value in point.samples[task].items()
-            }
-            for point in own
+        names = sorted(shared & set(common_benchmarks(own)))
+    own = [point for point in own if all(name in point.samples for name in names)]
+    scores = {
+        point.label: {
+            f"{task}/{key}": value for task in names for key, value in point.samples[task].items()
         }
-    else:
-        scores = {
-            point.label: point.samples[benchmark] for point in own if benchmark in point.samples
-        }
-    found = pareto.group(scores)
+        for point in own
+    }
+    clusters = {
+        f"{task}/{key}": cluster
+        for point in own
+        for task in names
+        for key, cluster in point.clusters[task].items()
+    }
+    found = pareto.group(scores, clusters)
     return found, "" if found else "fewer than two runs share samples"
 
 
 _FIELDS = (
     "benchmark", "cost_axis", "cost_unit", "cost_kind", "model", "curve", "label", "origin",
     "cost", "cost_note", "score", "ci_low", "ci_high", "samples", "on_front",
-    "slower_than_dense", "source",
+    "front_probability", "slower_than_dense", "source",
 )  # fmt: skip
 
 
@@ -231,7 +254,9 @@ def csv_text(panels: Sequence[Panel]) -> str:
                  point.label, point.origin, f"{mark.cost:.6g}", point.costs[axis.name].note,
                  f"{mark.value.value:.6g}",
                  *(f"{end:.6g}" if end != "" else "" for end in interval),
-                 mark.value.n or "", int(mark.on_front), " ".join(mark.slower), point.source]
+                 mark.value.n or "", int(mark.on_front),
+                 "" if mark.front_share is None else f"{mark.front_share:.3f}",
+                 " ".join(mark.slower), point.source]
             )  # fmt: skip
     return buffer.getvalue()
 

@@ -156,6 +156,17 @@ def _summary_table(panel: pareto_data.Panel) -> list[str]:
         name = style.name(row.curve).replace("|", "\\|")
         area = "-" if row.area is None else f"{row.area:.4f}"
         lines.append(f"| {name} | {row.origin} | {row.budgets} | {volume} | {area} | {row.note} |")
+    shares = [
+        f"{mark.point.label} {mark.front_share:.2f}"
+        for mark in sorted(panel.marks, key=lambda mark: -(mark.front_share or 0))
+        if mark.front_share
+    ]
+    if shares:
+        lines += [
+            "",
+            "On the front with probability (bootstrap of the samples' clusters): "
+            f"{', '.join(shares)}.",
+        ]
     return lines
 
 
@@ -171,7 +182,8 @@ def _groups(points: list[Point], shown: Sequence[pareto_data.Panel]) -> list[str
         lines += [
             "",
             f"{benchmarks.title(panel.benchmark)}, paired tests on {found.samples} samples "
-            f"(Holm, alpha 0.05; methods that share a letter are not distinguishable): {letters}.",
+            "by cluster (Holm, alpha 0.05; methods that share a letter are not distinguishable): "
+            f"{letters}.",
         ]
     return lines
 

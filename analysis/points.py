@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
 from dynllava.analysis import benchmarks
@@ -111,6 +111,8 @@ class Point:
         Which weights ran, where a comparison has several: ``"dense"`` or ``"tuned"``.
     beside : tuple of str
         Flips, agreement with dense and visual gain retained (:mod:`beside_accuracy`), if known.
+    clusters : dict
+        Benchmark to {sample key: what it shares with others}, as ``samples``.
     """
 
     origin: str
@@ -123,6 +125,7 @@ class Point:
     samples: dict[str, dict[str, float]] = field(default_factory=dict)
     weights: str = ""
     beside: tuple[str, ...] = ()
+    clusters: dict[str, dict[str, Hashable]] = field(default_factory=dict)
 
     @property
     def is_dense(self) -> bool:

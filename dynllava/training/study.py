@@ -232,12 +232,14 @@ def print_perplexities(results: dict[str, Scores]) -> None:
 
 def _difference(base: Sequence[float], candidate: Sequence[float], scale: float) -> str:
     """Return ``candidate - base`` with its 95 % interval and p value."""
-    from dynllava.analysis.stats import compare_paired, confidence_interval
+    from dynllava.uncertainty import compare_paired
 
     if list(base) == list(candidate):
         return "(equal)"
     found = compare_paired(base, candidate)
-    low, high = confidence_interval(found.difference, found.stderr)
+    if found.interval is None:
+        return f"{scale * found.difference:+.3f} (too few samples differ for an interval)"
+    low, high = found.interval
     return (
         f"{scale * found.difference:+.3f} [{scale * low:+.3f}, {scale * high:+.3f}] "
         f"p={found.p_two_sided:.2g}"

@@ -124,3 +124,51 @@ def test_nothing_to_plot_writes_nothing(tmp_path):
     with pytest.raises(UserError, match="nothing to plot"):
         write_pages({}, tmp_path / "out", ["ttft"])
     assert not (tmp_path / "out").exists()
+
+
+def test_letters_know_that_a_picture_is_one_observation():
+    """Ten lost questions about two pictures: two signs, whatever the number of questions."""
+    samples = {
+        "good": {str(i): 1.0 for i in range(60)},
+        "worse": {str(i): float(i > 9) for i in range(60)},
+    }
+    alone = pareto.group(samples)
+    assert not set(alone.letters["good"]) & set(alone.letters["worse"])
+    images = {str(i): i // 5 for i in range(60)}
+    together = pareto.group(samples, images)
+    assert together.letters["good"] == together.letters["worse"]
+    assert together.adjusted["good", "worse"] == pytest.approx(0.5)
+
+
+def own(label, curve, cost, scores):
+    samples = {"task": {str(i): float(score) for i, score in enumerate(scores)}}
+    value = Value(100 * sum(scores) / len(scores), None, len(scores))
+    clusters = {"task": {key: f"image:{key}" for key in samples["task"]}}
+    return Point(
+        "measured", "own", "m", curve, label, {"task": value}, {"kv_bytes": Cost(cost)}, samples,
+        clusters=clusters,
+    )  # fmt: skip
+
+
+def test_the_front_comes_with_a_probability():
+    """Cheapest: always on it. Far better: always. Equal in truth: about half. Dominated: never."""
+    half = [1, 0] * 50
+    points = [
+        own("cheap", "a", 1.0, half),
+        own("same", "b", 2.0, [0, 1] * 50),
+        own("best", "c", 3.0, [1] * 90 + [0] * 10),
+        own("full", "full", 4.0, [1] * 80 + [0] * 20),
+    ]
+    shown = pareto_data.panel(points, "task", "kv_bytes")
+    share = {mark.point.label: mark.front_share for mark in shown.marks}
+    assert share["cheap"] == 1
+    assert share["best"] == 1
+    assert 0.3 < share["same"] < 0.6
+    assert share["full"] == 0
+    average = pareto_data.panel(points, "average", "kv_bytes")
+    assert {mark.point.label: mark.front_share for mark in average.marks} == share
+
+
+def test_published_points_have_no_front_probability():
+    shown = pareto_data.panel(published_points("dynamic-llava", "llava-1.5-7b"), "gqa", "kv_bytes")
+    assert {mark.front_share for mark in shown.marks} == {None}
