@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from dynllava.cache import SparseCache
+from dynllava.engine.cache import SparseCache
 from dynllava.errors import UserError
-from dynllava.tokens import Segment, TokenStream, align_left
+from dynllava.engine.stream import Segment, TokenStream, align_left
 
 SAMPLE_ID_MODULUS = 2_147_483_647
 

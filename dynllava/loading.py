@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dynllava import flash
+from dynllava.engine import flash
 from dynllava.checkpoints import (
     OFFICIAL_TYPES,
     check_state,

@@ -1,6 +1,6 @@
 """What a compression method is: hyper-parameters, a declared schedule, pure selection functions.
 
-The decoder (:mod:`dynllava.decoder`) owns the loop, the gathering and the cache.  A method only
+The decoder (:mod:`dynllava.engine.decoder`) owns the loop, the gathering and the cache.  A method only
 answers questions: *which tokens go on into layer i*, *what must be observed in layer i's
 attention*, and *how many tokens does each layer process*.
 """
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from dynllava.errors import UserError
-from dynllava.tokens import Segment, TokenStream
+from dynllava.engine.stream import Segment, TokenStream
 
 if TYPE_CHECKING:
-    from dynllava.cache import LayerStore, Lengths, SparseCache
+    from dynllava.engine.cache import LayerStore, Lengths, SparseCache
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ class Method:
 
         Methods that evict per head return a store of their own.
         """
-        from dynllava.cache import LayerStore
+        from dynllava.engine.cache import LayerStore
 
         return LayerStore(lengths, chunk)
 

@@ -23,10 +23,10 @@ from dynllava.methods.base import (
     Selection,
     StepContext,
 )
-from dynllava.tokens import TokenStream
+from dynllava.engine.stream import TokenStream
 
 if TYPE_CHECKING:
-    from dynllava.cache import LayerStore, Lengths
+    from dynllava.engine.cache import LayerStore, Lengths
 
 #: Any prompt with more image tokens than a method could keep by rounding.
 _TRIAL = PromptShape(8, 64, 8)

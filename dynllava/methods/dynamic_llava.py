@@ -26,7 +26,7 @@ from dynllava.methods.base import (
     check_layer,
     top_image_tokens,
 )
-from dynllava.tokens import Segment, take_rows
+from dynllava.engine.stream import Segment, take_rows
 
 
 @dataclass

@@ -41,7 +41,7 @@ from dynllava.methods.base import (
     keep_highest,
 )
 from dynllava.methods.random import static_schedule
-from dynllava.tokens import Segment
+from dynllava.engine.stream import Segment
 
 DECODERS = ("static", "rerank", "reprune")
 

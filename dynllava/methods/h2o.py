@@ -15,10 +15,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dynllava.attention import QUERY_BLOCK
-from dynllava.cache import LayerStore, Lengths
+from dynllava.engine.attention import QUERY_BLOCK
+from dynllava.engine.cache import LayerStore, Lengths
 from dynllava.errors import UserError
-from dynllava.eviction import Budget, EvictingStore
+from dynllava.engine.eviction import Budget, EvictingStore
 from dynllava.methods.base import (
     Method,
     ModelDims,
@@ -30,7 +30,7 @@ from dynllava.methods.base import (
     Selection,
     StepContext,
 )
-from dynllava.tokens import TokenStream
+from dynllava.engine.stream import TokenStream
 
 POSITIONS = ("original", "rolled")
 PHASES = ("decode", "prefill+decode")

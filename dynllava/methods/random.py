@@ -22,7 +22,7 @@ from dynllava.methods.base import (
     check_layer,
     top_image_tokens,
 )
-from dynllava.tokens import Segment
+from dynllava.engine.stream import Segment
 
 DEFAULT_IMAGE_SHARE = 0.2
 

@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dynllava.clustering import cluster_means, density_peaks
+from dynllava.engine.clustering import cluster_means, density_peaks
 from dynllava.errors import UserError
 from dynllava.methods.base import (
     Method,
@@ -45,7 +45,7 @@ from dynllava.methods.base import (
     StepContext,
     check_count,
 )
-from dynllava.tokens import Segment, take_rows
+from dynllava.engine.stream import Segment, take_rows
 
 VERSIONS = ("1.5", "rank", "2.0")
 #: Pruning layers of a 32-layer model; other depths scale the first short layer.

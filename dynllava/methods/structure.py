@@ -17,7 +17,7 @@ from dynllava.methods.base import (
     check_layer,
 )
 from dynllava.methods.random import static_schedule
-from dynllava.tokens import Segment
+from dynllava.engine.stream import Segment
 
 
 @dataclass

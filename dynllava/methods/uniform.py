@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from ..errors import UserError
-from ..tokens import Segment
+from ..engine.stream import Segment
 from .base import (
     Method,
     Observed,

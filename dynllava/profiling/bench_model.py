@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dynllava.compiled import CompiledSteps, compiled
+from dynllava.engine.compiled import CompiledSteps, compiled
 from dynllava.errors import UserError
 from dynllava.profiling.spec import ModelSpec
 

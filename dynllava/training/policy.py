@@ -16,7 +16,7 @@ import torch
 
 from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
-from dynllava.tokens import Segment, take_rows
+from dynllava.engine.stream import Segment, take_rows
 from dynllava.training.gumbel import gumbel_keep
 from dynllava.training.losses import IGNORED, keep_rate_loss
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dynllava.decoder import PolicyHook
+from dynllava.engine.decoder import PolicyHook
 from dynllava.training.losses import IGNORED, language_loss
 from dynllava.training.policy import TrainingPolicy
 

@@ -54,7 +54,7 @@ def request_costs(report: Any, rows: Sequence[int], fed: Sequence[int]) -> list[
 
     Parameters
     ----------
-    report : dynllava.report.CallReport
+    report : dynllava.engine.report.CallReport
         Of the ``generate()`` call.
     rows : sequence of int
         Rows of the batch.
@@ -99,7 +99,7 @@ def scored_costs(report: Any, row: int, fed: int) -> dict[str, float]:
 
     Parameters
     ----------
-    report : dynllava.report.CallReport
+    report : dynllava.engine.report.CallReport
         Of the ``score()`` call.
     row : int
         Row of the batch.

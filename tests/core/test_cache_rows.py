@@ -7,7 +7,7 @@ import torch
 from method_cases import CASES
 from tiny import batch, pixels, prompts, tiny_model
 
-from dynllava.cache import LayerStore, Lengths
+from dynllava.engine.cache import LayerStore, Lengths
 
 RUNNING = [case for case in CASES if case.id != "fastv-reprune"]
 

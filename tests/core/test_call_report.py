@@ -98,7 +98,7 @@ def test_reading_costs_does_not_grow_with_rows_or_layers():
 
 
 def test_counts_of_layers_on_several_devices_are_read_together():
-    from dynllava.report import _read
+    from dynllava.engine.report import _read
 
     assert _read([torch.tensor([1, 2]), torch.tensor([3, 4])]) == [[1, 2], [3, 4]]
     assert _read([]) == []

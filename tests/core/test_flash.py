@@ -15,8 +15,8 @@ from method_cases import CASES
 from tiny import batch, pixels, prompts, tiny_model
 from torch.nn import functional as F
 
-from dynllava import flash
-from dynllava.attention import exact_scores, observe, summed_attention
+from dynllava.engine import flash
+from dynllava.engine.attention import exact_scores, observe, summed_attention
 from dynllava.errors import UserError
 from dynllava.loading import load_model
 from dynllava.methods.base import Probe

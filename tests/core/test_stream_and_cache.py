@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynllava.attention import LayerCall, observe, softmax_weights, summed_attention
-from dynllava.cache import LayerStore, Lengths, SparseCache
+from dynllava.engine.attention import LayerCall, observe, softmax_weights, summed_attention
+from dynllava.engine.cache import LayerStore, Lengths, SparseCache
 from dynllava.methods.base import Probe
 from dynllava.methods.random import hash_uniform
-from dynllava.tokens import Segment, align_left, restore_columns
+from dynllava.engine.stream import Segment, align_left, restore_columns
 
 ROWS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=4)
 
@@ -130,7 +130,7 @@ def test_observed_rows_and_column_sums_equal_the_full_matrix(length, seed):
 
 @pytest.mark.parametrize("count", [1, 5, 33])
 def test_sums_and_output_of_one_pass_do_not_depend_on_the_block(monkeypatch, count):
-    import dynllava.attention as attention
+    from dynllava.engine import attention
 
     query, key, value = torch.randn(3, 2, 4, count, 8, generator=torch.Generator().manual_seed(0))
     length = torch.tensor([count, max(1, count // 2)])

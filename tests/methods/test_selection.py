@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import IMAGE_TOKEN, batch, pixels, prompts, tiny_model
 
-from dynllava.clustering import cluster_means, density_peaks
+from dynllava.engine.clustering import cluster_means, density_peaks
 from dynllava.config import model_dims
 from dynllava.errors import UserError
 from dynllava.methods import create

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynllava import methods
-from dynllava.compiled import CompiledSteps
+from dynllava.engine.compiled import CompiledSteps
 from dynllava.errors import UserError
 from dynllava.profiling import bench, bench_report, ledger, speed, stats
 from dynllava.profiling.speed import STOCK

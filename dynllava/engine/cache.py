@@ -1,0 +1,336 @@
+"""Write-then-commit KV cache with a length per row.
+
+A decode step writes the new K/V behind each row's entries, attends to them all, and then
+advances the length only of the rows that keep the token.  A dropped token is overwritten by
+the next one, so nothing is copied and nothing branches, and the current token always takes part in
+its own step (paper Eq. 6).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache
+
+from dynllava.engine import flash
+from dynllava.engine.attention import LayerCall, attend, observe_cached
+
+DEFAULT_CHUNK = 128
+
+
+@dataclass
+class Lengths:
+    """Entries per row, shared by consecutive layers that always hold the same tokens.
+
+    Attributes
+    ----------
+    length : Tensor [B] int64
+        Valid entries per row.
+    bound : int
+        Host-side upper bound of ``length``.
+    exact : bool
+        True if every row holds exactly ``bound`` entries (then no mask is needed).
+    compact : bool
+        A decode query's position is ``length`` instead of the place in the full sequence.
+    """
+
+    length: torch.Tensor
+    bound: int
+    exact: bool
+    compact: bool = False
+
+    def tighten(self) -> None:
+        """Set the bound to the true maximum: the one host synchronisation of a growth."""
+        if not self.exact:
+            self.bound = int(self.length.max())
+
+    def advance(self, count: int, kept: torch.Tensor | None) -> None:
+        """Commit ``count`` written tokens; ``kept`` [B] of them stay, None = all."""
+        if kept is None:
+            self.length = self.length + count
+        else:
+            self.length = self.length + kept.to(self.length)
+            self.exact = False
+        self.bound += count
+
+    def index(self, rows: torch.Tensor) -> None:
+        """Reorder or repeat rows."""
+        self.length = self.length.index_select(0, rows.to(self.length.device))
+
+
+class LayerStore:
+    """K and V of one layer, ``[B, Hkv, capacity, d]``.
+
+    ``shares_lengths`` tells whether the decoder commits the group's lengths after a call (True), or
+    the store keeps its own books (methods that evict per head).  ``masks_prompt``: the store hides
+    keys from the prompt's own attention.
+    """
+
+    shares_lengths = True
+    masks_prompt = False
+
+    def __init__(self, lengths: Lengths, chunk: int = DEFAULT_CHUNK) -> None:
+        self.lengths = lengths
+        self.chunk = chunk
+        self.key: torch.Tensor | None = None
+        self.value: torch.Tensor | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Allocated entries per row."""
+        return 0 if self.key is None else self.key.shape[2]
+
+    def fill_prompt(self, key: torch.Tensor, value: torch.Tensor, call: LayerCall) -> None:
+        """Store the first tokens, [B, Hkv, L, d]; entries past a row's length get overwritten."""
+        self.key, self.value = self._allocated(key), self._allocated(value)
+
+    def step(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        call: LayerCall,
+    ) -> torch.Tensor:
+        """Write one token [B, H, 1, d] behind each row's entries and attend to them and itself."""
+        self.write(call.slots, key, value)
+        if call.probe is not None:
+            keys = self.key[:, :, : call.span]
+            call.observed = observe_cached(query, keys, call.probe, scaling, call.mask)
+        if call.kernel == flash.NAME:
+            return flash.step(query, self.key, self.value, scaling, self.lengths.length + 1)
+        return attend(
+            query,
+            self.key[:, :, : call.span],
+            self.value[:, :, : call.span],
+            scaling,
+            mask=call.mask,
+            kernel=call.kernel,
+        )
+
+    def extend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+        call: LayerCall,
+    ) -> torch.Tensor:
+        """Attend q tokens [B, H, q, d] to the cache and among themselves, then write them."""
+        keys = torch.cat([self.key[:, :, : call.span], key], 2)
+        values = torch.cat([self.value[:, :, : call.span], value], 2)
+        if call.probe is not None:
+            call.observed = observe_cached(query, keys, call.probe, scaling, call.mask)
+        out = attend(query, keys, values, scaling, mask=call.mask, kernel=call.kernel)
+        self.write(call.slots, key, value)
+        return out
+
+    def _allocated(self, first: torch.Tensor) -> torch.Tensor:
+        batch, heads, count, dim = first.shape
+        capacity = round_up(count + 1, self.chunk)
+        out = first.new_empty(batch, heads, capacity, dim)
+        out[:, :, :count] = first
+        # Masked entries get weight 0, but 0 times whatever lay in memory may be NaN.
+        out[:, :, count:] = 0
+        return out
+
+    def next_position(self) -> torch.Tensor:
+        """Return [B] int64: position of the next token if positions are compact."""
+        return self.lengths.length
+
+    def grow(self, needed: int) -> None:
+        """Allocate room for ``needed`` entries per row."""
+        if needed > self.capacity:
+            more = round_up(needed, self.chunk) - self.capacity
+            self.key = torch.nn.functional.pad(self.key, (0, 0, 0, more))
+            self.value = torch.nn.functional.pad(self.value, (0, 0, 0, more))
+
+    def prepare(self, count: int) -> None:
+        """Do on the host what ``count`` further tokens need (stores with books of their own)."""
+
+    def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Write new entries.
+
+        Parameters
+        ----------
+        slots : Tensor [B, Hkv or 1, q] int64
+            Where each entry goes (equal over heads unless a method evicts per head).
+        key, value : Tensor [B, Hkv, q, d]
+            New entries.
+        """
+        places = (*row_and_head(key), slots)
+        self.key.index_put_(places, key)
+        self.value.index_put_(places, value)
+
+    def index(self, rows: torch.Tensor) -> None:
+        """Reorder or repeat rows."""
+        if self.key is not None:
+            rows = rows.to(self.key.device)
+            self.key = self.key.index_select(0, rows)
+            self.value = self.value.index_select(0, rows)
+
+    def stored_bytes(self) -> torch.Tensor:
+        """Return [B] int64: bytes of the valid entries, K and V."""
+        if self.key is None:
+            return torch.zeros_like(self.lengths.length)
+        return self.lengths.length * self.entry_bytes()
+
+    def entry_bytes(self) -> int:
+        """Return the bytes of one entry, K and V of all heads; 0 before the prompt."""
+        if self.key is None:
+            return 0
+        _, heads, _, dim = self.key.shape
+        return 2 * heads * dim * self.key.element_size()
+
+    def allocated_bytes(self) -> int:
+        """Return bytes allocated for K and V, all rows."""
+        if self.key is None:
+            return 0
+        return 2 * self.key.numel() * self.key.element_size()
+
+
+class SparseCache(Cache):
+    """The cache of one batch: a :class:`LayerStore` a layer and what must survive between calls.
+
+    Attributes
+    ----------
+    stores : list of LayerStore
+        One a layer.
+    groups : list of Lengths
+        Shared lengths, in layer order.
+    columns : int
+        Input columns fed so far, padding included (what ``generate`` calls the sequence length).
+    seen : Tensor [B] int64
+        Tokens fed so far per row, padding not counted: the next token's position.
+    sample_ids : Tensor [B] int64
+        Stable identity of each row.
+    outputs : Tensor [B] int64
+        Output tokens fed so far per row.
+    decisions : list of Tensor [B] bool
+        One a fed output token: stored or not in the layers that drop.
+    """
+
+    def __init__(self, chunk: int = DEFAULT_CHUNK) -> None:
+        super().__init__(layers=[])
+        self.chunk = chunk
+        self.stores: list[LayerStore] = []
+        self.groups: list[Lengths] = []
+        self.columns = 0
+        self.seen: torch.Tensor | None = None
+        self.sample_ids: torch.Tensor | None = None
+        self.outputs: torch.Tensor | None = None
+        self.decisions: list[torch.Tensor] = []
+        self.method_state: dict = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was stored yet."""
+        return not self.stores
+
+    @property
+    def is_compileable(self) -> bool:
+        """The stock static-cache path does not apply."""
+        return False
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether a prompt was stored."""
+        return not self.is_empty
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the input columns fed so far."""
+        return self.columns
+
+    def get_max_length(self, layer_idx: int = 0) -> int:
+        """Return -1: the cache grows."""
+        return -1
+
+    def new_group(self, length: torch.Tensor, bound: int, *, exact: bool) -> Lengths:
+        """Open a group of layers that hold the same tokens."""
+        group = Lengths(length, bound, exact)
+        self.groups.append(group)
+        return group
+
+    def make_room(self, count: int) -> None:
+        """Let every layer prepare for ``count`` further tokens a row, before they are fed."""
+        done: list[Lengths] = []
+        for store in self.stores:
+            if not store.shares_lengths:
+                store.prepare(count)
+            elif not any(group is store.lengths for group in done):
+                done.append(store.lengths)
+                # Dropped tokens of an extension share the first slot behind the kept ones, which
+                # are fewer then: there is room for it.
+                self.reserve(store.lengths, count)
+
+    def reserve(self, group: Lengths, extra: int) -> None:
+        """Make room for ``extra`` entries behind the longest row of ``group``'s layers."""
+        members = [store for store in self.stores if store.lengths is group]
+        if group.bound + extra <= members[0].capacity:
+            return
+        group.tighten()
+        for store in members:
+            store.grow(group.bound + extra)
+
+    def kv_lengths(self) -> torch.Tensor:
+        """Return [layers, B] int64: entries stored per layer and row."""
+        return torch.stack([store.lengths.length.cpu() for store in self.stores])
+
+    def stored_bytes(self) -> int:
+        """Return the bytes of the valid entries, all layers and rows."""
+        return int(sum(int(store.stored_bytes().sum()) for store in self.stores))
+
+    def allocated_bytes(self) -> int:
+        """Return the bytes allocated, all layers and rows."""
+        return sum(store.allocated_bytes() for store in self.stores)
+
+    def _index(self, rows: torch.Tensor) -> None:
+        for store in self.stores:
+            store.index(rows)
+        for group in self.groups:
+            group.index(rows)
+        for name in ("seen", "sample_ids", "outputs"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
+        self.decisions = [d.index_select(0, rows.to(d.device)) for d in self.decisions]
+        self.method_state = {
+            name: value.index_select(0, rows.to(value.device))
+            if isinstance(value, torch.Tensor)
+            else value
+            for name, value in self.method_state.items()
+        }
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Follow beam search: row i becomes what row ``beam_idx[i]`` was."""
+        self._index(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the given rows."""
+        self._index(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row ``repeats`` times."""
+        if self.seen is not None:
+            rows = torch.arange(self.seen.shape[0], device=self.seen.device)
+            self._index(rows.repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.stores, self.groups, self.decisions = [], [], []
+        self.columns = 0
+        self.seen = self.sample_ids = self.outputs = None
+        self.method_state = {}
+
+
+def row_and_head(entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices [B, 1, 1] and [1, H, 1] that address ``entries`` [B, H, ...]."""
+    batch, heads = entries.shape[:2]
+    rows = torch.arange(batch, device=entries.device)[:, None, None]
+    return rows, torch.arange(heads, device=entries.device)[None, :, None]
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return ``value`` rounded up to a multiple."""
+    return -(-value // multiple) * multiple

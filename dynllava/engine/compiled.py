@@ -1,0 +1,70 @@
+"""Decode steps compiled with ``torch.compile``.
+
+A compiled step attends over the cache's whole capacity under a mask, so its shapes change only when
+the cache grows by a chunk: after the second growth the compiler treats that size as a variable.
+Prompts, extensions and everything the host decides stay as they are, so the outputs are
+those of the ordinary step up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from dynllava.engine.decoder import Pass
+from dynllava.errors import UserError
+from dynllava.methods.base import Method
+
+
+class CompiledSteps:
+    """Compiled steps of one model, one a method, so that switching methods recompiles nothing.
+
+    Parameters
+    ----------
+    backend : str
+        Backend of ``torch.compile``; ``"inductor"`` generates kernels (on a CPU it needs a C++
+        compiler).
+    """
+
+    def __init__(self, backend: str = "inductor") -> None:
+        self.backend = backend
+        self._steps: dict[str, Callable[..., Any]] = {}
+
+    def of(self, method: Method) -> Callable[..., Any] | None:
+        """Return the step for ``method``; None where its shapes change from step to step."""
+        if method.needs_whole_cache():
+            return None
+        key = f"{method.name} {method.parameters()}"
+        if key not in self._steps:
+            self._steps[key] = self._compiled()
+        return self._steps[key]
+
+    def _compiled(self) -> Callable[..., Any]:
+        # The compiler counts recompilations per code object: give each method one of its own.
+        walk = Pass._walk
+        own = FunctionType(walk.__code__.replace(), walk.__globals__, walk.__name__)
+        return compiled(own, self.backend)
+
+
+def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """Return ``function`` compiled; a backend that fails is one line (:class:`UserError`)."""
+    step = torch.compile(function, backend=backend)
+
+    def run(*args: Any, **options: Any) -> Any:
+        try:
+            return step(*args, **options)
+        except RuntimeError as error:
+            if type(error).__name__ not in COMPILER_ERRORS:
+                raise
+            cause = getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+            raise UserError(f"compile=True: no compiled step ({reason})") from error
+
+    return run
+
+
+COMPILER_ERRORS = ("BackendCompilerFailed", "InductorError")
+"""What ``torch.compile`` raises if a backend fails, e.g. without a C++ compiler."""

@@ -1,0 +1,374 @@
+"""The layer loop that every method shares.
+
+It walks the stock decoder layers.  Before each one the method may say which tokens go on; the
+loop gathers hidden states and positions, keeps the cache's books and goes on.  Nothing here knows a
+method by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynllava.engine.attention import LayerCall
+from dynllava.engine.cache import LayerStore, Lengths, SparseCache
+from dynllava.methods.base import Method, Observed, Selection, StepContext
+from dynllava.engine.stream import Segment, TokenStream
+
+
+@dataclass
+class DecoderResult:
+    """What a pass gives.
+
+    Attributes
+    ----------
+    stream : TokenStream
+        Tokens after the last layer; ``hidden`` is normalised.
+    layer_tokens : list of Tensor [B] int64
+        Valid tokens that entered each layer.
+    selections : list of (int, TokenStream)
+        After each real dropping: the layer and the stream that entered it.
+    kept : Tensor [B, q] bool or None
+        While decoding: which of this call's tokens the dropping layers store.
+    """
+
+    stream: TokenStream
+    layer_tokens: list[torch.Tensor] = field(default_factory=list)
+    selections: list[tuple[int, TokenStream]] = field(default_factory=list)
+    kept: torch.Tensor | None = None
+
+
+@dataclass
+class PolicyHook:
+    """Training's entry: builds the key policy at the input of layer ``layer``.
+
+    ``build(ctx) -> Tensor [B, L]`` gets the :class:`StepContext` of that layer; all layers from
+    there on use the masked softmax with the policy, and nothing is dropped.
+    """
+
+    layer: int
+    build: Callable[[StepContext], torch.Tensor]
+
+
+class Pass:
+    """One forward pass of the language model's layers under a method.
+
+    Parameters
+    ----------
+    language_model : Module
+        Stock decoder with ``layers``, ``norm`` and ``rotary_emb``.
+    method : Method
+        Decides which tokens go on and which K/V stay.
+    ctx : StepContext
+        What the method may look at; its stream is the input.
+    cache : SparseCache or None
+        Filled by a prompt, continued otherwise.
+    kernel : str
+        Attention kernel.
+    compiled : callable or None
+        :meth:`_walk`, compiled; then a step's shapes depend on the cache's capacity alone.
+    """
+
+    def __init__(
+        self,
+        language_model: nn.Module,
+        method: Method,
+        ctx: StepContext,
+        cache: SparseCache | None,
+        kernel: str,
+        compiled: Callable[..., Any] | None = None,
+    ) -> None:
+        self.compiled = compiled
+        self.fixed = False
+        self.model = language_model
+        self.method = method
+        self.ctx = ctx
+        ctx.rotary = language_model.rotary_emb
+        self.cache = cache
+        self.kernel = kernel
+        self.result = DecoderResult(ctx.stream)
+        self.hidden_keys: torch.Tensor | None = None
+        self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def stream(self) -> TokenStream:
+        """The tokens at the current layer's input."""
+        return self.ctx.stream
+
+    @stream.setter
+    def stream(self, stream: TokenStream) -> None:
+        if stream.position is not self.ctx.stream.position:
+            self._rotary = None
+        self.ctx.stream = stream
+
+    def prompt(self, policy_hook: PolicyHook | None = None) -> DecoderResult:
+        """Run a whole sequence: a prompt, or prompt and output without a cache."""
+        group: Lengths | None = None
+        observed: Observed | None = None
+        policy: torch.Tensor | None = None
+        for index, layer in enumerate(self.model.layers):
+            if policy_hook is not None:
+                if index == policy_hook.layer:
+                    policy = policy_hook.build(self.ctx)
+                selection = None
+            else:
+                selection = self.method.select(index, self.ctx, observed)
+            if selection is not None:
+                self._apply_to_prompt(index, selection)
+            store = None
+            if self.cache is not None:
+                opens = group is None or selection is not None
+                if opens or index == self.method.output_layer():
+                    group = self._open_group()
+                store = self._open_store(index, group)
+            call = LayerCall(
+                self.kernel,
+                "prompt",
+                store=store,
+                length=self.stream.length,
+                mask=self._hiding_mask(),
+                probe=self.method.probe(index, self.ctx),
+                policy=policy,
+                rotary=self.model.rotary_emb,
+            )
+            self._run_layer(layer, call)
+            observed = call.observed
+        return self._finish()
+
+    def step(self) -> DecoderResult:
+        """Feed one token a row on top of the cache."""
+        self.fixed = self.compiled is not None
+        return self._continue("step")
+
+    def extend(self) -> DecoderResult:
+        """Feed several tokens a row on top of the cache."""
+        return self._continue("extend")
+
+    def _apply_to_prompt(self, index: int, selection: Selection) -> None:
+        if selection.hide:
+            self.hidden_keys = ~selection.keep
+            return
+        stream = self.stream
+        # The newest token takes part in its own step even if its K/V would not be kept.
+        rows = torch.arange(stream.size, device=selection.keep.device)
+        newest = (rows == (stream.length - 1)[:, None]) & stream.is_segment(Segment.OUTPUT)
+        stream = stream.gather(selection.keep | newest)
+        if selection.merged is not None and selection.merged_length is not None:
+            stream = stream.with_merged(selection.merged, selection.merged_length)
+        if selection.renumber:
+            stream = stream.renumbered()
+        self.stream = stream
+        self.ctx.output_index = output_ordinals(stream)
+        self.result.selections.append((index, stream))
+
+    def _hiding_mask(self) -> torch.Tensor | None:
+        """Return [B, 1, L, L] visibility where a method hides keys, else None (causal)."""
+        if self.hidden_keys is None:
+            return None
+        size = self.stream.size
+        device = self.hidden_keys.device
+        causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
+        own = torch.eye(size, dtype=torch.bool, device=device)
+        visible = causal & ~self.hidden_keys[:, None, :]
+        # A hidden token does not see itself either, unless it would see nothing at all.
+        return (visible | (own & ~visible.any(-1, keepdim=True)))[:, None]
+
+    def _open_group(self) -> Lengths:
+        lengths = self.stream.host_lengths
+        group = self.cache.new_group(
+            self.stream.length, max(lengths), exact=min(lengths) == max(lengths)
+        )
+        group.compact = self.method.compact_positions()
+        return group
+
+    def _open_store(self, index: int, group: Lengths) -> LayerStore:
+        store = self.method.make_store(index, self.stream, group, self.cache.chunk)
+        self.cache.stores.append(store)
+        return store
+
+    def _continue(self, phase: str) -> DecoderResult:
+        size = self.stream.size
+        self.cache.make_room(size)
+        walk = self.compiled if self.fixed else Pass._walk
+        for group, kept_count in walk(self, phase):
+            group.advance(size, kept_count)
+        return self._finish()
+
+    def _walk(self, phase: str) -> list[tuple[Lengths, torch.Tensor | None]]:
+        """Run the layers on a cache; return each group of layers with its kept tokens [B].
+
+        Whatever the host decides from numbers that change from step to step stays outside, so that
+        a step with ``fixed`` shapes can be compiled.
+        """
+        stream = self.stream
+        kept: torch.Tensor | None = None
+        observed: Observed | None = None
+        group: Lengths | None = None
+        plan: _GroupPlan | None = None
+        plans: list[tuple[Lengths, torch.Tensor | None]] = []
+        for index, layer in enumerate(self.model.layers):
+            selection = self.method.select(index, self.ctx, observed)
+            if selection is not None and selection.hide:
+                self.hidden_keys = ~selection.keep
+            elif selection is not None:
+                kept = selection.keep & stream.valid()
+                self.result.kept = kept
+            store = self.cache.stores[index]
+            call = LayerCall(
+                # Flash's cached kernel knows lengths only, not hidden entries in between.
+                self.kernel if self.hidden_keys is None else "sdpa",
+                phase,
+                store=store,
+                length=stream.length,
+                probe=self.method.probe(index, self.ctx),
+                rotary=self.model.rotary_emb,
+            )
+            if store.shares_lengths:
+                if store.lengths is not group or selection is not None:
+                    group = store.lengths
+                    span = store.capacity if self.fixed else None
+                    plan = _GroupPlan.make(group, stream, kept, phase, self.hidden_keys, span)
+                    plans.append((group, plan.kept_count))
+                    if plan.position is not None:
+                        self.stream = replace(self.stream, position=plan.position)
+                call.slots, call.mask, call.span = plan.slots, plan.mask, plan.span
+            elif store.lengths.compact:
+                offsets = torch.arange(stream.size, device=stream.position.device)
+                position = store.next_position().to(offsets.device)[:, None] + offsets
+                self.stream = replace(self.stream, position=position)
+            self._run_layer(layer, call)
+            observed = call.observed
+        return plans
+
+    def _run_layer(self, layer: nn.Module, call: LayerCall) -> None:
+        stream = self.stream
+        hidden = stream.hidden
+        if self._rotary is None:
+            self._rotary = self.model.rotary_emb(hidden, position_ids=stream.position)
+        self.result.layer_tokens.append(stream.length)
+        call.position = stream.position
+        hidden = layer(
+            hidden,
+            attention_mask=None,
+            position_ids=stream.position,
+            position_embeddings=self._rotary,
+            sparse_call=call,
+        )
+        self.ctx.stream = replace(stream, hidden=hidden)
+
+    def _finish(self) -> DecoderResult:
+        hidden = self.model.norm(self.stream.hidden)
+        self.result.stream = replace(self.stream, hidden=hidden)
+        return self.result
+
+
+@dataclass
+class _GroupPlan:
+    """Slots, visibility and positions that a group of layers shares in one decoding call."""
+
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+    span: int
+    kept_count: torch.Tensor | None
+    position: torch.Tensor | None
+
+    @classmethod
+    def make(
+        cls,
+        group: Lengths,
+        stream: TokenStream,
+        kept: torch.Tensor | None,
+        phase: str,
+        hidden_keys: torch.Tensor | None,
+        span: int | None,
+    ) -> _GroupPlan:
+        """Plan a call; ``span`` is the number of entries that a step of fixed shape looks at."""
+        step = phase == "step"
+        plan = cls._step(group, kept, span) if step else cls._extend(group, stream, kept)
+        if hidden_keys is not None:
+            plan.hide(hidden_keys)
+        if group.compact:
+            offsets = torch.arange(stream.size, device=group.length.device)
+            plan.position = group.length[:, None] + offsets[None, :]
+        return plan
+
+    @classmethod
+    def _step(cls, group: Lengths, kept: torch.Tensor | None, span: int | None) -> _GroupPlan:
+        mask = None
+        masked = span is not None or not group.exact
+        if span is None:
+            span = group.bound + 1
+        if masked:
+            columns = torch.arange(span, device=group.length.device)
+            mask = (columns <= group.length[:, None])[:, None, None, :]
+        return cls(
+            slots=group.length[:, None, None],
+            mask=mask,
+            span=span,
+            kept_count=None if kept is None else kept[:, 0],
+            position=None,
+        )
+
+    @classmethod
+    def _extend(cls, group: Lengths, stream: TokenStream, kept: torch.Tensor | None) -> _GroupPlan:
+        device = group.length.device
+        size = stream.size
+        stays = stream.valid() if kept is None else kept
+        own = torch.eye(size, dtype=torch.bool, device=device)
+        causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
+        fresh = (causal & stays[:, None, :]) | own
+        cached = torch.arange(group.bound, device=device) < group.length[:, None]
+        cached = cached[:, None, :].expand(-1, size, -1)
+        count = stays.sum(1)
+        # Dropped and padded tokens share the first free slot behind the kept ones.
+        offset = torch.where(stays, stays.cumsum(1) - 1, count[:, None])
+        complete = kept is None and min(stream.host_lengths) == size
+        return cls(
+            slots=(group.length[:, None] + offset)[:, None],
+            mask=torch.cat([cached, fresh], 2)[:, None],
+            span=group.bound,
+            kept_count=None if complete else count,
+            position=None,
+        )
+
+    def hide(self, hidden_keys: torch.Tensor) -> None:
+        """Take keys [B, keys] out of sight (missing columns stay visible)."""
+        missing = self.span - hidden_keys.shape[1]
+        if self.mask is not None and self.mask.shape[-1] != self.span:
+            missing = self.mask.shape[-1] - hidden_keys.shape[1]
+        visible = nn.functional.pad(~hidden_keys, (0, missing), value=True)[:, None, None, :]
+        self.mask = visible if self.mask is None else self.mask & visible
+
+
+def output_ordinals(stream: TokenStream, before: torch.Tensor | None = None) -> torch.Tensor:
+    """Return [B, L] int64: output tokens of the row before each token (``before`` [B] added)."""
+    is_output = stream.is_segment(Segment.OUTPUT)
+    ordinal = is_output.cumsum(1) - is_output.long()
+    return ordinal if before is None else ordinal + before[:, None]
+
+
+def make_context(
+    stream: TokenStream,
+    num_layers: int,
+    sample_ids: torch.Tensor,
+    cache: SparseCache | None,
+    *,
+    decoding: bool,
+    predictors: dict[str, Any],
+) -> StepContext:
+    """Return the context of one call."""
+    before = cache.outputs if decoding and cache is not None else None
+    return StepContext(
+        stream=stream,
+        image_predictor=predictors.get("image"),
+        output_predictor=predictors.get("output"),
+        decoding=decoding,
+        num_layers=num_layers,
+        sample_ids=sample_ids,
+        output_index=output_ordinals(stream, before),
+        cache=cache,
+    )

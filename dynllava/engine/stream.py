@@ -1,0 +1,186 @@
+"""The token stream that the decoder works on: left-aligned rows with a segment per token.
+
+Rows are aligned once on entry, so inside the loop padding is always at the end of a row.
+Causality then hides it, fused causal kernels stay usable, and caches are filled as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+
+
+class Segment(IntEnum):
+    """What a token is."""
+
+    PAD = 0
+    TEXT = 1
+    IMAGE = 2
+    OUTPUT = 3
+
+
+@dataclass
+class TokenStream:
+    """A batch of left-aligned token rows.
+
+    Attributes
+    ----------
+    hidden : Tensor [B, L, D]
+        Hidden states.
+    segment : Tensor [B, L] int8
+        :class:`Segment` of each token; ``PAD`` past a row's length.
+    position : Tensor [B, L] int64
+        Rotary position: the place in the full sequence, unless a method renumbers.
+    column : Tensor [B, L] int64
+        Column of the caller's input; -1 for padding and merged tokens.
+    image_index : Tensor [B, L] int64
+        Place among the row's image tokens (0 = first); -1 for other tokens, and
+        ``-(2 + i)`` for the i-th merged token of the latest merge.
+    length : Tensor [B] int64
+        Valid tokens per row.
+    host_lengths : list of int
+        The same on the host.
+    """
+
+    hidden: torch.Tensor
+    segment: torch.Tensor
+    position: torch.Tensor
+    column: torch.Tensor
+    image_index: torch.Tensor
+    length: torch.Tensor
+    host_lengths: list[int]
+
+    @property
+    def size(self) -> int:
+        """Columns L of the stream (longest row)."""
+        return self.segment.shape[1]
+
+    def valid(self) -> torch.Tensor:
+        """Return [B, L] bool, True where a token is not padding."""
+        return self.segment != int(Segment.PAD)
+
+    def is_segment(self, segment: Segment) -> torch.Tensor:
+        """Return [B, L] bool, True where the token is of ``segment``."""
+        return self.segment == int(segment)
+
+    def gather(self, keep: torch.Tensor) -> TokenStream:
+        """Return the stream of the kept tokens, left-aligned, order preserved.
+
+        Parameters
+        ----------
+        keep : Tensor [B, L] bool
+            True = the token stays.  Padding is dropped whatever it says.
+        """
+        keep = keep & self.valid()
+        length = keep.sum(1)
+        # The one synchronisation of a pruning step: the new lengths must be known on the host.
+        host_lengths = length.tolist()
+        width = max(*host_lengths, 1)
+        order = torch.argsort((~keep).to(torch.uint8), dim=1, stable=True)[:, :width]
+        past_end = torch.arange(width, device=order.device)[None, :] >= length[:, None]
+        return TokenStream(
+            hidden=take_rows(self.hidden, order),
+            segment=self.segment.gather(1, order).masked_fill(past_end, int(Segment.PAD)),
+            position=self.position.gather(1, order),
+            column=self.column.gather(1, order).masked_fill(past_end, -1),
+            image_index=self.image_index.gather(1, order).masked_fill(past_end, -1),
+            length=length,
+            host_lengths=host_lengths,
+        )
+
+    def renumbered(self) -> TokenStream:
+        """Return the stream with positions 0, 1, 2, ... within each row."""
+        position = torch.arange(self.size, device=self.position.device).expand_as(self.position)
+        return replace(self, position=position)
+
+    def with_merged(self, merged: torch.Tensor, merged_length: torch.Tensor) -> TokenStream:
+        """Return the stream with merged tokens put behind each row's last image token.
+
+        Parameters
+        ----------
+        merged : Tensor [B, C, D]
+            New tokens.
+        merged_length : Tensor [B] int64
+            How many of them each row has.
+        """
+        batch, count, _ = merged.shape
+        device = self.segment.device
+        columns = torch.arange(self.size, device=device).expand(batch, -1)
+        image = self.is_segment(Segment.IMAGE)
+        last_image = torch.where(image, columns, -1).amax(1, keepdim=True)
+        # Sort keys: a merged token sorts right behind the last image token of its row.
+        fraction = torch.arange(1, count + 1, device=device, dtype=torch.float64) / (count + 1)
+        key = torch.cat([columns.double(), last_image + fraction[None, :]], 1)
+        present = torch.arange(count, device=device)[None, :] < merged_length[:, None]
+        merged_segment = torch.where(present, int(Segment.IMAGE), int(Segment.PAD))
+        none = torch.full((batch, count), -1, dtype=torch.int64, device=device)
+        index = (-2 - torch.arange(count, device=device)).expand(batch, -1)
+        segment = torch.cat([self.segment, merged_segment.to(self.segment.dtype)], 1)
+        order = torch.argsort(key.masked_fill(segment == Segment.PAD, float("inf")), dim=1)
+        length = self.length + merged_length
+        host_lengths = length.tolist()
+        order = order[:, : max(*host_lengths, 1)]
+        return TokenStream(
+            hidden=take_rows(torch.cat([self.hidden, merged.to(self.hidden.dtype)], 1), order),
+            segment=segment.gather(1, order),
+            position=torch.cat([self.position, none.clamp(min=0)], 1).gather(1, order),
+            column=torch.cat([self.column, none], 1).gather(1, order),
+            image_index=torch.cat([self.image_index, index], 1).gather(1, order),
+            length=length,
+            host_lengths=host_lengths,
+        )
+
+
+def take_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return ``tensor`` [B, L, D] at ``index`` [B, R] as [B, R, D]."""
+    index = index.to(tensor.device)
+    return tensor.gather(1, index[..., None].expand(-1, -1, tensor.shape[-1]))
+
+
+def align_left(
+    embeds: torch.Tensor, valid: torch.Tensor, segment: torch.Tensor, start: torch.Tensor
+) -> TokenStream:
+    """Build a stream from the caller's layout, whatever its padding side.
+
+    Parameters
+    ----------
+    embeds : Tensor [B, L, D]
+        Input embeddings.
+    valid : Tensor [B, L] bool
+        False = padding.
+    segment : Tensor [B, L] int8
+        :class:`Segment` of each token, padding not yet marked.
+    start : Tensor [B] int64
+        Position of each row's first token (tokens already seen).
+    """
+    columns = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
+    is_image = (segment == Segment.IMAGE) & valid
+    stream = TokenStream(
+        hidden=embeds,
+        segment=torch.where(valid, segment, int(Segment.PAD)).to(torch.int8),
+        position=(valid.cumsum(1) - 1).clamp(min=0) + start[:, None],
+        column=columns,
+        image_index=torch.where(is_image, is_image.cumsum(1) - 1, -1),
+        length=valid.sum(1),
+        host_lengths=[valid.shape[1]] * valid.shape[0],
+    )
+    if embeds.shape[1] == 1:
+        # A decode step has no padding: nothing to align, and no host synchronisation.
+        return stream
+    host_lengths = stream.length.tolist()
+    if min(host_lengths) == valid.shape[1]:
+        return stream
+    return stream.gather(stream.valid())
+
+
+def restore_columns(hidden: torch.Tensor, stream: TokenStream, columns: int) -> torch.Tensor:
+    """Scatter hidden states [B, L, D] back to the caller's columns: [B, columns, D].
+
+    Columns of dropped tokens and of padding are zero.
+    """
+    out = hidden.new_zeros(hidden.shape[0], columns + 1, hidden.shape[-1])
+    target = torch.where(stream.column >= 0, stream.column, columns).to(hidden.device)
+    out.scatter_(1, target[..., None].expand(-1, -1, hidden.shape[-1]), hidden)
+    return out[:, :columns]

@@ -1,0 +1,250 @@
+"""The plan: all that a method promises, as one value.
+
+Tokens per layer, cache lengths, the cost of looking, budgets, composition, whether a cache is
+used and how positions go on are derived from it.  Nothing here computes with tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..errors import UserError
+from .cuts import Cut, Stage
+from .keeps import Alternate, Count, Share
+from .looks import Attention, Look, column_sums
+from .operations import ModelDims, Operation
+from .schedule import Schedule
+from .segments import Segment
+from .shapes import Shape, Voco
+from .stores import Dense, PerHead, Span, Store
+
+Work = Callable[[Shape, ModelDims, tuple[Stage, ...]], Iterable[Operation]]
+"""Operations of a method's own layers for a prompt, a model, and what the cuts do to it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method promises.
+
+    Attributes
+    ----------
+    cuts : tuple of Cut
+        Where tokens leave.
+    store : Store
+        What the cache of a layer keeps.
+    prompt : str
+        ``"causal"``; ``"own_budget"``: the prompt's own attention is restricted to what the store
+        would keep; ``"split"``: text behind the learned tokens sees those, not what is before.
+    decode : str
+        ``"static"``: chosen once, in prefill.  ``"rerank"``: nothing is dropped, every step ranks
+        anew and hides.  ``"recompute"``: no cache, every step runs the whole sequence.
+    work : tuple of callable
+        The method's own layers, see :data:`Work`.
+    """
+
+    cuts: tuple[Cut, ...] = ()
+    store: Store = Dense()
+    prompt: str = "causal"
+    decode: str = "static"
+    work: tuple[Work, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cuts", tuple(sorted(self.cuts, key=lambda cut: cut.order)))
+
+    # ------------------------------------------------------------------ what follows for the engine
+
+    def of(self, segment: Segment) -> tuple[Cut, ...]:
+        """Return the cuts of a segment, in the order in which they act."""
+        return tuple(cut for cut in self.cuts if cut.of is segment)
+
+    @property
+    def looks(self) -> tuple[Look, ...]:
+        """All looks."""
+        return tuple(look for cut in self.cuts for look in cut.looks)
+
+    @property
+    def first_output_layer(self) -> int | None:
+        """First layer that may lack output tokens, None if none does."""
+        return min((cut.layer for cut in self.of(Segment.OUTPUT)), default=None)
+
+    @property
+    def uses_cache(self) -> bool:
+        """False where every step runs the whole sequence."""
+        return self.decode != "recompute"
+
+    @property
+    def evicts(self) -> bool:
+        """Whether entries leave the cache while decoding: there is then no decoding without one."""
+        return isinstance(self.store, PerHead)
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether a continuation must be scored token by token: its tokens change what is seen."""
+        return self.evicts or self.decode == "rerank"
+
+    @property
+    def compact(self) -> bool:
+        """Whether a decode query's position is the layer's own cache length."""
+        return any(cut.positions == "compact" and not cut.early for cut in self.cuts)
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether a look chooses its rows by what entered layer 0."""
+        return any(isinstance(look, Attention) and callable(look.rows) for look in self.looks)
+
+    # ------------------------------------------------------------------ what follows for the costs
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        """Return what each cut of image tokens does to a prompt."""
+        found: list[Stage] = []
+        present = original = shape.image
+        entered = [(0, shape.total)]
+        for cut in self.of(Segment.IMAGE):
+            if cut.early:
+                first = not found
+                counts = [span.tokens for span in shape.images] if first else [present]
+                kept = sum(cut.keep.count(shape, count, count) for count in counts)
+            else:
+                kept = cut.keep.count(shape, original, present)
+            merged = 0
+            if cut.merge is not None and present:
+                merged = cut.merge.count(present - kept)
+            # Two cuts at one layer's input look at the same layer before it.
+            rows = [count for layer, count in entered if layer < max(cut.layer, 1)][-1]
+            stage = Stage(cut, shape, rows, present, kept, merged)
+            found.append(stage)
+            if self.decode != "rerank":
+                present = stage.after
+            original = present if cut.early else original
+            entered.append((cut.layer, shape.total - shape.image + present))
+        return tuple(found)
+
+    def schedule(self, shape: Shape, layers: int) -> Schedule:
+        """Return the tokens per layer for one row; counts that depend on the data are estimates."""
+        rows = [shape.total] * layers
+        if self.decode != "rerank":
+            for stage in self.stages(shape):
+                left = shape.total - shape.image + stage.after
+                rows[stage.cut.layer :] = [left] * (layers - stage.cut.layer)
+        first, keep = self.first_output_layer, self._output_keep()
+        drops = [first is not None and layer >= first for layer in range(layers)]
+        stored, limits = list(rows), [None] * layers
+        if isinstance(self.store, PerHead):
+            limits = [self.store.limit(layer, held) for layer, held in enumerate(rows)]
+            stored = [
+                held if limit is None else min(held, limit)
+                for held, limit in zip(rows, limits, strict=True)
+            ]
+        elif isinstance(self.store, Span):
+            learned, behind = shape.last(Voco)
+            stored = [learned + behind] * layers if learned else stored
+        return Schedule(tuple(rows), tuple(stored), tuple(drops), tuple(limits), keep)
+
+    def _output_keep(self) -> float | str:
+        for cut in self.of(Segment.OUTPUT):
+            if isinstance(cut.keep, Share):
+                return cut.keep.rate
+            if isinstance(cut.keep, Alternate):
+                return "alternate"
+        return 1.0
+
+    def operations(self, shape: Shape, dims: ModelDims) -> list[Operation]:
+        """Return all that the method computes beside the stock layers."""
+        stages = self.stages(shape)
+        phases = ("prefill", "decode") if self.decode == "rerank" else ("prefill",)
+        found: list[Operation] = []
+        for stage in stages:
+            for look in stage.cut.looks:
+                for phase in phases:
+                    found += look.operations(stage, dims, phase)
+        if isinstance(self.store, PerHead):
+            rows = self.schedule(shape, dims.layers).prefill_rows
+            own = self.prompt == "own_budget"
+            for layer in range(self.store.first_full, dims.layers):
+                found += column_sums(layer, rows[layer], dims, "scoring", scores=own)
+        for work in self.work:
+            found += work(shape, dims, stages)
+        return [operation for operation in found if operation.macs]
+
+    # ------------------------------------------------------------------ what follows for a reader
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it stands beside any budget: everything is kept, or no image token at all."""
+        if not self.cuts:
+            return isinstance(self.store, Dense)
+        image = self.of(Segment.IMAGE)
+        nothing = [isinstance(cut.keep, Count) and cut.keep.number == 0 for cut in image]
+        return len(image) == len(self.cuts) and all(nothing)
+
+    @property
+    def prunes(self) -> str:
+        """What leaves, in words."""
+        image, output = bool(self.of(Segment.IMAGE)), bool(self.of(Segment.OUTPUT))
+        kinds = {(True, True): "image and output tokens", (True, False): "image tokens"}
+        kinds[False, True] = "output tokens"
+        tokens = kinds.get((image, output))
+        entries = None if isinstance(self.store, Dense) else "KV entries"
+        return ", ".join(filter(None, (tokens, entries))) or "nothing"
+
+    @property
+    def saves(self) -> tuple[str, ...]:
+        """The modes in which it saves computation."""
+        fewer = self.decode != "rerank" and bool(self.of(Segment.IMAGE))
+        shorter = fewer or bool(self.of(Segment.OUTPUT))
+        modes = {
+            "prefill": fewer,
+            "decode with cache": (shorter or not isinstance(self.store, Dense)) and self.uses_cache,
+            "decode without cache": shorter and not self.evicts,
+        }
+        return tuple(mode for mode, saved in modes.items() if saved)
+
+    @property
+    def positions(self) -> str:
+        """How positions go on, in words."""
+        if isinstance(self.store, PerHead) and self.store.rolled:
+            return "rolled to cache slots"
+        if self.compact:
+            return "compact per layer"
+        return "compact" if any(cut.positions == "compact" for cut in self.cuts) else "original"
+
+    # ------------------------------------------------------------------ composition
+
+    def __or__(self, other: Plan) -> Plan:
+        """Return both plans in one pass.
+
+        Raises
+        ------
+        UserError
+            If both drop image tokens in the decoder or both before it, both change the cache, or
+            one needs all cache entries and the other drops some.
+        """
+        image = [plan.of(Segment.IMAGE) for plan in (self, other)]
+        for early in (True, False):
+            if all(any(cut.early is early for cut in cuts) for cuts in image):
+                raise UserError("both parts drop image tokens; one of them may")
+        managers = [plan._changes_cache for plan in (self, other)]
+        if all(managers):
+            raise UserError("both parts drop cache entries; one of them may")
+        decodes = [plan.decode for plan in (self, other)]
+        if any(managers) and any(decode != "static" for decode in decodes):
+            raise UserError(
+                "the form of one part that looks at every cached token cannot work on a cache "
+                "that the other part changes"
+            )
+        changed = [decode for decode in decodes if decode != "static"]
+        prompts = [plan.prompt for plan in (self, other) if plan.prompt != "causal"]
+        if len(changed) > 1 or len(prompts) > 1:
+            raise UserError("both parts change how the prompt or its decoding runs; one of them may")
+        return Plan(
+            self.cuts + other.cuts,
+            self.store if isinstance(other.store, Dense) else other.store,
+            prompts[0] if prompts else "causal",
+            changed[0] if changed else "static",
+            self.work + other.work,
+        )
+
+    @property
+    def _changes_cache(self) -> bool:
+        return self.first_output_layer is not None or not isinstance(self.store, Dense)

@@ -1,0 +1,55 @@
+"""What a layer's cache keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .segments import Segment
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Every token that the layer keeps."""
+
+
+@dataclass(frozen=True)
+class PerHead:
+    """Per key/value head the newest entries and those that received most attention.
+
+    Attributes
+    ----------
+    heavy, recent : float or int
+        A float is a share of the layer's prompt tokens (``int(share * N)``, fixed by the prompt),
+        an integer a number of entries.
+    first_full : int
+        Layers from 0 on that keep everything.
+    rolled : bool
+        An entry's position is its rank in the cache at that step.
+    """
+
+    heavy: float
+    recent: float
+    first_full: int = 0
+    rolled: bool = False
+
+    def budget(self, length: int) -> tuple[int, int]:
+        """Return (heavy, recent) entries for ``length`` prompt tokens in a layer."""
+        return _entries(self.heavy, length), _entries(self.recent, length)
+
+    def limit(self, layer: int, held: int) -> int | None:
+        """Return the most entries that a layer with ``held`` prompt tokens keeps, None = all."""
+        return None if layer < self.first_full else sum(self.budget(held))
+
+
+@dataclass(frozen=True)
+class Span:
+    """The tokens of ``segment`` and all that come behind the last of them."""
+
+    segment: Segment = Segment.VOCO
+
+
+Store = Dense | PerHead | Span
+
+
+def _entries(value: float, length: int) -> int:
+    return int(value * length) if isinstance(value, float) else value
