@@ -8,7 +8,8 @@ from typing import Any
 from transformers import LlavaConfig
 
 from dynllava.errors import UserError
-from dynllava.methods.base import ModelDims, check_fraction
+from dynllava.methods.base import check_fraction
+from dynllava.plan import ModelDims
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from dynllava.engine.cache import SparseCache
-from dynllava.errors import UserError
 from dynllava.engine.stream import Segment, TokenStream, align_left
+from dynllava.errors import UserError
 
 SAMPLE_ID_MODULUS = 2_147_483_647
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from dynllava.engine import flash
 from dynllava.checkpoints import (
     OFFICIAL_TYPES,
     check_state,
@@ -18,6 +17,7 @@ from dynllava.checkpoints import (
     read_tensors,
 )
 from dynllava.config import DynamicLlavaConfig, SparsityConfig
+from dynllava.engine import flash
 from dynllava.errors import UserError
 from dynllava.files import reason
 from dynllava.methods import create

@@ -9,19 +9,19 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
+from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.engine import attention
 from dynllava.engine.cache import DEFAULT_CHUNK, SparseCache
 from dynllava.engine.compiled import CompiledSteps
-from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.engine.decoder import DecoderResult, Pass, PolicyHook, make_context
+from dynllava.engine.report import CallReport, detached
+from dynllava.engine.stream import Segment, TokenStream, restore_columns
 from dynllava.errors import UserError
 from dynllava.inputs import build_stream, check_call, check_continuation, embed, prompt_hash
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.per_thread import PerThread
 from dynllava.predictors import ImagePredictor, OutputPredictor
-from dynllava.engine.report import CallReport, detached
-from dynllava.engine.stream import Segment, TokenStream, restore_columns
 
 
 class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):

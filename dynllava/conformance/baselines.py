@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 
-from dynllava.engine.attention import LayerCall
 from dynllava.config import DynamicLlavaConfig
 from dynllava.conformance import CaseResult, Row
 from dynllava.conformance.h2o_simulation import (
@@ -22,6 +21,7 @@ from dynllava.conformance.h2o_simulation import (
     GlobalSimulation,
     PlainDecoder,
 )
+from dynllava.engine.attention import LayerCall
 from dynllava.engine.eviction import EvictingStore
 from dynllava.methods import h2o
 from dynllava.modeling import DynamicLlavaForConditionalGeneration

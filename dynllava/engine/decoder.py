@@ -16,8 +16,8 @@ from torch import nn
 
 from dynllava.engine.attention import LayerCall
 from dynllava.engine.cache import LayerStore, Lengths, SparseCache
-from dynllava.methods.base import Method, Observed, Selection, StepContext
 from dynllava.engine.stream import Segment, TokenStream
+from dynllava.methods.base import Method, Observed, Selection, StepContext
 
 
 @dataclass

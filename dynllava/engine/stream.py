@@ -7,18 +7,10 @@ Causality then hides it, fused causal kernels stay usable, and caches are filled
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import IntEnum
 
 import torch
 
-
-class Segment(IntEnum):
-    """What a token is."""
-
-    PAD = 0
-    TEXT = 1
-    IMAGE = 2
-    OUTPUT = 3
+from ..plan import Segment
 
 
 @dataclass

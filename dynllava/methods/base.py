@@ -1,7 +1,7 @@
 """What a compression method is: hyper-parameters, a declared schedule, pure selection functions.
 
-The decoder (:mod:`dynllava.engine.decoder`) owns the loop, the gathering and the cache.  A method only
-answers questions: *which tokens go on into layer i*, *what must be observed in layer i's
+The decoder (:mod:`dynllava.engine.decoder`) owns the loop, the gathering and the cache.  A method
+only answers questions: *which tokens go on into layer i*, *what must be observed in layer i's
 attention*, and *how many tokens does each layer process*.
 """
 
@@ -14,132 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from dynllava.errors import UserError
 from dynllava.engine.stream import Segment, TokenStream
+from dynllava.errors import UserError
+from dynllava.plan import ModelDims, Operation, PromptShape, Schedule, Shape  # noqa: F401
 
 if TYPE_CHECKING:
     from dynllava.engine.cache import LayerStore, Lengths, SparseCache
-
-
-@dataclass(frozen=True)
-class PromptShape:
-    """Token counts of one prompt, in order: text, image, text.
-
-    A text-only prompt has ``image == 0``.
-    """
-
-    text_before: int
-    image: int
-    text_after: int
-
-    @property
-    def total(self) -> int:
-        """All prompt tokens."""
-        return self.text_before + self.image + self.text_after
-
-
-@dataclass(frozen=True)
-class ModelDims:
-    """Sizes that closed-form costs need (language model, and the predictors' own)."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocab: int
-    predictor_dim: int = 512
-    predictor_heads: int = 8
-    predictor_feedforward: int = 2048
-    predictor_blocks: int = 2
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One matmul-class operation outside the stock decoder layers, ``count`` times m x k x n.
-
-    ``phase`` is ``"prefill"`` (once a prompt) or ``"decode"`` (once an output token).
-    MACs = ``count * m * k * n``.
-    """
-
-    name: str
-    component: str
-    layer: int
-    phase: str
-    m: int
-    k: int
-    n: int
-    count: int = 1
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulate operations."""
-        return self.count * self.m * self.k * self.n
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Tokens per layer as a function of prompt and output, for one row.
-
-    Attributes
-    ----------
-    prefill_rows : tuple of int
-        [layers] tokens that each layer processes in prefill.
-    prefill_kv : tuple of int
-        [layers] entries that each layer's cache holds after prefill.
-    drops_output : tuple of bool
-        [layers] whether dropped output tokens are missing from this layer.
-    kv_limit : tuple of (int or None)
-        [layers] most entries the cache holds (H2O's budget), ``None`` = no limit.
-    output_keep : str or float
-        How many of t output tokens are kept where ``drops_output``: a rate in [0, 1]
-        (``floor(rate * t + 0.5)``), or ``"alternate"`` (``ceil(t / 2)``).
-    """
-
-    prefill_rows: tuple[int, ...]
-    prefill_kv: tuple[int, ...]
-    drops_output: tuple[bool, ...]
-    kv_limit: tuple[int | None, ...]
-    output_keep: float | str = 1.0
-
-    def kept_outputs(self, outputs: int) -> int:
-        """Return how many of ``outputs`` output tokens the dropping layers keep (expected)."""
-        if self.output_keep == "alternate":
-            return math.ceil(outputs / 2)
-        return math.floor(float(self.output_keep) * outputs + 0.5)
-
-    def kv_lengths(self, outputs: int, kept: int | None = None) -> list[int]:
-        """Return [layers] cache entries after ``outputs`` output tokens were fed.
-
-        ``kept`` is the realised number of kept ones; by default the expected one.
-        """
-        kept = self.kept_outputs(outputs) if kept is None else kept
-        lengths = []
-        for stored, drops, limit in zip(
-            self.prefill_kv, self.drops_output, self.kv_limit, strict=True
-        ):
-            length = stored + (kept if drops else outputs)
-            lengths.append(length if limit is None else min(length, limit))
-        return lengths
-
-    def attended_lengths(self, outputs: int, kept: int | None = None) -> list[int]:
-        """Return [layers] keys that the next decode query attends to, itself included."""
-        return [length + 1 for length in self.kv_lengths(outputs, kept)]
-
-    def nocache_rows(self, outputs: int, kept: int | None = None) -> list[int]:
-        """Return [layers] tokens processed by one call without a cache.
-
-        ``outputs`` output tokens follow the prompt; ``kept`` counts those kept among the first
-        ``outputs - 1``, since the last one always takes part in its own step.
-        """
-        if outputs == 0:
-            return list(self.prefill_rows)
-        kept = self.kept_outputs(outputs - 1) if kept is None else kept
-        return [
-            rows + (kept + 1 if drops else outputs)
-            for rows, drops in zip(self.prefill_rows, self.drops_output, strict=True)
-        ]
 
 
 @dataclass
@@ -336,18 +216,16 @@ class Method:
         """Return whether a decode query's position is the layer's own cache length."""
         return False
 
-    def schedule(self, shape: PromptShape, num_layers: int) -> Schedule:
+    def schedule(self, shape: Shape, num_layers: int) -> Schedule:
         """Return the declared tokens per layer for one row."""
         total = (shape.total,) * num_layers
         return Schedule(total, total, (False,) * num_layers, (None,) * num_layers)
 
-    def overhead(self, shape: PromptShape, dims: ModelDims) -> list[Operation]:
+    def overhead(self, shape: Shape, dims: ModelDims) -> list[Operation]:
         """Return the method's own matmul-class operations (predictors, scores, clustering)."""
         return []
 
-    def overhead_on(
-        self, rows: tuple[int, ...], shape: PromptShape, dims: ModelDims
-    ) -> list[Operation]:
+    def overhead_on(self, rows: tuple[int, ...], shape: Shape, dims: ModelDims) -> list[Operation]:
         """Return :meth:`overhead` where another method leaves ``rows`` [layers] tokens."""
         return self.overhead(shape, dims)
 

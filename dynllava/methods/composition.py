@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from dynllava.engine.stream import TokenStream
 from dynllava.errors import UserError
 from dynllava.methods.base import (
     Method,
@@ -23,7 +24,6 @@ from dynllava.methods.base import (
     Selection,
     StepContext,
 )
-from dynllava.engine.stream import TokenStream
 
 if TYPE_CHECKING:
     from dynllava.engine.cache import LayerStore, Lengths

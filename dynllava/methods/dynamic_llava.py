@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from dynllava.engine.stream import Segment, take_rows
 from dynllava.errors import UserError
 from dynllava.methods.base import (
     Method,
@@ -26,7 +27,6 @@ from dynllava.methods.base import (
     check_layer,
     top_image_tokens,
 )
-from dynllava.engine.stream import Segment, take_rows
 
 
 @dataclass

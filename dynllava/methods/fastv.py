@@ -24,6 +24,7 @@ from typing import ClassVar
 
 import torch
 
+from dynllava.engine.stream import Segment
 from dynllava.errors import UserError
 from dynllava.methods.base import (
     Method,
@@ -41,7 +42,6 @@ from dynllava.methods.base import (
     keep_highest,
 )
 from dynllava.methods.random import static_schedule
-from dynllava.engine.stream import Segment
 
 DECODERS = ("static", "rerank", "reprune")
 

@@ -17,8 +17,9 @@ from typing import ClassVar
 
 from dynllava.engine.attention import QUERY_BLOCK
 from dynllava.engine.cache import LayerStore, Lengths
-from dynllava.errors import UserError
 from dynllava.engine.eviction import Budget, EvictingStore
+from dynllava.engine.stream import TokenStream
+from dynllava.errors import UserError
 from dynllava.methods.base import (
     Method,
     ModelDims,
@@ -30,7 +31,6 @@ from dynllava.methods.base import (
     Selection,
     StepContext,
 )
-from dynllava.engine.stream import TokenStream
 
 POSITIONS = ("original", "rolled")
 PHASES = ("decode", "prefill+decode")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dynllava.engine.stream import Segment
 from dynllava.methods.base import (
     Method,
     Observed,
@@ -19,7 +20,6 @@ from dynllava.methods.base import (
     check_layer,
 )
 from dynllava.methods.random import static_schedule
-from dynllava.engine.stream import Segment
 
 
 @dataclass

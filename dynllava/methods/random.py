@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from dynllava.engine.stream import Segment
 from dynllava.methods.base import (
     Method,
     Observed,
@@ -22,7 +23,6 @@ from dynllava.methods.base import (
     check_layer,
     top_image_tokens,
 )
-from dynllava.engine.stream import Segment
 
 DEFAULT_IMAGE_SHARE = 0.2
 

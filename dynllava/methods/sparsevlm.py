@@ -32,6 +32,7 @@ from typing import Any, ClassVar
 import torch
 
 from dynllava.engine.clustering import cluster_means, density_peaks
+from dynllava.engine.stream import Segment, take_rows
 from dynllava.errors import UserError
 from dynllava.methods.base import (
     Method,
@@ -45,7 +46,6 @@ from dynllava.methods.base import (
     StepContext,
     check_count,
 )
-from dynllava.engine.stream import Segment, take_rows
 
 VERSIONS = ("1.5", "rank", "2.0")
 #: Pruning layers of a 32-layer model; other depths scale the first short layer.

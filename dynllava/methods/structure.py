@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from dynllava.engine.stream import Segment
 from dynllava.methods.base import (
     Method,
     Observed,
@@ -17,7 +18,6 @@ from dynllava.methods.base import (
     check_layer,
 )
 from dynllava.methods.random import static_schedule
-from dynllava.engine.stream import Segment
 
 
 @dataclass

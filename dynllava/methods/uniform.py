@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
-from ..errors import UserError
 from ..engine.stream import Segment
+from ..errors import UserError
 from .base import (
     Method,
     Observed,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .keeps import Keep
-from .looks import Look, Nothing
+from .looks import NOTHING, Look
 from .segments import Segment
 from .shapes import Shape
 
@@ -52,7 +52,7 @@ class Cut:
 
     layer: int
     keep: Keep
-    by: Look | tuple[Look, ...] = Nothing()
+    by: Look | tuple[Look, ...] = NOTHING
     of: Segment = Segment.IMAGE
     stage: str = "decoder"
     merge: Merge | None = None

@@ -25,6 +25,9 @@ class Nothing:
         return iter(())
 
 
+NOTHING = Nothing()
+
+
 @dataclass(frozen=True)
 class Hidden(Nothing):
     """The tokens themselves, at the cut (``view.stream``)."""

@@ -17,7 +17,7 @@ from .operations import ModelDims, Operation
 from .schedule import Schedule
 from .segments import Segment
 from .shapes import Shape, Voco
-from .stores import Dense, PerHead, Span, Store
+from .stores import DENSE, Dense, PerHead, Span, Store
 
 Work = Callable[[Shape, ModelDims, tuple[Stage, ...]], Iterable[Operation]]
 """Operations of a method's own layers for a prompt, a model, and what the cuts do to it."""
@@ -44,7 +44,7 @@ class Plan:
     """
 
     cuts: tuple[Cut, ...] = ()
-    store: Store = Dense()
+    store: Store = DENSE
     prompt: str = "causal"
     decode: str = "static"
     work: tuple[Work, ...] = ()
@@ -236,7 +236,7 @@ class Plan:
         changed = [decode for decode in decodes if decode != "static"]
         prompts = [plan.prompt for plan in (self, other) if plan.prompt != "causal"]
         if len(changed) > 1 or len(prompts) > 1:
-            raise UserError("both parts change how the prompt or its decoding runs; one of them may")
+            raise UserError("both parts change how prompts or steps run; one of them may")
         return Plan(
             self.cuts + other.cuts,
             self.store if isinstance(other.store, Dense) else other.store,

@@ -105,7 +105,7 @@ class Shape:
         return sum(span.tokens for span in spans if isinstance(span, kind))
 
 
-def PromptShape(text_before: int, image: int, text_after: int) -> Shape:  # noqa: N802
+def PromptShape(text_before: int, image: int, text_after: int) -> Shape:
     """Return the shape of text, one image of ``image`` tokens (0 = none), text."""
     middle = (Image.of(image),) if image else ()
     return Shape((Text(text_before), *middle, Text(text_after)))

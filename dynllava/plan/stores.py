@@ -49,6 +49,7 @@ class Span:
 
 
 Store = Dense | PerHead | Span
+DENSE = Dense()
 
 
 def _entries(value: float, length: int) -> int:

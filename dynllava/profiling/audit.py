@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dynllava.methods.base import ModelDims, Operation
+from dynllava.plan import ModelDims, Operation
 from dynllava.profiling import counters, ledger
 from dynllava.profiling.spec import ModelSpec, VisionDims
 

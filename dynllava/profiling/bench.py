@@ -17,7 +17,7 @@ import torch
 
 from dynllava import methods
 from dynllava.errors import UserError
-from dynllava.methods.base import PromptShape
+from dynllava.plan import Shape
 from dynllava.profiling import ledger, roofline, speed, stats
 from dynllava.profiling.bench_model import Bench
 from dynllava.profiling.peak import peak_memory
@@ -43,7 +43,7 @@ class Plan:
 
     Attributes
     ----------
-    shape : PromptShape
+    shape : Shape
         Prompt.
     batch, outputs : int
         Sequences, generated tokens.
@@ -55,7 +55,7 @@ class Plan:
         Of the order within the rounds.
     """
 
-    shape: PromptShape
+    shape: Shape
     batch: int
     outputs: int
     repeats: int

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from dynllava.errors import UserError
-from dynllava.methods.base import ModelDims
+from dynllava.plan import ModelDims
 
 MATMUL_CLASS = frozenset({"linear", "matmul", "bmm", "addmm", "mm", "einsum", "conv", "sdpa"})
 """fvcore's operator names that are matrix products; the rest it counts (norms) is listed apart."""

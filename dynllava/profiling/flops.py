@@ -9,7 +9,7 @@ do.  With multi-head attention one decoder layer on q queries and k keys costs
 
 from __future__ import annotations
 
-from dynllava.methods.base import ModelDims
+from dynllava.plan import ModelDims
 from dynllava.profiling.spec import ModelSpec, VisionDims
 
 FLOPS_PER_MAC = 2

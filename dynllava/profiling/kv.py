@@ -1,8 +1,8 @@
 """KV-cache memory: bytes stored, bytes allocated, and the peak of a step; what fits on a device.
 
 Stored bytes follow the method's schedule.  Allocated bytes follow the cache's growth rule
-(:mod:`dynllava.engine.cache`): room for one token beyond the longest row whenever one is fed, rounded up
-to the growth chunk; a method that bounds its cache never allocates more than the
+(:mod:`dynllava.engine.cache`): room for one token beyond the longest row whenever one is fed,
+rounded up to the growth chunk; a method that bounds its cache never allocates more than the
 bound and one, and allocates its scores beside them.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dynllava.engine.cache import DEFAULT_CHUNK, round_up
-from dynllava.methods.base import ModelDims
+from dynllava.plan import ModelDims
 from dynllava.profiling.device import Device
 from dynllava.profiling.ledger import Run
 from dynllava.profiling.spec import dtype_bytes

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from dynllava.errors import UserError
-from dynllava.methods.base import Method, ModelDims, Operation, PromptShape, Schedule
+from dynllava.methods.base import Method
+from dynllava.plan import ModelDims, Operation, Schedule, Shape
 from dynllava.profiling import flops
 from dynllava.profiling.spec import ModelSpec
 
@@ -50,7 +51,7 @@ class Run:
         The model.
     method : Method
         The compression method.
-    shape : PromptShape
+    shape : Shape
         Tokens of one prompt.
     outputs : int
         Generated tokens, the first (from prefill) included.
@@ -62,7 +63,7 @@ class Run:
 
     spec: ModelSpec
     method: Method
-    shape: PromptShape
+    shape: Shape
     outputs: int = 1
     batch: int = 1
     schedule: Schedule = field(default=None)  # type: ignore[assignment]

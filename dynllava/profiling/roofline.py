@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from dynllava.methods.base import ModelDims, Operation
+from dynllava.plan import ModelDims, Operation
 from dynllava.profiling import flops, ledger
 from dynllava.profiling.device import Device
 from dynllava.profiling.spec import ModelSpec, VisionDims, dtype_bytes

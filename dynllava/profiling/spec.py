@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.methods.base import ModelDims, PromptShape
+from dynllava.plan import ModelDims, PromptShape, Shape
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 """Bytes of one element by dtype name."""
@@ -70,7 +70,7 @@ class ModelSpec:
     tied: bool = False
     feature_layers: int = 1
 
-    def prompt(self, text_tokens: int, images: int = 1) -> PromptShape:
+    def prompt(self, text_tokens: int, images: int = 1) -> Shape:
         """Return a prompt of ``text_tokens`` text tokens around ``images`` images (0 or 1)."""
         if text_tokens < 1:
             raise UserError(f"prompt tokens {text_tokens}: accepted is 1 or more")

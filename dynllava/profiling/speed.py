@@ -18,7 +18,8 @@ import torch
 from transformers import StaticCache
 
 from dynllava.methods import create
-from dynllava.methods.base import Method, PromptShape
+from dynllava.methods.base import Method
+from dynllava.plan import Shape
 from dynllava.profiling.bench_model import Bench
 from dynllava.profiling.ledger import Run, evicts
 
@@ -42,7 +43,7 @@ class Inputs:
     (None: each its own greedy ones).
     """
 
-    shape: PromptShape
+    shape: Shape
     embeds: torch.Tensor
     image_mask: torch.Tensor
     pixels: torch.Tensor | None
@@ -90,9 +91,7 @@ def process_name() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}"
 
 
-def make_inputs(
-    bench: Bench, shape: PromptShape, batch: int, outputs: int = 0, seed: int = 0
-) -> Inputs:
+def make_inputs(bench: Bench, shape: Shape, batch: int, outputs: int = 0, seed: int = 0) -> Inputs:
     """Return random embeddings in place of text and (without a vision tower) of images.
 
     With random weights ``outputs`` random tokens are fed as output: greedy ones would run into
@@ -143,7 +142,7 @@ class Subject:
         self.bench.wrapped.compiled_steps = self.bench.compiled_steps if self.compiled else None
         return self.bench.wrapped
 
-    def run_of(self, shape: PromptShape, outputs: int, batch: int, keep: float | None) -> Run:
+    def run_of(self, shape: Shape, outputs: int, batch: int, keep: float | None) -> Run:
         """Return the ledger's run with the realised share of kept output tokens."""
         run = Run(self.bench.spec, self.method or Method(), shape, outputs, batch)
         return run if keep is None else run.realised(output_keep=keep)
@@ -180,7 +179,7 @@ class Subject:
             times.add("nocache_call", start, clock.now(), len(nocache_fed))
         return times
 
-    def evicts(self, shape: PromptShape) -> bool:
+    def evicts(self, shape: Shape) -> bool:
         """Return whether the method needs a cache to evict from."""
         return evicts(self.run_of(shape, 1, 1, None).schedule)
 

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import torch
 
+from dynllava.engine.stream import Segment, take_rows
 from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
-from dynllava.engine.stream import Segment, take_rows
 from dynllava.training.gumbel import gumbel_keep
 from dynllava.training.losses import IGNORED, keep_rate_loss
 

@@ -15,8 +15,8 @@ from method_cases import CASES
 
 from dynllava.errors import UserError
 from dynllava.methods import create
-from dynllava.methods.base import ModelDims, PromptShape
 from dynllava.methods.budget import solve
+from dynllava.plan import ModelDims, PromptShape
 
 DEPTHS = (6, 18, 32, 40)
 #: (text before, image, text after)

@@ -8,7 +8,8 @@ from method_cases import CASES, MethodCase
 from tiny import batch, pixels, prompts, stock_model, tiny_model
 
 from dynllava import wrap
-from dynllava.methods.base import Method, PromptShape
+from dynllava.methods.base import Method
+from dynllava.plan import PromptShape
 from dynllava.profiling.syncs import count_syncs
 
 TOLERANCE = 2e-5

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from dynllava.engine.attention import LayerCall, observe, softmax_weights, summed_attention
 from dynllava.engine.cache import LayerStore, Lengths, SparseCache
+from dynllava.engine.stream import Segment, align_left, restore_columns
 from dynllava.methods.base import Probe
 from dynllava.methods.random import hash_uniform
-from dynllava.engine.stream import Segment, align_left, restore_columns
 
 ROWS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=4)
 

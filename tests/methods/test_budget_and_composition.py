@@ -10,8 +10,8 @@ from tiny import batch, pixels, prompts, tiny_model
 
 from dynllava.errors import UserError
 from dynllava.methods import create
-from dynllava.methods.base import PromptShape
 from dynllava.methods.budget import held, processed, solve, target
+from dynllava.plan import PromptShape
 
 SEVEN_B = PromptShape(35, 576, 40)
 

@@ -10,9 +10,9 @@ from tiny import IMAGE_TOKEN, batch, pixels, prompts, stock_model, tiny_model
 
 from dynllava.errors import UserError
 from dynllava.methods import create
-from dynllava.methods.base import PromptShape
 from dynllava.methods.budget import solve
 from dynllava.methods.uniform import grid_places
+from dynllava.plan import PromptShape
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())

@@ -14,7 +14,7 @@ from tiny import batch, pixels, prompts, tiny_model
 from dynllava import methods
 from dynllava.config import model_dims
 from dynllava.errors import UserError
-from dynllava.methods.base import PromptShape
+from dynllava.plan import PromptShape
 
 DOCS = Path(__file__).parents[2] / "docs"
 

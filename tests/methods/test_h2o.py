@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import batch, pixels, prompts, tiny_model
 
-from dynllava.engine.attention import LayerCall, observe
 from dynllava.conformance.h2o_simulation import PlainDecoder
-from dynllava.errors import UserError
+from dynllava.engine.attention import LayerCall, observe
 from dynllava.engine.eviction import Budget, EvictingStore, kept_entries
+from dynllava.errors import UserError
 from dynllava.inputs import embed
 from dynllava.methods import create
 from dynllava.methods.base import Probe

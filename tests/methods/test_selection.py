@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny import IMAGE_TOKEN, batch, pixels, prompts, tiny_model
 
-from dynllava.engine.clustering import cluster_means, density_peaks
 from dynllava.config import model_dims
+from dynllava.engine.clustering import cluster_means, density_peaks
 from dynllava.errors import UserError
 from dynllava.methods import create
-from dynllava.methods.base import PromptShape
+from dynllava.plan import PromptShape
 
 VERSIONS = [
     {"version": "1.5", "budgets": "9/5"},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dynllava.methods.base import ModelDims
+from dynllava.plan import ModelDims
 from dynllava.profiling.bench_model import build_bench
 from dynllava.profiling.spec import ModelSpec
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from dynllava import methods
-from dynllava.methods.base import Method, ModelDims, Operation
+from dynllava.methods.base import Method
+from dynllava.plan import ModelDims, Operation
 from dynllava.profiling import audit, counters, flops, ledger
 from dynllava.profiling.spec import LLAVA_15_7B, LLAVA_15_13B, MID_SIZE, VisionDims
 

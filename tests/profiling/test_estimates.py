@@ -8,7 +8,8 @@ import pytest
 
 from dynllava import methods
 from dynllava.errors import UserError
-from dynllava.methods.base import Method, Schedule
+from dynllava.methods.base import Method
+from dynllava.plan import Schedule
 from dynllava.profiling import device, kv, ledger, published, roofline
 from dynllava.profiling.spec import (
     LLAVA_15_7B,

@@ -4,7 +4,8 @@ import pytest
 
 from dynllava import methods
 from dynllava.errors import UserError
-from dynllava.methods.base import Method, PromptShape
+from dynllava.methods.base import Method
+from dynllava.plan import PromptShape
 from dynllava.profiling import flops, ledger
 from dynllava.profiling.spec import LLAVA_15_7B, MID_SIZE
 
