@@ -14,6 +14,7 @@ from dynllava.analysis.points import (
     Point,
     Value,
     common_benchmarks,
+    cost_kind,
     dense_of,
     relative_average,
     slower_than_dense,
@@ -246,11 +247,12 @@ def csv_text(panels: Sequence[Panel]) -> str:
     writer.writerow(_FIELDS)
     for shown in panels:
         axis = AXES[shown.axis]
+        kind = cost_kind(axis.name, [mark.point for mark in shown.marks])
         for mark in shown.marks:
             interval = mark.interval() or ("", "")
             point = mark.point
             writer.writerow(
-                [shown.benchmark, axis.name, axis.unit, axis.kind, point.model, point.curve,
+                [shown.benchmark, axis.name, axis.unit, kind, point.model, point.curve,
                  point.label, point.origin, f"{mark.cost:.6g}", point.costs[axis.name].note,
                  f"{mark.value.value:.6g}",
                  *(f"{end:.6g}" if end != "" else "" for end in interval),

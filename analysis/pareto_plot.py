@@ -9,7 +9,7 @@ from typing import Any
 
 from dynllava.analysis import benchmarks, style
 from dynllava.analysis.pareto_data import Mark, Panel
-from dynllava.analysis.points import AXES, display_unit
+from dynllava.analysis.points import AXES, cost_kind, display_unit
 
 COLUMNS = 4
 
@@ -40,7 +40,7 @@ def draw_one(shown: Panel, title: str, subtitle: str = "") -> dict[str, bytes]:
         bottom = (0.62 + 0.2 * rows) / 5.4
         axes = figure.add_axes((0.095, bottom, 0.88, 0.865 - bottom))
         _draw(axes, shown, [mark.cost for mark in shown.marks], big=True)
-        axes.set_xlabel(_axis_label(shown.axis, [mark.cost for mark in shown.marks]))
+        axes.set_xlabel(_axis_label(shown.axis, shown.marks))
         axes.set_ylabel(_score_label(shown))
         figure.text(0.02, 0.955, title, fontsize=12, fontweight="bold", va="center")
         figure.text(0.02, 0.908, subtitle, fontsize=8.5, color=style.MUTED, va="center")
@@ -74,7 +74,7 @@ def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[s
         figure.text(
             0.5,
             (legend + 0.12) / height,
-            _axis_label(panels[0].axis, costs),
+            _axis_label(panels[0].axis, [mark for shown in panels for mark in shown.marks]),
             ha="center",
             va="center",
         )
@@ -84,10 +84,10 @@ def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[s
         return figure_files(figure)
 
 
-def _axis_label(axis: str, costs: Sequence[float]) -> str:
-    item = AXES[axis]
-    _, unit = display_unit(axis, max(costs, default=1.0))
-    return f"{item.title} ({unit}, {item.kind})"
+def _axis_label(axis: str, marks: Sequence[Mark]) -> str:
+    _, unit = display_unit(axis, max((mark.cost for mark in marks), default=1.0))
+    kind = cost_kind(axis, [mark.point for mark in marks])
+    return f"{AXES[axis].title} ({unit}, {kind})"
 
 
 def _score_label(shown: Panel) -> str:

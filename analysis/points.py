@@ -46,6 +46,20 @@ AXES = {
 }
 
 
+EQ13 = "Eq. 13"
+"""Kind of a published compute cost: image or output tokens under the paper's formula."""
+
+
+def cost_kind(axis: str, points: Iterable[Point]) -> str:
+    """Return how costs on ``axis`` came about: ``"measured"``, ``"counted"``, or :data:`EQ13`.
+
+    Compute of published rows, and of own runs that share an axis with them, is Eq. 13: 10.1
+    "TFLOPs" for the image tokens of a LLaVA-1.5-7B prefill that costs 8.86 counted ones in all.
+    """
+    published = any(point.origin == "published" for point in points)
+    return EQ13 if published and axis in ("prefill_flops", "decode_flops") else AXES[axis].kind
+
+
 def display_unit(axis: str, largest: float) -> tuple[float, str]:
     """Return (factor, unit) that show values of ``axis`` up to ``largest`` without many zeros."""
     unit = AXES[axis].unit

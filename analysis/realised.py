@@ -1,6 +1,7 @@
-"""Realised share: how much of a counted saving became time.
+"""Realised share: how much of a saving in cost became time.
 
-(1 - t / t_dense) / (1 - c / c_dense); undefined where the counted saving is below 5 %.
+(1 - t / t_dense) / (1 - c / c_dense); undefined where the saving is below 5 %.  The cost of own
+runs is counted, that of published rows Eq. 13.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def _prefill(points: Sequence[Point], point: Point, source: str) -> Share | None
     costs = point.costs["prefill_flops"].value / dense.costs["prefill_flops"].value
     value = realised_share(times, costs)
     where = "FastV README" if source == "fastv" else "table 14"
-    note = f"time {times - 1:+.0%}, count {costs - 1:+.0%}"
+    note = f"time {times - 1:+.0%}, Eq. 13 {costs - 1:+.0%}"
     label = f"{point.label}, 13B ({where})"
     return Share(label, point.curve, "prefill", value, times > 1, note, published.FASTV
                  if source == "fastv" else point.source)  # fmt: skip

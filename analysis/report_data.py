@@ -15,7 +15,7 @@ from dynllava.analysis.kv_growth import Crossover, Growth, crossovers, growth
 from dynllava.analysis.measured_points import Stored, measured_points, read_stores
 from dynllava.analysis.pareto_data import Mark, benchmark_names, panel
 from dynllava.analysis.pareto_report import collections
-from dynllava.analysis.points import AXES, Point, display_unit, slower_than_dense
+from dynllava.analysis.points import AXES, Point, cost_kind, display_unit, slower_than_dense
 from dynllava.analysis.realised import Share, measured_shares, published_shares
 from dynllava.analysis.stores import DEFAULT
 from dynllava.analysis.table_cells import TableData
@@ -114,7 +114,14 @@ def _page(source: str, model: str, points: Sequence[Point]) -> dict[str, Any] | 
         if not costs:
             continue
         factor, unit = display_unit(axis.name, max(costs))
-        axes.append({"name": axis.name, "title": axis.title, "unit": unit, "kind": axis.kind})
+        axes.append(
+            {
+                "name": axis.name,
+                "title": axis.title,
+                "unit": unit,
+                "kind": cost_kind(axis.name, points),
+            }
+        )
         for point, row in zip(points, rows, strict=True):
             if axis.name in point.costs:
                 cost = point.costs[axis.name]

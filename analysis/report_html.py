@@ -21,7 +21,7 @@ from dynllava import __version__
 _SECTIONS = (
     ("pareto", "Accuracy against cost"),
     ("own", "Own runs"),
-    ("realised", "Counted and realised savings"),
+    ("realised", "Savings in cost and in time"),
     ("kv", "KV cache over output length"),
     ("samples", "Kept tokens"),
     ("tables", "Tables of the paper"),
@@ -146,13 +146,13 @@ def _realised(data: ReportData) -> str:
     items = []
     for share in shares:
         percent = (
-            "undefined (count saves under 5 %)" if share.value is None else f"{share.value:.0%}"
+            "undefined (cost saves under 5 %)" if share.value is None else f"{share.value:.0%}"
         )
         alarm = ", slower than dense" if share.slower else ""
         note = f"{percent}{alarm}"
         items.append(Bar(share.label, share.value, note, _class(share.method), share.slower))
     low = min([0.0, *(max(share.value, -1.0) for share in shares if share.value is not None)])
-    chart = bars(items, low, 1.0, "Realised share of counted savings")
+    chart = bars(items, low, 1.0, "Share of the saving in cost that became time")
     rows = "".join(
         f"<tr><td>{escape(share.label)}</td><td>{escape(share.note)}</td>"
         f'<td class="wrap">{escape(share.origin)}</td></tr>'
@@ -160,10 +160,11 @@ def _realised(data: ReportData) -> str:
     )
     return (
         '<p class="quiet">Realised share: (1 - time / dense time) / (1 - cost / dense cost). 100 % '
-        "means that the whole counted saving became time. Cost is compute for prefill and calls "
-        "without cache, bytes moved for cached decoding; published rows use Eq. 13.</p>"
+        "means that the whole saving in cost became time. Cost is compute for prefill and calls "
+        "without cache, bytes moved for cached decoding: counted for own runs, Eq. 13 for "
+        "published rows.</p>"
         f'<figure class="wide">{chart}</figure>'
-        "<details><summary>Times and counts behind the bars</summary>"
+        "<details><summary>Times and costs behind the bars</summary>"
         '<div class="scroll"><table><thead><tr><th>Setting</th><th>Change</th><th>Origin</th></tr>'
         f"</thead><tbody>{rows}</tbody></table></div></details>"
     )

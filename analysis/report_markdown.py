@@ -27,7 +27,7 @@ def markdown(data: ReportData) -> str:
             rows.append((source, model, style.name(row.curve), str(row.budgets), volume, area))
     headers = ("study", "model", "method", "budgets", "hypervolume", "mean score over costs")
     parts += [_table(headers, rows), "", f"Score: {benchmarks.title('average').lower()}.", ""]
-    parts += ["## Realised share of counted savings", ""]
+    parts += ["## Realised share of savings (counted; published rows: Eq. 13)", ""]
     shares: list[tuple[str, ...]] = [
         (s.label, "undefined" if s.value is None else f"{s.value:.0%}", s.note, s.origin)
         for s in data.shares

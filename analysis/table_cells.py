@@ -85,7 +85,8 @@ def computed(
     if isinstance(value, str):
         if printed is None:
             return Cell("", "missing", reason=value)
-        return Cell(printed.text, "published", printed.value, reason=f"as printed: {value}")
+        text = f"{printed.text} (printed)"
+        return Cell(text, "published", printed.value, reason=f"as printed: {value}")
     if printed is None:
         return Cell(f"{value:.2f}", "computed", value)
     cell = Cell(f"{value:.{printed.decimals}f}", "computed", value, printed.text)

@@ -6,27 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynllava.analysis import costs
+from dynllava.analysis import costs, eq13_gaps
 
 from dynllava.profiling.conventions import TABLE10_MISMATCHES, parse_segments
 
 Row = dict[str, Any]
 Formula = Callable[[Row], float | str]
-
-ABOVE = (
-    "printed above Eq. 13 on the printed mean token counts: a mean over samples of a quadratic "
-    "lies above the quadratic of the mean, which the table alone cannot confirm"
-)
-BELOW = "printed below Eq. 13 on the printed mean token counts: the cause is not known"
-MEASURED_KV = (
-    "computed: bytes of the output tokens' keys and values; printed: maximum GPU memory of the "
-    "cache as measured by the authors"
-)
-TWO_DECIMALS = "table 10 prints one decimal for the same segments; Eq. 13 gives no more"
-TABLE3_ERROR = (
-    "printed cell equals the 13B one and is twice what its token counts imply: probably an error "
-    "at the source"
-)
 
 
 @dataclass(frozen=True)
@@ -93,14 +78,14 @@ def _prefill_generation(row: Row) -> float:
 
 def _generation(run: str, quantity: str) -> Formula:
     def formula(row: Row) -> float | str:
-        total, computing = row[f"total_tokens_{run}"], row[f"computing_tokens_{run}"]
-        method = row.get("method") or ("full" if row["context"] == "full" else "dynamic_llava")
-        size = costs.size_of("7b") if "context" in row else _size(row)
-        if total is None or computing is None:
+        found = eq13_gaps.generation(row, run)
+        if found is None:
             return "token counts are not reported"
         if quantity == "decode":
-            return costs.decode_tflops(method, size, total.value, computing.value)
-        return costs.output_kv_bytes(method, size, total.value, computing.value) / 1e6
+            return found.tflops()
+        # What the cache holds: for H2O fewer tokens than are computed.
+        held = row[f"computing_tokens_{run}"].value
+        return costs.output_kv_bytes(found.method, found.size, found.total, held) / 1e6
 
     return formula
 
@@ -114,14 +99,12 @@ _GENERATION = {
 
 
 def _generation_reason(row: Row, column: str, ratio: float) -> str:
-    if column.startswith("kv_mem"):
-        return MEASURED_KV
-    doubled = (row.get("benchmark"), row.get("model")) == ("lvis_vqa_single", "llava-1.5-7b")
-    if column == "decode_tflops_ppl" and doubled and row["method"] in ("random", "structure"):
-        return TABLE3_ERROR
-    if not column.startswith("decode"):
-        return TABLE10_MISMATCHES.get(row["method"], "")
-    return ABOVE if ratio < 1 else BELOW
+    quantity, _, run = column.rpartition("_")
+    if quantity == "kv_mem_mb":
+        return eq13_gaps.kv_reason(row, run)
+    if quantity == "decode_tflops":
+        return eq13_gaps.decode_reason(row, run)
+    return TABLE10_MISMATCHES.get(row["method"], "")
 
 
 _GENERATION_NOTES = (
@@ -129,7 +112,9 @@ _GENERATION_NOTES = (
     "exist for both.",
     "Decode TFLOPs: Eq. 13 over output tokens; Dynamic-LLaVA's first two layers compute all of "
     "them. Nothing is fitted.",
-    f"KV memory, {MEASURED_KV} (MB = 10^6 bytes).",
+    "H2O: every output token is computed (Eq. 13 over all of them); its cache holds the tokens "
+    "listed as computing.",
+    f"KV memory, {eq13_gaps.MEASURED_KV} (MB = 10^6 bytes).",
 )
 
 
@@ -149,8 +134,19 @@ def _table10_reason(row: Row, column: str, ratio: float) -> str:
     return TABLE10_MISMATCHES.get(row["model"], "")
 
 
-def _two_decimals(row: Row, column: str, ratio: float) -> str:
-    return TWO_DECIMALS if row["method"].startswith("dynamic") else ""
+def _table12_reason(row: Row, column: str, ratio: float) -> str:
+    size = _size(row)
+
+    def tflops(tokens: float) -> float:
+        dense = eq13_gaps.Generation("full", costs.Size(size.hidden, costs.SPARSE_LAYER), 576, 576)
+        rest = costs.Size(size.hidden, size.layers - costs.SPARSE_LAYER)
+        return dense.tflops() + eq13_gaps.Generation("full", rest, tokens, tokens).tflops()
+
+    needed = eq13_gaps.tokens_for(row[column].value, tflops, 576)
+    return (
+        f"printed would take {needed:.1f} image tokens in the sparse layers, not the "
+        f"{row['image_tokens'].text} printed beside it: the cause is not known"
+    )
 
 
 def _projector_group(row: Row) -> object:
@@ -208,7 +204,7 @@ SPECS: dict[int, Spec] = {
              notes=("The paper prints no TFLOPs for TRIM and SparseVLM: computed only. The dense "
                     "row is in table 1.",)),
     12: Spec(("model", "method", "image_tokens"), {"prefill_tflops": _prefill},
-             group=lambda row: row["model"], reasons=_two_decimals),
+             group=lambda row: row["model"], reasons=_table12_reason),
     13: Spec(("benchmark", "method", "total_tokens_ppl", "total_tokens_meteor",
               "computing_tokens_ppl", "computing_tokens_meteor"),
              {"prefill_tflops": _prefill_generation, **_GENERATION}, tuple(_GENERATION),
