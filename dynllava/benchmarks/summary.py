@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynllava.analysis.against_dense import against_dense
+from dynllava.analysis.against_dense import lines as lines_against
 from dynllava.analysis.beside_accuracy import HEADERS, Beside, beside_accuracy, key
-from dynllava.analysis.measured_points import Stored
+from dynllava.analysis.measured_points import Stored, measured_points
 from dynllava.records import RecordStore, RunRecord
 
 COSTS = (
@@ -20,7 +22,8 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
     """Return a text table of scores ± standard errors (with n) and mean costs.
 
     Runs that differ in the seed of their draw alone are one row: the mean, and the lowest and
-    highest score.  With the store of their samples, each row also shows its flips and agreement
+    highest score.  With the store of their samples, lines below the table say whether each run is
+    as good as the dense one to within a point, and each row shows its flips and agreement
     against the dense row, and the visual gain retained where ``no_image`` ran at layer 0.  Costs
     are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.
     """
@@ -55,7 +58,14 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
         for record in records
         if record.status == "failed" and record.task is not None
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_against_dense(records, store)])
+
+
+def _against_dense(records: Sequence[RunRecord], store: RecordStore | None) -> list[str]:
+    if store is None:
+        return []
+    good = [Stored(record, store) for record in records if record.status == "ok"]
+    return lines_against(against_dense(measured_points(good)))
 
 
 def _beside(records: Sequence[RunRecord], store: RecordStore | None) -> dict[str, Beside]:
