@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -396,3 +397,13 @@ def test_rounds_are_stored_by_process_and_checked():
     wrong = make_record(measured={"tpot": Measured(2.0, 1.0, 3, "s", False, {"p": [float("nan")]})})
     with pytest.raises(UserError, match=r"record\.measured\.tpot\.rounds\.p\[0\]"):
         wrong.validate()
+
+
+STORED = sorted((Path(__file__).parents[1] / "results").rglob("records.jsonl"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.parent.name)
+def test_the_records_of_the_repository_can_be_read(path):
+    records, problems = RecordStore(path).read()
+    assert problems == []
+    assert records

@@ -310,7 +310,7 @@ def _completed(kind: Any, value: Any) -> Any:
     return {**found, **later}
 
 
-_LATER = {"Measured": ("higher_is_better", "rounds")}
+_LATER = {"Measured": ("higher_is_better", "rounds"), "ModelInfo": ("weights", "source")}
 """Class -> fields that schema 2 added; all have defaults."""
 
 
