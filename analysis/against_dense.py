@@ -97,7 +97,9 @@ def _pooled(point: Point, dense: Point, margin: float, alpha: float) -> Against 
     found = compare_paired(first, second, clusters, margin, alpha)
     before = np.array(first)
     design = observed_design(
-        sums_of(np.array(second) - before, clusters), design_effect(before, clusters)
+        sums_of(np.array(second) - before, clusters),
+        design_effect(before, clusters),
+        centred=False,
     )
     return Against(point.label, tasks, found, UNDECIDED, design)
 
@@ -120,7 +122,7 @@ def lines(rows: Sequence[Against]) -> list[str]:
     first = rows[0].comparison
     width = max(len(row.label) for row in rows)
     found = [
-        f"Against the dense model, tasks pooled, margin {100 * first.margin:g} points (level "
+        f"Against the dense model, tasks pooled, margin {_points(first.margin)} (level "
         f"{first.alpha:g}, Holm over {len(rows)}); difference in points [95 % interval]:"
     ]
     for row in rows:
@@ -128,7 +130,7 @@ def lines(rows: Sequence[Against]) -> list[str]:
         interval = "no interval"
         if done.interval is not None:
             interval = f"[{100 * done.interval[0]:+.1f}, {100 * done.interval[1]:+.1f}]"
-        verdict = row.verdict.replace("margin", f"{100 * done.margin:g} points")
+        verdict = row.verdict.replace("margin", _points(done.margin))
         if row.verdict == UNDECIDED:
             why = done.reason or (
                 f"{done.samples:,} samples; about {row.needed:,} would decide if nothing differs"
@@ -138,3 +140,7 @@ def lines(rows: Sequence[Against]) -> list[str]:
             verdict = f"{verdict} ({why})"
         found.append(f"  {row.label:{width}}  {100 * done.difference:+.1f} {interval}  {verdict}")
     return found
+
+
+def _points(share: float) -> str:
+    return "1 point" if share == 0.01 else f"{100 * share:g} points"

@@ -95,12 +95,15 @@ class Design:
         return losing, min(max(both - losing, 0.0), 1.0 - losing)
 
 
-def observed_design(sums: Sums, design_effect: float = 1.0) -> Design:
-    """Return the design of a comparison that was made, its mean difference taken out.
+def observed_design(sums: Sums, design_effect: float = 1.0, *, centred: bool = True) -> Design:
+    """Return the design of a comparison that was made.
 
     Parameters
     ----------
     sums : Sums
+    centred : bool
+        Whether the present mean difference is a drop to be found, and so no noise (False: what
+        differs now is what would differ between equals too, which plans more samples).
     design_effect : float
         Stands in for the weight where no cluster holds a differing answer: the design effect of
         the baseline's scores, to which that of rare losses is hardly larger.
@@ -113,8 +116,7 @@ def observed_design(sums: Sums, design_effect: float = 1.0) -> Design:
         sums.clusters, per_cluster, float(squares.mean()), float(np.square(squares).mean())
     )
     effect = float(squares.sum()) / sums.square
-    # What the present difference adds to the second moment is no noise.
-    lost = abs(sums.difference) * per_cluster * effect / found.weight**2
+    lost = abs(sums.difference) * per_cluster * effect / found.weight**2 if centred else 0.0
     return replace(
         found,
         differing=max(0.0, found.differing - lost),

@@ -1,0 +1,86 @@
+"""Is a method as good as dense to within a point: yes, no, or how many samples would say."""
+
+import numpy as np
+import pytest
+from dynllava.analysis.against_dense import against_dense, lines
+from dynllava.analysis.measured_points import measured_points, read_stores
+
+from dynllava.cli import main
+from dynllava.records import RecordStore
+
+
+@pytest.fixture
+def study(tmp_path, record):
+    """Dense and three methods: nothing changes, 3 % change either way, 20 % are lost."""
+    generator = np.random.default_rng(0)
+    right = generator.random(1000) < 0.8
+    changed = generator.permutation(1000)[:30]
+    noisy, broken = right.copy(), right.copy()
+    noisy[changed] = ~noisy[changed]
+    broken[generator.random(1000) < 0.2] = False
+    store = RecordStore(tmp_path / "study")
+    for name, scores in (("full", right), ("h2o", right), ("uniform", noisy), ("fastv", broken)):
+        store.append(
+            record(name, budget=8.0),
+            [{"doc_id": i, "score": float(v), "cluster": None} for i, v in enumerate(scores)],
+        )
+    return tmp_path / "study"
+
+
+def test_the_three_answers(study):
+    rows = against_dense(measured_points(read_stores(study)[0]))
+    verdicts = {row.label.split()[0]: row.verdict for row in rows}
+    assert verdicts == {
+        "h2o": "not worse by more than margin",
+        "uniform": "undecided",
+        "fastv": "worse",
+    }
+    (open_,) = [row for row in rows if row.verdict == "undecided"]
+    # 3 % of independent answers differ, a third of 0.05 each: between 1,905 and 3,756 samples.
+    assert 2000 < open_.needed < 3700
+    text = "\n".join(lines(rows))
+    assert "undecided (1,000 samples; about" in text
+    assert "not worse by more than 1 point" in text
+
+
+def test_a_lower_margin_needs_more(study):
+    points = measured_points(read_stores(study)[0])
+    needed = [
+        next(row.needed for row in against_dense(points, margin) if row.label.startswith("unif"))
+        for margin in (0.005, 0.01)
+    ]
+    assert needed[0] > 3 * needed[1]
+
+
+def test_plan_samples_reads_a_store(study, capsys):
+    assert main(["plan-samples", str(study), "--family", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "uniform 8 (3 % differ)" in out
+    # No difference at all: 0.99**299 < 0.05.
+    assert [line.split()[-1] for line in out.splitlines() if line.startswith("h2o")] == ["299"]
+
+
+def test_plan_samples_without_a_store(capsys):
+    assert main(["plan-samples", "--discordance", "0.1", "--margin", "0.02"]) == 0
+    alone = capsys.readouterr().out
+    assert main(["plan-samples", "--discordance", "0.1", "--per-image", "10", "--icc", "0.3"]) == 0
+    assert "10 an image, ICC 0.3" in capsys.readouterr().out
+    one, twelve, many = (int(cell.replace(",", "")) for cell in alone.split()[-3:])
+    # (1.645 + 0.842)**2 x 0.1 / 0.02**2 = 1,546.
+    assert one == pytest.approx(1546, rel=0.02)
+    assert one < twelve < many
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--margin", "0"], "--margin"),
+        (["--family", "0"], "--family"),
+        (["--icc", "2"], "--icc"),
+        (["--discordance", "1.5"], "--discordance"),
+        (["somewhere", "--discordance", "0.1"], "--discordance"),
+    ],
+)
+def test_impossible_plans_are_one_line(options, word, capsys):
+    assert main(["plan-samples", *options]) == 2
+    assert word in capsys.readouterr().err
