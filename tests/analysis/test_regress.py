@@ -202,7 +202,25 @@ def test_summary_file_and_history(store, record, tmp_path, capsys):
     ]
     folder = store("h", items)
     assert main(["regress", "--history", str(folder), "--out", str(tmp_path / "pics")]) == 0
-    assert sorted(p.name for p in (tmp_path / "pics").iterdir()) == [
-        "history-1.png",
-        "history-1.svg",
-    ]
+    names = {p.name for p in (tmp_path / "pics").iterdir()}
+    families = ("accuracy", "compute", "memory", "times", "tokens")
+    assert names == {f"history-{name}.{kind}" for name in families for kind in ("png", "svg")}
+
+
+def test_history_has_a_page_a_family_with_readable_titles(store, record):
+    from dynllava.analysis.history import collect
+    from dynllava.analysis.history_labels import scaled, setting, words
+
+    items = [(record(task=f"embedded_task{n}", tokens=float(n + 1)), None) for n in range(20)]
+    commits, families = collect(read_stores(store("h", items))[0])
+    assert commits == ["aaaaaaaa"]
+    assert len(families["accuracy"]) == 20
+    assert families["accuracy"][0].title == "synthetic-model, Task0\nAccuracy"
+    # Costs of evaluations are means over their tasks: one panel a quantity.
+    (compute,) = families["compute"]
+    assert compute.title == "synthetic-model, mean over tasks\nPrefill compute"
+    assert len(compute.series["full"]["aaaaaaaa"]) == 20
+    assert setting("speed-b8-t56-i144-o64") == "batch 8, 56 text + 144 image tokens, 64 out"
+    assert words("kv_bytes") == "KV bytes"
+    assert scaled(0.02, "s") == (1e3, "ms")
+    assert scaled(3 * 2**20, "byte") == (2**-20, "MiB")
