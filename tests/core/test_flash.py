@@ -170,12 +170,17 @@ def test_float32_is_refused_before_the_kernel(stub, kind):
     [
         ({"dtype": "float32"}, "float32: accepted are float16 and bfloat16"),
         ({"dtype": "float16"}, "device=cpu: accepted is a CUDA device"),
-        ({"dtype": "float16", "device": "cuda"}, "flash-attn is not installed"),
     ],
 )
 def test_loading_refuses_what_could_only_fail_later(options, message):
     with pytest.raises(UserError, match=message):
         load_model("embedded", attn_implementation=flash.NAME, **options)
+
+
+def test_a_missing_package_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(UserError, match="flash-attn is not installed"):
+        flash.check_available(torch.float16, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
