@@ -15,6 +15,7 @@ from dynllava.analysis import benchmarks
 from dynllava.analysis.points import Cost, Point, Value
 from dynllava.analysis.seeds import merge
 
+from dynllava.benchmarks import registry
 from dynllava.errors import UserError
 from dynllava.records import RecordStore, RunRecord
 from dynllava.records.store import FILE_NAME
@@ -277,7 +278,10 @@ def _score(record: RunRecord) -> Value:
     factor = 100 if task.scale == 1 else 1
     stderr = None if score.stderr is None else factor * score.stderr
     perfect = None if task.scale is None else factor * task.scale
-    return Value(factor * score.value, stderr, score.n, task.higher_is_better, perfect)
+    name = benchmarks.canonical(task.name)
+    benchmark = registry.BENCHMARKS.get(name)
+    caution = benchmark.caution(task.prompts) if benchmark else ""
+    return Value(factor * score.value, stderr, score.n, task.higher_is_better, perfect, caution)
 
 
 def record_costs(record: RunRecord) -> dict[str, Cost]:

@@ -80,7 +80,8 @@ class Value:
     """A score with its standard error and number of samples, where they are known.
 
     ``perfect`` is the value of a perfect score, None for an unbounded metric; ``draws`` are the
-    scores of the seeds that ``value`` is the mean of.
+    scores of the seeds that ``value`` is the mean of; ``caution`` says what keeps it from being
+    compared with the published score.
     """
 
     value: float
@@ -89,6 +90,7 @@ class Value:
     higher_is_better: bool = True
     perfect: float | None = None
     draws: tuple[float, ...] = ()
+    caution: str = ""
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def build(number: int, own: Sequence[Point] = (), *, with_ours: bool = False) ->
         extra = _own_rows(names, spec, own)
         sources += [row for row, _ in extra]
         rows += [cells for _, cells in extra]
+        notes += cautions(own, [name for name in names if _is_score(name, spec)])
         if not extra:
             notes.append("No own run has scores of this table's benchmarks or its quantities.")
     if spec.scores:
@@ -66,6 +67,12 @@ def build(number: int, own: Sequence[Point] = (), *, with_ours: bool = False) ->
         tuple(names.index(name) for name in spec.exploded),
         (f"Scores and token counts: {data.source}.", *notes),
     )
+
+
+def cautions(own: Sequence[Point], names: Sequence[str]) -> list[str]:
+    """Return what keeps own scores of benchmarks ``names`` from being compared with print."""
+    found = (point.scores[name].caution for name in names for point in own if name in point.scores)
+    return list(dict.fromkeys(caution for caution in found if caution))
 
 
 def _cell(row: dict[str, Any], name: str, spec: Spec) -> Cell:
@@ -219,6 +226,7 @@ def ours(own: Sequence[Point]) -> list[TableData]:
             notes.append("[lowest, highest] of several draws, whose mean is shown.")
         if beside:
             notes.append(NOTE)
+        notes += cautions(points, tasks)
         if not any(point.is_dense for point in points):
             notes.append("No dense run of this model: differences cannot be given.")
         title = f"Own runs of {style.model_name(model)}"

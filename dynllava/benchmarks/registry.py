@@ -15,6 +15,9 @@ from dynllava.errors import UserError
 PROTOCOL = "dynllava.benchmarks.protocol"
 
 
+SAME_PROMPT = "same prompt"
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """One benchmark of the paper.
@@ -47,6 +50,11 @@ class Benchmark:
         Whether the published split is scored by a submission server only.
     departures : str
         Where lmms-eval's default departs from the LLaVA-1.5 protocol.
+    remaining : str
+        What still differs from how the published score was made when ``protocol`` is applied
+        (beside the split); empty = nothing known.
+    logged : str
+        Metric of lmms-eval whose samples form ``metric``, where that is none of its own.
     protocol : dict
         YAML overrides that restore the protocol as far as they can; empty = nothing to restore.
     table : str
@@ -68,6 +76,8 @@ class Benchmark:
     judge: bool = False
     submission: bool = False
     departures: str = ""
+    remaining: str = ""
+    logged: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
     table: str = "table01_understanding.csv"
     higher_is_better: bool = True
@@ -75,6 +85,30 @@ class Benchmark:
     def to_paper_scale(self, value: float) -> float:
         """Return ``value`` on the scale of the published tables (percent; MME points)."""
         return value * 100 if self.scale == 1 and self.estimator != "perplexity" else value
+
+    def caution(self, prompts: str | None = None) -> str:
+        """Return in one line what keeps an own score from being compared with the published one.
+
+        Parameters
+        ----------
+        prompts : str, optional
+            ``"llava"`` or ``"lmms-eval"``; None: not recorded, so lmms-eval's own are assumed.
+
+        Returns
+        -------
+        str
+            Empty if nothing is known to differ.
+        """
+        parts = []
+        if self.submission:
+            parts.append(
+                f"published on {self.paper_split} (submission server), own run on {self.split}"
+            )
+        if prompts == "llava":
+            parts += [self.remaining] if self.remaining else []
+        elif self.departures != SAME_PROMPT:
+            parts.append(f"lmms-eval's own prompts: {self.departures}")
+        return f"{self.title}: {'; '.join(parts)}" if parts else ""
 
     def expected(self, model: str) -> float | None:
         """Return the published score of dense ``model``, e.g. ``"llava-1.5-7b"``, if any."""
@@ -90,7 +124,6 @@ def _published(table: str) -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-_SHORT = "\nAnswer the question using a single word or phrase."
 _GREEDY = {"max_new_tokens": 128, "temperature": 0, "num_beams": 1, "do_sample": False}
 
 _BENCHMARKS = (
@@ -118,7 +151,7 @@ _BENCHMARKS = (
         "exact_match",
         1,
         cluster="imageId",
-        departures="same prompt",
+        departures=SAME_PROMPT,
     ),
     Benchmark(
         "vizwiz",
@@ -149,6 +182,8 @@ _BENCHMARKS = (
         1,
         departures="same wording; an answer counts only if it is the letter, or starts with the "
         "letter and a full stop",
+        remaining="an answer counts only if it is the letter, or starts with the letter and a full "
+        "stop",
     ),
     Benchmark(
         "textvqa",
@@ -175,13 +210,15 @@ _BENCHMARKS = (
         "pope/pope.yaml",
         "test",
         "test (random, popular, adversarial)",
-        "pope_f1_score",
+        "pope_f1_category_mean",
         1,
         estimator="f1",
         cluster="image_source",
-        departures="same prompt; the published score is the mean of the three categories' F1, "
-        "the task's is the F1 of all questions together; an answer other than the bare word yes "
-        "or no counts as neither, where LLaVA-1.5's script looks for 'no' and 'not' in it",
+        departures="same prompt; an answer other than the bare word yes or no counts as neither, "
+        "where LLaVA-1.5's script looks for 'no' and 'not' in it",
+        remaining="an answer other than the bare word yes or no counts as neither, where "
+        "LLaVA-1.5's script looks for 'no' and 'not' in it",
+        logged="pope_f1_score",
     ),
     Benchmark(
         "mme",
@@ -194,7 +231,7 @@ _BENCHMARKS = (
         2000,
         estimator="mme",
         cluster="question_id",
-        departures="same prompt; the published score is perception only",
+        departures=SAME_PROMPT,
     ),
     Benchmark(
         "mmbench",
@@ -211,6 +248,7 @@ _BENCHMARKS = (
         departures="the sentence 'There are several options:' and an empty line are added, and "
         "the hint is joined by a space; answers are read by rules, where the published score "
         "comes from the submission server",
+        remaining="answers are read by rules instead of by the server",
         protocol={"doc_to_text": f"!function {PROTOCOL}.mmbench_text"},
     ),
     Benchmark(
@@ -241,6 +279,8 @@ _BENCHMARKS = (
         judge=True,
         departures="a request to think step by step is put before the question; the judge is "
         "gpt-4o by default, where the published score used the benchmark's GPT-4 server",
+        remaining="the judge is gpt-4o by default, where the published score used the benchmark's "
+        "GPT-4 server",
         protocol={"lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}}},
         table="table12_vizwiz_wild_mmvet.csv",
     ),
@@ -258,6 +298,8 @@ _BENCHMARKS = (
         departures="not part of the LLaVA-1.5 protocol; letters are asked for and read by rules, "
         "where the benchmark's authors let a judge read free text; two pairs' answers are "
         "corrected in the data",
+        remaining="letters are asked for and read by rules, where the benchmark's authors let a "
+        "judge read free text; two pairs' answers are corrected in the data",
     ),
     Benchmark(
         "realworldqa",
@@ -269,6 +311,8 @@ _BENCHMARKS = (
         "exact_match",
         1,
         departures="not part of the LLaVA-1.5 protocol; the question carries its own instruction",
+        remaining="not part of the LLaVA-1.5 protocol: the prompt of the published score is not "
+        "known",
     ),
     Benchmark(
         "cvbench_2d",
@@ -283,6 +327,8 @@ _BENCHMARKS = (
         departures="not part of the LLaVA-1.5 protocol; a note on the answer's form is put before "
         "the question instead of LLaVA's instruction behind it; plain mean over questions, where "
         "the benchmark's authors average the ADE20K and COCO parts",
+        remaining="plain mean over questions, where the benchmark's authors average the ADE20K and "
+        "COCO parts; the prompt of the published score is not known",
         protocol={"doc_to_text": f"!function {PROTOCOL}.cvbench_text"},
     ),
 )

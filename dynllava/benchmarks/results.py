@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dynllava.benchmarks.statistics import Sample, read_sample, standard_error
+from dynllava.benchmarks.statistics import (
+    Sample,
+    category_mean_f1,
+    read_sample,
+    standard_error,
+)
 from dynllava.benchmarks.tasks import LoadedTask
 from dynllava.methods.base import Method
 from dynllava.profiling import flops, ledger
@@ -46,6 +51,12 @@ def scores(
         samples = samples_of(task, metric, logged)
         error = standard_error(samples, _estimator(task, metric), task.scale or 1)
         found[metric] = Score(float(value), error, len(samples) or len(logged))
+    if task.benchmark and task.benchmark.logged:
+        # A metric of ours over samples that lmms-eval logged for one of its own.
+        samples = samples_of(task, task.metric, logged)
+        value = category_mean_f1(samples)
+        error = standard_error(samples, "f1_categories")
+        found[task.metric] = Score(value, error, len(samples))
     return found
 
 
@@ -55,7 +66,10 @@ def samples_of(task: LoadedTask, metric: str, logged: Sequence[dict[str, Any]]) 
     Where the data set names no cluster, samples of one image form one.
     """
     cluster = task.benchmark.cluster if task.benchmark else "image_id"
-    read = (read_sample(item, metric, _estimator(task, metric), cluster) for item in logged)
+    key = metric
+    if task.benchmark and task.benchmark.logged and metric == task.benchmark.metric:
+        key = task.benchmark.logged
+    read = (read_sample(item, key, _estimator(task, metric), cluster) for item in logged)
     items = [item for item in read if item is not None]
     if all(item.cluster is not None for item in items):
         return items
@@ -67,7 +81,7 @@ def samples_of(task: LoadedTask, metric: str, logged: Sequence[dict[str, Any]]) 
 
 
 def _estimator(task: LoadedTask, metric: str) -> str:
-    ranked = task.benchmark and metric == task.benchmark.metric
+    ranked = task.benchmark and metric in (task.benchmark.metric, task.benchmark.logged)
     return task.benchmark.estimator if ranked else "mean"
 
 

@@ -4,8 +4,8 @@ An estimator says how a benchmark's metric comes from its samples:
 
 ``mean``
     Mean over samples; clustered where several samples share an image.
-``f1``
-    F1 of yes/no answers; cluster bootstrap.
+``f1``, ``f1_categories``
+    F1 of yes/no answers over all questions, or the mean of the categories' F1; cluster bootstrap.
 ``pairs``, ``circular``
     Share of pairs (MMVP) or rotated questions (MMBench) of which every sample is right.
 ``mme``
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Sample:
     cluster : hashable or None
         Documents with the same value are not independent.
     stratum : str
-        Category that is averaged by itself (MME).
+        Category that is averaged by itself (MME, POPE).
     truth, prediction : str
         Of yes/no questions.
     """
@@ -80,10 +80,16 @@ def read_sample(
         logged["doc_id"],
         score,
         group,
-        str(detail.get("category", "")) if estimator == "mme" else "",
+        _stratum(logged, detail, estimator),
         str(detail.get("ground_truth", "")),
         str(detail.get("prediction", "")),
     )
+
+
+def _stratum(logged: dict[str, Any], detail: dict[str, Any], estimator: str) -> str:
+    if estimator == "mme":
+        return str(detail.get("category", ""))
+    return str(logged.get("doc", {}).get("category", "")) if estimator == "f1" else ""
 
 
 def _score(value: Any) -> float | None:
@@ -116,7 +122,9 @@ def standard_error(samples: Sequence[Sample], estimator: str, scale: float = 1) 
         Full score of the metric (``circular`` and ``pairs`` are shares before scaling).
     """
     if estimator == "f1":
-        return _bootstrap_f1(samples)
+        return _bootstrap(samples, f1)
+    if estimator == "f1_categories":
+        return _bootstrap(samples, category_mean_f1)
     if estimator == "mme":
         return _stratified(samples)
     if estimator in ("pairs", "circular"):
@@ -150,13 +158,27 @@ def f1(samples: Sequence[Sample]) -> float:
     return 2 * hits / (said + hits + missed) if hits else 0.0
 
 
-def _bootstrap_f1(samples: Sequence[Sample]) -> float | None:
+def category_mean_f1(samples: Sequence[Sample]) -> float:
+    """Return the mean of the categories' F1, as the paper scores POPE.
+
+    Categories without a sample (a run with a limit) take no part.
+    """
+    strata: dict[str, list[Sample]] = defaultdict(list)
+    for item in samples:
+        strata[item.stratum].append(item)
+    return math.fsum(map(f1, strata.values())) / len(strata) if strata else 0.0
+
+
+def _bootstrap(
+    samples: Sequence[Sample], statistic: Callable[[Sequence[Sample]], float]
+) -> float | None:
+    """Return the standard error of ``statistic`` over redrawn clusters."""
     groups = _clusters(samples)
     if len(groups) < 2:
         return None
     generator = random.Random(0)
     draws = [
-        f1([item for group in generator.choices(groups, k=len(groups)) for item in group])
+        statistic([item for group in generator.choices(groups, k=len(groups)) for item in group])
         for _ in range(BOOTSTRAP_DRAWS)
     ]
     mean = math.fsum(draws) / len(draws)

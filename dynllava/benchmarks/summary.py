@@ -8,7 +8,11 @@ from dynllava.analysis.against_dense import against_dense
 from dynllava.analysis.against_dense import lines as lines_against
 from dynllava.analysis.beside_accuracy import HEADERS, Beside, beside_accuracy, key
 from dynllava.analysis.measured_points import Stored, measured_points
+from dynllava.benchmarks.registry import BENCHMARKS
 from dynllava.records import RecordStore, RunRecord
+
+PAPER_MODELS = {(32, 4096): "llava-1.5-7b", (40, 5120): "llava-1.5-13b"}
+"""Models of the published tables by decoder layers and hidden size."""
 
 COSTS = (
     ("mean_image_tokens", "image tokens/layer", 1.0),
@@ -25,7 +29,9 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
     highest score.  With the store of their samples, lines below the table say whether each run is
     as good as the dense one to within a point, and each row shows its flips and agreement
     against the dense row, and the visual gain retained where ``no_image`` ran at layer 0.  Costs
-    are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.
+    are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.  Below
+    them stand, for each of the paper's benchmarks, the published score of the dense model (where it is
+    one of the paper's) and what keeps an own score from being compared with it.
     """
     rows: dict[tuple[str, str, str], dict[str, list[RunRecord]]] = {}
     tasks: dict[str, None] = {}
@@ -58,7 +64,7 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
         for record in records
         if record.status == "failed" and record.task is not None
     ]
-    return "\n".join([*lines, *_against_dense(records, store)])
+    return "\n".join([*lines, *_against_dense(records, store), *_published(records)])
 
 
 def _against_dense(records: Sequence[RunRecord], store: RecordStore | None) -> list[str]:
@@ -66,6 +72,24 @@ def _against_dense(records: Sequence[RunRecord], store: RecordStore | None) -> l
         return []
     good = [Stored(record, store) for record in records if record.status == "ok"]
     return lines_against(against_dense(measured_points(good)))
+
+
+def _published(records: Sequence[RunRecord]) -> list[str]:
+    lines: dict[str, None] = {}
+    for record in records:
+        if record.task is None or record.task.name not in BENCHMARKS:
+            continue
+        benchmark = BENCHMARKS[record.task.name]
+        model = PAPER_MODELS.get((record.model.layers, record.model.hidden))
+        score = benchmark.expected(model) if model else None
+        caution = benchmark.caution(record.task.prompts)
+        if score is None and not caution:
+            continue
+        shown = "" if score is None else f"published score of {model}: {score:g}"
+        known = caution.removeprefix(f"{benchmark.title}: ")
+        text = "; ".join(part for part in (shown, known) if part)
+        lines[f"{benchmark.title} ({record.task.name}): {text}"] = None
+    return list(lines)
 
 
 def _beside(records: Sequence[RunRecord], store: RecordStore | None) -> dict[str, Beside]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.benchmarks import results
+from dynllava.benchmarks.access import FailedTask
 from dynllava.benchmarks.claims import Claims
 from dynllava.benchmarks.evaluation import evaluate, out_of_memory, quiet
 from dynllava.benchmarks.runner import ModelRunner, Runner
@@ -66,7 +67,7 @@ class Cell:
 @dataclass
 class _Job:
     cell: Cell
-    task: LoadedTask
+    task: LoadedTask | FailedTask
 
 
 def run_sweep(
@@ -132,7 +133,7 @@ def run_sweep(
             loaded = load_tasks(names, Path(scratch), [Path(item) for item in folders], prompts)
         # After everything that can be refused without it: loading a model takes minutes.
         runner = runner or ModelRunner(pretrained, **model_options)
-        sweep = _Sweep(runner, RecordStore(store), limit, batch_size, progress, suite)
+        sweep = _Sweep(runner, RecordStore(store), limit, batch_size, progress, suite, prompts)
         return sweep.run([_Job(cell, task) for cell in cells for task in loaded])
 
 
@@ -147,6 +148,7 @@ class _Sweep:
         batch_size: int | str,
         progress: bool,
         suite: str | None,
+        prompts: str,
     ) -> None:
         from accelerate import PartialState
 
@@ -157,6 +159,7 @@ class _Sweep:
         self.limit = limit
         self.batch_size = batch_size
         self.suite = suite
+        self.prompts = prompts
         self.code = code_version()
         self.claims = Claims(store.folder)
         self._warned: set[str] = set()
@@ -171,7 +174,10 @@ class _Sweep:
     def run(self, jobs: Sequence[_Job]) -> list[RunRecord]:
         """Return the records of ``jobs``."""
         for task in {job.task.name: job.task for job in jobs}.values():
-            self.hashes[task.name] = task.content_hash(self.limit)
+            if isinstance(task, LoadedTask):
+                self.hashes[task.name] = task.content_hash(self.limit)
+            elif self.progress:
+                print(f"warning: task {task.name}: {task.error}", file=sys.stderr)
         finished = self._finished()
         found: dict[int, RunRecord | None] = {}
         waiting = list(range(len(jobs)))
@@ -260,7 +266,7 @@ class _Sweep:
             "parameters": method.parameters() if method else job.cell.params,
             "budget": job.cell.budget,
             "task": job.task.name,
-            "data": self.hashes[job.task.name],
+            "data": self.hashes.get(job.task.name),
             # Another device or library is another run: numbers differ, if only in the last digit.
             "versions": self.environment.versions,
             "device": self.environment.device,
@@ -274,6 +280,9 @@ class _Sweep:
     ) -> RunRecord | None:
         """Run one job, store its record and return it (None where another process does)."""
         record = self._record(job, method, fingerprint)
+        if isinstance(job.task, FailedTask):
+            record = replace(record, status="failed", error=job.task.error)
+            return self.store.append(record) if self.processes.is_main_process else None
         rows = None
         start = time.perf_counter()
         try:
@@ -317,17 +326,24 @@ class _Sweep:
                 method.parameters() if method else storable(job.cell.params),
                 job.cell.budget if job.cell.budget is None or isfinite(job.cell.budget) else None,
             ),
-            task=TaskInfo(
-                task.name,
-                self.suite,
-                task.split,
-                self.hashes[task.name],
-                task.metric,
-                task.higher_is_better,
-                task.scale,
-                task.samples(self.limit),
-            ),
+            task=self._task_info(task),
             environment=self.environment,
+        )
+
+    def _task_info(self, task: LoadedTask | FailedTask) -> TaskInfo:
+        prompts = self.prompts if task.benchmark else None
+        if isinstance(task, FailedTask):
+            return TaskInfo(task.name, self.suite, prompts=prompts)
+        return TaskInfo(
+            task.name,
+            self.suite,
+            task.split,
+            self.hashes[task.name],
+            task.metric,
+            task.higher_is_better,
+            task.scale,
+            task.samples(self.limit),
+            prompts,
         )
 
     def _simple_evaluate(self, task: LoadedTask) -> dict[str, Any] | None:
@@ -356,9 +372,10 @@ class _Sweep:
         if record.status == "failed":
             what = record.error
         else:
-            score = record.scores[job.task.metric]
+            metric = record.task.metric or ""
+            score = record.scores[metric]
             error = "" if score.stderr is None else f" ± {score.stderr:.4g}"
-            what = f"{job.task.metric} {score.value:.4g}{error} (n={score.n})"
+            what = f"{metric} {score.value:.4g}{error} (n={score.n})"
         left = self._seconds_left(rest)
         print(
             f"[{done}/{total}] {job.cell}, {job.task.name}: {state}, {what}; "

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynllava.benchmarks.access import (
+    FailedTask,
+    input_problem,
+    loading_problem,
+    missing_judge,
+)
 from dynllava.benchmarks.overlays import write_caption_overlay, write_overlay
 from dynllava.benchmarks.registry import BENCHMARKS, SUITES, Benchmark
 from dynllava.errors import UserError
@@ -48,6 +54,8 @@ class LoadedTask:
     @property
     def higher_is_better(self) -> bool:
         """Direction of :attr:`metric`."""
+        if self.benchmark:
+            return self.benchmark.higher_is_better
         return self.task.higher_is_better()[self.metric] is not False
 
     @property
@@ -116,8 +124,11 @@ def load_tasks(
     scratch: Path,
     folders: Sequence[Path] = (),
     prompts: str = "llava",
-) -> list[LoadedTask]:
-    """Return the tasks called ``names``, data loaded.
+) -> list[LoadedTask | FailedTask]:
+    """Return the tasks called ``names``, data loaded, in that order.
+
+    A task that cannot be evaluated here (no judge, no login, no data, questions that show
+    something else than one image) is returned as such, so that the others can go on.
 
     Parameters
     ----------
@@ -135,7 +146,7 @@ def load_tasks(
     Raises
     ------
     UserError
-        If a name is unknown or its data cannot be loaded.
+        If a name is unknown.
     """
     from lmms_eval.tasks import TaskManager
 
@@ -196,19 +207,24 @@ def _unknown(name: str) -> UserError:
     )
 
 
-def _load(manager: Any, name: str) -> LoadedTask:
+def _load(manager: Any, name: str) -> LoadedTask | FailedTask:
     benchmark = BENCHMARKS.get(name)
     registered = benchmark.task if benchmark and name not in manager.task_index else name
     if registered not in manager.task_index:
         raise _unknown(name)
+    problem = missing_judge(benchmark)
+    if problem is not None:
+        return FailedTask(name, problem, benchmark)
     try:
         loaded = manager.load_task_or_group(registered, task_type="simple")
     except Exception as error:
-        raise UserError(f"task {name}: its data cannot be loaded ({one_line(error)})", 1) from error
+        return FailedTask(name, loading_problem(error), benchmark)
     (task,) = loaded.values()
     if isinstance(task, dict):
         raise UserError(f"{name} is a group: name its tasks ({', '.join(task)})")
-    return LoadedTask(name, task, benchmark)
+    found = LoadedTask(name, task, benchmark)
+    problem = input_problem(task.dataset[found.split])
+    return found if problem is None else FailedTask(name, problem, benchmark)
 
 
 def one_line(error: BaseException) -> str:

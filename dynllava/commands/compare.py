@@ -75,6 +75,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folders with further task files, such as built generation benchmarks",
     )
+    parser.add_argument(
+        "--no-judge", action="store_true", help="leave out tasks that a language model scores"
+    )
     parser.add_argument("--limit", type=int, help="documents per task (default: all)")
     parser.add_argument("--batch-size", default="auto", help="a number, or auto (the default)")
     parser.add_argument(
@@ -102,10 +105,12 @@ def run(args: argparse.Namespace) -> int:
 
         return launch.run(sys.argv[1:], args.num_processes, args.launcher_args)
     from dynllava.benchmarks import weights
+    from dynllava.benchmarks.access import without_judges
     from dynllava.benchmarks.grid import cells, check
     from dynllava.benchmarks.runner import ModelRunner
     from dynllava.benchmarks.summary import summary
     from dynllava.benchmarks.sweep import run_sweep
+    from dynllava.benchmarks.tasks import expand
     from dynllava.records import RecordStore
 
     batch_size = _batch_size(args.batch_size)
@@ -113,6 +118,12 @@ def run(args: argparse.Namespace) -> int:
     if args.seeds < 1:
         raise UserError(f"--seeds {args.seeds}: accepted is a number from 1")
     check([*args.methods, *args.on_tuned], parameters)
+    tasks = expand(args.tasks or [args.suite or "embedded"])
+    if args.no_judge:
+        tasks, judged = without_judges(tasks)
+        print(f"left out, scored by a judge: {', '.join(judged) or 'none'}", file=sys.stderr)
+        if not tasks:
+            raise UserError("--no-judge leaves no task: accepted is at least one without a judge")
     chosen = weights.parts(args.pretrained, args.methods, args.dense, args.on_tuned)
 
     def load(part: weights.Part) -> ModelRunner:
@@ -127,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
         return run_sweep(
             args.pretrained,
             grid,
-            args.tasks or [args.suite or "embedded"],
+            tasks,
             limit=args.limit,
             batch_size=batch_size,
             store=args.out,

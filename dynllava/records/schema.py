@@ -131,6 +131,9 @@ class TaskInfo:
         Value of a perfect score (1 or 100); None for an unbounded metric.
     samples : int or None
         How many samples were evaluated.
+    prompts : str or None
+        ``"llava"`` (LLaVA-1.5's protocol) or ``"lmms-eval"`` (upstream's own), for tasks where
+        these can differ.
     """
 
     name: str
@@ -141,6 +144,7 @@ class TaskInfo:
     higher_is_better: bool = True
     scale: float | None = None
     samples: int | None = None
+    prompts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -310,7 +314,11 @@ def _completed(kind: Any, value: Any) -> Any:
     return {**found, **later}
 
 
-_LATER = {"Measured": ("higher_is_better", "rounds"), "ModelInfo": ("weights", "source")}
+_LATER = {
+    "Measured": ("higher_is_better", "rounds"),
+    "ModelInfo": ("weights", "source"),
+    "TaskInfo": ("prompts",),
+}
 """Class -> fields that schema 2 added; all have defaults."""
 
 

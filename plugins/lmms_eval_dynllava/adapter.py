@@ -14,6 +14,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
+from dynllava.benchmarks.access import input_problem
 from dynllava.errors import UserError
 
 from .arguments import ModelArguments, check_cache
@@ -139,6 +140,7 @@ class DynamicLlava(lmms):
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer every request; see :meth:`lmms_eval.api.model.lmms.generate_until`."""
         real = [request for request in requests if not _is_padding(request)]
+        self._check_inputs(real)
         answers = iter(self._answer(self.jobs(real)))
         return [
             GenerationResult("") if _is_padding(request) else _result(next(answers))
@@ -150,6 +152,7 @@ class DynamicLlava(lmms):
         outputs: list[list[str]] = [[] for _ in requests]
         state: list[Any] = [None] * len(requests)
         active = [index for index, item in enumerate(requests) if not _is_padding(item)]
+        self._check_inputs([requests[index] for index in active])
         jobs = self.jobs([requests[index] for index in active])
         round_index = 0
         while active:
@@ -178,6 +181,7 @@ class DynamicLlava(lmms):
             *smallest* value, so there it is the mean negative log-probability per token.
         """
         real = [request for request in requests if not _is_padding(request)]
+        self._check_inputs(real)
         jobs, continuations, is_choice = [], [], []
         for request in real:
             context, target, doc_to_visual, doc_id, task, split = request.args
@@ -204,6 +208,17 @@ class DynamicLlava(lmms):
             return turns_from_context(context, doc_to_visual(self.document(source)))
 
         return Job(source, turns, options, len(context))
+
+    def _check_inputs(self, requests: Sequence[Instance]) -> None:
+        """Refuse, before the first answer, a task whose questions show more than one image.
+
+        lmms-eval asks all tasks of a command together: found in the middle, such a question would
+        lose the answers to every other task too.
+        """
+        for task, split in dict.fromkeys(tuple(request.args[-2:]) for request in requests):
+            problem = input_problem(self.task_dict[task][split])
+            if problem is not None:
+                raise UserError(f"task {task}: {problem}; leave it out of --tasks", 1)
 
     # ------------------------------------------------------------------ batches
 

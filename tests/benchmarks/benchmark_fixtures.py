@@ -129,7 +129,7 @@ def _pope() -> Fixture:
             "image": picture("pope", number // 3),
             "question": f"Is there a thing {number} in the image?",
             "answer": answer,
-            "category": "adversarial",
+            "category": ("adversarial", "popular", "random")[number % 3],
         }
         for number, answer in enumerate(truth)
     ]

@@ -18,7 +18,7 @@ PRINTED = {
     "vizwiz": ("vizwiz_vqa_val", "val", "exact_match", 1),
     "sciqa": ("scienceqa_img", "test", "exact_match", 1),
     "textvqa": ("textvqa_val", "validation", "exact_match", 1),
-    "pope": ("pope", "test", "pope_f1_score", 1),
+    "pope": ("pope", "test", "pope_f1_category_mean", 1),
     "mme": ("mme", "test", "mme_perception_score", 2000),
     "mmbench": ("mmbench_en_dev_static", "dev", "gpt_eval_score", 100),
     "seed": ("seedbench", "test", "seed_image", 1),

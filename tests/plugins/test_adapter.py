@@ -327,3 +327,21 @@ def test_lmms_eval_hands_the_loglikelihood_pair_to_the_task_unharmed(
     assert passed_on == tuple(result)
     assert passed_on[1] is True
     assert counts.output_tokens == len(" q0-0")
+
+
+@pytest.mark.parametrize("cls", [DynamicLlavaSimple, DynamicLlavaChat])
+def test_a_task_with_several_images_ends_before_the_first_answer(
+    cls, scripted, processor, documents, picture
+):
+    """lmms-eval asks all tasks together: in the middle it would lose every other task's answers."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Sequence(datasets.Image())})
+    frames = {"image": [[picture(1)], [picture(2), picture(3)]]}
+    model = scripted(answer)
+    adapter = make(cls, model, processor, documents)
+    adapter.task_dict["frames"] = {"test": datasets.Dataset.from_dict(frames, features=features)}
+    requests = requests_for(cls, documents)
+    requests.append(instance("generate_until", (*requests[0].args[:-3], 0, "frames", "test")))
+    with pytest.raises(UserError, match="task frames: document 1 has 2 images: accepted is one"):
+        adapter.generate_until(requests)
+    assert model.calls == []
