@@ -281,7 +281,8 @@ def _score(record: RunRecord) -> Value:
     name = benchmarks.canonical(task.name)
     benchmark = registry.BENCHMARKS.get(name)
     caution = benchmark.caution(task.prompts) if benchmark else ""
-    return Value(factor * score.value, stderr, score.n, task.higher_is_better, perfect, caution)
+    value = factor * score.value
+    return Value(value, stderr, score.n, task.higher_is_better, perfect, caution=caution)
 
 
 def record_costs(record: RunRecord) -> dict[str, Cost]:

@@ -30,8 +30,8 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
     as good as the dense one to within a point, and each row shows its flips and agreement
     against the dense row, and the visual gain retained where ``no_image`` ran at layer 0.  Costs
     are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.  Below
-    them stand, for each of the paper's benchmarks, the published score of the dense model (where it is
-    one of the paper's) and what keeps an own score from being compared with it.
+    them stand, for each of the paper's benchmarks, the published score of the dense model (where it
+    is one of the paper's) and what keeps an own score from being compared with it.
     """
     rows: dict[tuple[str, str, str], dict[str, list[RunRecord]]] = {}
     tasks: dict[str, None] = {}
