@@ -164,6 +164,6 @@ class FastV(Method):
         phases = ("prefill", "decode") if self.decoder == "rerank" else ("prefill",)
         keys, heads = shape.total, dims.heads
         return [
-            Operation("scores", "ranking", self.k - 1, phase, 1, dims.head_dim, keys, heads)
+            Operation("scores", "ranking", self.k - 1, phase, 1, dims.head_dim, keys, heads, 1)
             for phase in phases
         ]

@@ -42,7 +42,8 @@ class Operation:
 
     ``layer`` is the decoder layer that it is booked on, None before layer 0.  ``phase`` is
     ``"prefill"`` (once a prompt) or ``"decode"`` (once an output token).
-    MACs = ``count * m * k * n``.
+    MACs = ``count * m * k * n``; each output token that the layer holds adds ``grows`` to ``n``
+    (1 where every key is looked at).
     """
 
     name: str
@@ -53,6 +54,7 @@ class Operation:
     k: int
     n: int
     count: int = 1
+    grows: int = 0
 
     @property
     def macs(self) -> int:

@@ -9,8 +9,7 @@ are each fed once.  Its modes:
     ``outputs - 1`` steps with a cache, one query each.
 ``decode_nocache``
     ``outputs - 1`` calls on the prompt and all output tokens so far; tokens are selected anew in
-    every call.  The vision tower runs once (its embeddings are kept).  The method's scoring is
-    counted at the prompt's length (FastV's one scoring row is really as long as the call).
+    every call.  The vision tower runs once (its embeddings are kept).
 
 Every number is per batch, includes the method's own overhead, and is in MAC (one MAC is two
 FLOPs); realised instead of declared token counts enter as a changed :class:`Schedule`.
@@ -188,7 +187,9 @@ def operation_calls(run: Run, mode: str) -> list[tuple[Operation, int]]:
         if mode == "decode_nocache" and item.component == OUTPUT_PREDICTOR:
             # Each call judges all its output tokens again.
             times = steps * (steps + 1) // 2
-        if times:
+        if item.grows and mode != "prefill" and times:
+            found += [(replace(item, n=item.n + item.grows * fed), 1) for fed in range(1, times + 1)]
+        elif times:
             found.append((item, times))
     return found
 
