@@ -113,6 +113,11 @@ class FastV(Method):
         """Ask for one query row of layer k-1."""
         if layer != self.k - 1 or (ctx.decoding and self.decoder == "static"):
             return None
+        # Nothing to rank: a text-only prompt costs no row of scores, nor do the steps after it.
+        if ctx.decoding and "fastv_image" not in ctx.cache.method_state:
+            return None
+        if not ctx.decoding and not bool(ctx.stream.is_segment(Segment.IMAGE).any()):
+            return None
         if self.decoder == "static":
             row = ctx.last_prompt_row()
         else:

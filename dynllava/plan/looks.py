@@ -84,8 +84,9 @@ class Attention:
             width = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
             yield Operation("query", self.component, layer, phase, count, dims.hidden, width[0])
             yield Operation("keys", self.component, layer, phase, keys, dims.hidden, width[1])
+        # Tokens that come later are keys too.
         yield Operation(
-            "scores", self.component, layer, phase, count, dims.head_dim, keys, dims.heads
+            "scores", self.component, layer, phase, count, dims.head_dim, keys, dims.heads, grows=1
         )
 
 

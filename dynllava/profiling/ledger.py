@@ -187,11 +187,21 @@ def operation_calls(run: Run, mode: str) -> list[tuple[Operation, int]]:
         if mode == "decode_nocache" and item.component == OUTPUT_PREDICTOR:
             # Each call judges all its output tokens again.
             times = steps * (steps + 1) // 2
-        if item.grows and mode != "prefill" and times:
-            found += [(replace(item, n=item.n + item.grows * fed), 1) for fed in range(1, times + 1)]
+        if item.grows and mode != "prefill":
+            found += [(_grown(run, item, mode, fed), 1) for fed in range(1, times + 1)]
         elif times:
             found.append((item, times))
     return found
+
+
+def _grown(run: Run, item: Operation, mode: str, fed: int) -> Operation:
+    """Return the operation as the ``fed``-th output token's call executes it."""
+    schedule, layer = run.schedule, item.layer
+    if mode == "decode":
+        added = schedule.attended_lengths(fed - 1)[layer] - schedule.prefill_kv[layer]
+    else:
+        added = schedule.nocache_rows(fed)[layer] - schedule.prefill_rows[layer]
+    return replace(item, n=item.n + item.grows * added)
 
 
 def head_rows(run: Run, mode: str) -> int:
