@@ -94,28 +94,27 @@ def request_costs(report: Any, rows: Sequence[int], fed: Sequence[int]) -> list[
     return found
 
 
-def scored_costs(report: Any, row: int, fed: int) -> dict[str, float]:
-    """Return what a continuation of given tokens left in the cache: equal work for every method.
+def scored_costs(report: Any, fed: Sequence[int]) -> list[dict[str, float]]:
+    """Return what continuations of given tokens left in the cache: equal work for every method.
 
     Parameters
     ----------
     report : dynllava.engine.report.CallReport
         Of the ``score()`` call.
-    row : int
-        Row of the batch.
-    fed : int
-        Tokens of this row's continuation that were fed (all but the last one).
+    fed : sequence of int
+        For each row of the batch: tokens of its continuation that were fed (all but the last one).
 
     Returns
     -------
-    dict
+    list of dict
         ``forced_kv_entries`` and ``forced_kv_bytes``; empty where there was no cache.
     """
     if report is None or not report.kv_lengths:
-        return {}
+        return [{} for _ in fed]
     # Tokens fed together store no padding; those fed one by one do, and leave a decision each.
-    costs = request_costs(report, row, fed)
-    return {f"forced_{name}": costs[name] for name in ("kv_entries", "kv_bytes")}
+    rows = request_costs(report, range(len(fed)), fed)
+    names = ("kv_entries", "kv_bytes")
+    return [{f"forced_{name}": costs[name] for name in names} for costs in rows]
 
 
 def _own_entries(stored: int, prompt: int, own: Sequence[bool], padding: Sequence[bool]) -> int:

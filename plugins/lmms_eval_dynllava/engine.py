@@ -260,16 +260,10 @@ class Engine:
             logprobs = chosen.double().masked_fill(~mask, 0.0).sum(1).tolist()
             greedy = ((logits.argmax(-1) == ids) | ~mask).all(1).tolist()
         self.seconds += time.perf_counter() - start
-        report = self.model.last_report
-        return [
-            Scored(
-                logprobs[row],
-                len(tokens),
-                greedy[row],
-                scored_costs(report, row, max(len(tokens) - 1, 0)),
-            )
-            for row, tokens in enumerate(continuations)
-        ]
+        fed = [max(len(tokens) - 1, 0) for tokens in continuations]
+        costs = scored_costs(self.model.last_report, fed)
+        lengths = map(len, continuations)
+        return [Scored(*values) for values in zip(logprobs, lengths, greedy, costs, strict=True)]
 
     def _to_device(
         self, prompts: Sequence[Prompt], encoded: dict[str, torch.Tensor]
