@@ -78,7 +78,7 @@ def collect(stored: Iterable[Stored]) -> tuple[list[str], dict[str, list[Panel]]
         commit, method = _commit(record), method_label(record)
         for page, where, name, unit, value, error in _values(record):
             key = (page, where, name)
-            title = f"{where}\n{labels.words(name)}"
+            title = f"{labels.words(name)}\n{where}"
             panel = panels.setdefault(key, Panel(title, unit, {}))
             panel.add(method, Reading(commit, value, error))
     if not panels:
@@ -103,8 +103,8 @@ def _values(
     for name, score in record.scores.items():
         ranked = task is not None and name == task.metric
         page = "scores" if not ranked else "accuracy" if task.higher_is_better else "perplexity"
-        yield page, f"{model}, {title}", name, "", score.value, score.stderr
-    where = f"{model}, mean over tasks" if record.kind == "evaluation" else f"{model}, {title}"
+        yield page, f"{model}\n{title}", name, "", score.value, score.stderr
+    where = f"{model}\n{'mean over tasks' if record.kind == 'evaluation' else title}"
     for name, item in record.counted.items():
         if not labels.derived(name):
             yield labels.family(item.unit), where, name, item.unit, item.value, None
@@ -131,21 +131,24 @@ def _page(commits: list[str], heading: str, panels: list[Panel]) -> dict[str, by
     from matplotlib.ticker import FuncFormatter
 
     methods = list(dict.fromkeys(name for panel in panels for name in panel.series))
+    seen = {name for panel in panels for found in panel.series.values() for name in found}
+    commits = [name for name in commits if name in seen]
     with matplotlib.rc_context({**style.RC, "axes.titlesize": 8.5}):
         rows = math.ceil(len(panels) / COLUMNS)
         legend = 0.3 + 0.2 * math.ceil(len(methods) / 4)
-        height = 2.2 * rows + 0.9 + legend
+        height = 2.4 * rows + 1.1 + legend
         figure = Figure(figsize=(11, height))
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(
-            rows, COLUMNS, left=0.06, right=0.985, wspace=0.28, hspace=0.75,
-            top=1 - 0.85 / height, bottom=(legend + 0.45) / height,
+            rows, COLUMNS, left=0.06, right=0.985, wspace=0.28, hspace=0.8,
+            top=1 - 1.05 / height, bottom=(legend + 0.45) / height,
         )  # fmt: skip
         handles: dict[str, Any] = {}
         for index, panel in enumerate(panels):
             axes = figure.add_subplot(grid[index // COLUMNS, index % COLUMNS])
             factor, unit = labels.scaled(_largest(panel), panel.unit)
-            axes.set_title(f"{panel.title} ({unit})" if unit else panel.title, pad=4)
+            metric, _, where = panel.title.partition("\n")
+            axes.set_title(f"{metric} ({unit})\n{where}" if unit else panel.title, pad=4)
             for method, readings in panel.series.items():
                 # Budgets of one method share a colour: every second one is hollow.
                 alike = [name for name in methods if name.split()[0] == method.split()[0]]

@@ -55,7 +55,7 @@ def setting(task: str) -> str:
     if not found:
         return words(task.removeprefix("embedded_").replace("-", " "))
     batch, text, image, output = found.groups()
-    return f"batch {batch}, {text} text + {image} image tokens, {output} out"
+    return f"batch {batch}, {text} text + {image} image, {output} out"
 
 
 def scaled(largest: float, unit: str) -> tuple[float, str]:

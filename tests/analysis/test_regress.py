@@ -215,12 +215,12 @@ def test_history_has_a_page_a_family_with_readable_titles(store, record):
     commits, families = collect(read_stores(store("h", items))[0])
     assert commits == ["aaaaaaaa"]
     assert len(families["accuracy"]) == 20
-    assert families["accuracy"][0].title == "synthetic-model, Task0\nAccuracy"
+    assert families["accuracy"][0].title == "Accuracy\nsynthetic-model\nTask0"
     # Costs of evaluations are means over their tasks: one panel a quantity.
     (compute,) = families["compute"]
-    assert compute.title == "synthetic-model, mean over tasks\nPrefill compute"
+    assert compute.title == "Prefill compute\nsynthetic-model\nmean over tasks"
     assert len(compute.series["full"]["aaaaaaaa"]) == 20
-    assert setting("speed-b8-t56-i144-o64") == "batch 8, 56 text + 144 image tokens, 64 out"
+    assert setting("speed-b8-t56-i144-o64") == "batch 8, 56 text + 144 image, 64 out"
     assert words("kv_bytes") == "KV bytes"
     assert scaled(0.02, "s") == (1e3, "ms")
     assert scaled(3 * 2**20, "byte") == (2**-20, "MiB")
