@@ -23,6 +23,8 @@ def look_at(
     label: str,
     model_name: str,
     max_new_tokens: int = 64,
+    conv_template: str | None = None,
+    image_aspect: str = "pad",
 ) -> Overlay:
     """Answer ``question`` greedily and return the overlay.
 
@@ -37,6 +39,8 @@ def look_at(
     label, model_name : str
         What pictures call method and model.
     max_new_tokens : int
+    conv_template, image_aspect : str
+        As in the plugin.
 
     Raises
     ------
@@ -44,16 +48,21 @@ def look_at(
         If the checkpoint has no tokenizer or image processor, or its image tokens form no square.
     """
     import torch
-    from lmms_eval_dynllava.conversation import Turn, choose_template, render
 
     from dynllava.finite_logits import FiniteLogits
+    from dynllava.images import ImagePreparation
+    from dynllava.prompts import Turn, batch, choose_template, prompt_ids, render
+    from dynllava.prompts.tokens import image_positions
 
     if processor is None:
         raise UserError(f"{model_name}: has no tokenizer, so it cannot answer questions", 1)
     turns = [Turn("user", question, [image])]
-    text = render(choose_template(None, processor), turns, processor)
-    encoded = processor(images=image.convert("RGB"), text=text, return_tensors="pt")
-    inputs = {name: value.to(model.device) for name, value in encoded.items()}
+    text = render(choose_template(conv_template, processor), turns, processor)
+    pixels = torch.from_numpy(ImagePreparation(processor.image_processor, image_aspect)(image))
+    count = image_positions(processor, pixels)
+    ids = prompt_ids(processor.tokenizer, text, processor.image_token_id, count)
+    inputs = {name: value.to(model.device) for name, value in batch([ids], 0).items()}
+    inputs["pixel_values"] = pixels[None].to(model.device, model.dtype)
     finite = FiniteLogits()
     with torch.inference_mode():
         output = model.generate(

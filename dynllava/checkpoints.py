@@ -8,30 +8,28 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from dynllava.config import SparsityConfig
 from dynllava.errors import UserError
 from dynllava.files import check_output_folder, read_json_object, reason
-from dynllava.sanity import build_config, check_finite, check_sizes, check_tensors
+from dynllava.models.files import WeightFiles
+from dynllava.models.layouts import ORIGINAL_TYPES, Checkpoint, download, inspect
+from dynllava.models.tensors import stream
+from dynllava.models.tower import KNOWN_TOWERS
+from dynllava.sanity import build_config, check_finite, check_sizes
 
-OFFICIAL_TYPES = ("llava_llama", "dynamic_llava_llama")
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+#: Where a converted folder keeps the files of the original format that it does not use itself.
+OFFICIAL_FILES = "official_files"
+SHARD = "5GB"
 #: (official prefix, Hugging Face prefix); the first match wins.
 RENAMES = (
     ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
@@ -46,82 +44,6 @@ RENAMES = (
 )
 VISION_PREFIX = "model.vision_tower."
 VOCABULARY_TENSORS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
-#: Vision towers that official checkpoints name without shipping their configuration.
-KNOWN_TOWERS = {
-    "openai/clip-vit-large-patch14-336": {
-        "model_type": "clip_vision_model",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 768,
-    }
-}
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return ``config.json`` of a checkpoint folder."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: no config.json, so not a checkpoint folder")
-    return read_json_object(path)
-
-
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a folder: single or sharded, safetensors or ``.bin``.
-
-    ``.bin`` files are read with ``weights_only=True``: code in them is never executed.
-    """
-    files = _weight_files(folder)
-    tensors: dict[str, torch.Tensor] = {}
-    for path in files:
-        try:
-            if path.suffix == ".safetensors":
-                part = load_file(path)
-            else:
-                part = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise UserError(f"{path}: named by the index but missing") from None
-        except SafetensorError as error:
-            raise UserError(f"{path}: truncated or not a safetensors file ({error})") from None
-        except pickle.UnpicklingError:
-            raise UserError(
-                f"{path}: refused, it holds pickled objects other than tensors"
-            ) from None
-        except Exception as error:
-            # A torn archive fails in many ways: zip, pickle and storage errors.
-            raise UserError(f"{path}: cannot be read ({reason(error)})") from None
-        tensors.update(check_tensors(part, path))
-    return tensors
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            return _shards(folder, index)
-        single = folder / f"{stem}.{suffix}"
-        if single.is_file():
-            return [single]
-    raise UserError(
-        f"{folder}: no weights; accepted are model.safetensors or pytorch_model.bin, single or "
-        "sharded with an index"
-    )
-
-
-def _shards(folder: Path, index: Path) -> list[Path]:
-    """Return the files that an index names; they must lie in the folder itself."""
-    names = read_json_object(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise UserError(f"{index}: no object 'weight_map' that names the files")
-    for tensor, name in names.items():
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index}: {tensor!r} lies in {name!r}, a file name is expected")
-    return [folder / name for name in sorted(set(names.values()))]
 
 
 def to_hf_name(name: str) -> str:
@@ -138,20 +60,6 @@ def to_official_name(name: str) -> str:
         if name.startswith(hf):
             return official + name[len(hf) :]
     raise UserError(f"tensor {name!r}: has no place in the official format")
-
-
-def find_vision_tower(config: dict[str, Any], folder: Path) -> tuple[dict[str, Any], Path | None]:
-    """Return the vision tower's configuration, and its folder where there is one."""
-    name = str(config.get("mm_vision_tower") or config.get("vision_tower") or "")
-    for candidate in (folder / name, folder.parent / name, Path(name)):
-        if name and (candidate / "config.json").is_file():
-            values = read_config(candidate)
-            return values.get("vision_config", values), candidate
-    if name in KNOWN_TOWERS:
-        return dict(KNOWN_TOWERS[name]), None
-    raise UserError(
-        f"{folder}: vision tower {name!r} not found; put its folder beside or inside the checkpoint"
-    )
 
 
 def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
@@ -227,22 +135,27 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
 
 
 def official_state(
-    folder: Path, official: dict[str, Any]
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return an official checkpoint's tensors and configuration in Hugging Face terms."""
-    vision, tower = find_vision_tower(official, folder)
-    _check_projector(official, folder)
-    state = {to_hf_name(name): tensor for name, tensor in read_tensors(folder).items()}
-    if not any(name.startswith(VISION_PREFIX) for name in state):
-        if tower is None:
-            raise UserError(
-                f"{folder}: holds no vision tower weights and names no local folder with them"
-            )
-        for name, tensor in read_tensors(tower).items():
-            if name.startswith("vision_model.") and not name.endswith("position_ids"):
-                state[VISION_PREFIX + name.removeprefix("vision_model.")] = tensor
-    values = hf_config(official, vision)
-    values["official_vision_in_checkpoint"] = any(name.startswith(VISION_PREFIX) for name in state)
+    """Return an official checkpoint's tensors and configuration in Hugging Face terms.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Without problems.
+    dtype : torch.dtype, optional
+        Tensors are cast to it one by one; default: as stored.
+    """
+    tower = checkpoint.tower
+    values = hf_config(dict(checkpoint.config), dict(tower.config))
+    values["official_vision_in_checkpoint"] = tower.inside
+    state = {}
+    for name, tensor in stream(checkpoint.weights, dtype):
+        own = to_hf_name(name)
+        if tower.inside or not own.startswith(VISION_PREFIX):
+            state[own] = tensor
+    if not tower.inside:
+        state |= tower_state(tower.weights, dtype)
     for name in VOCABULARY_TENSORS:
         if name in state:
             rows = state[name]
@@ -250,10 +163,14 @@ def official_state(
     return state, values
 
 
-def _check_projector(official: dict[str, Any], folder: Path) -> None:
-    kind = official.get("mm_projector_type", "linear")
-    if kind != "mlp2x_gelu":
-        raise UserError(f"{folder}: mm_projector_type={kind!r}; accepted is 'mlp2x_gelu'")
+def tower_state(weights: WeightFiles, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Return a vision tower's tensors; the text half of a whole CLIP is left out."""
+    state = {}
+    for name, tensor in stream(weights, dtype):
+        for prefix in ("vision_model.", "vision_tower.vision_model."):
+            if name.startswith(prefix):
+                state[VISION_PREFIX + name.removeprefix(prefix)] = tensor
+    return state
 
 
 def check_state(model: torch.nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
@@ -276,36 +193,38 @@ def check_state(model: torch.nn.Module, state: dict[str, torch.Tensor], where: P
             )
 
 
-def convert(source: Path, target: Path, to: str = "hf") -> Path:
+def convert(
+    source: str | Path, target: Path, to: str = "hf", vision_tower: str | None = None
+) -> Path:
     """Convert a checkpoint folder; the target appears whole or not at all.
 
     Parameters
     ----------
-    source : Path
-        Official or Hugging Face folder.
+    source : str or Path
+        Official or Hugging Face checkpoint: a folder or a hub name.
     target : Path
         Folder to create; must not exist or be empty.
     to : str
         ``"hf"`` or ``"official"``.
+    vision_tower : str, optional
+        Folder or hub name of the vision tower, if not the one that the checkpoint names.
 
     Returns
     -------
     Path
         ``target``.
     """
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder")
+    checkpoint = download(inspect(source, vision_tower)).require()
     check_output_folder(target, "target")
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: exists and is not empty")
     made = _make_folders(target.parent)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        config = read_config(source)
         if to == "hf":
-            _write_hf(source, config, scratch)
+            _write_hf(checkpoint, scratch)
         elif to == "official":
-            _write_official(source, config, scratch)
+            _write_official(checkpoint, scratch)
         else:
             raise UserError(f"--to {to!r}: accepted are hf and official")
         if target.exists():
@@ -329,71 +248,88 @@ def _make_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def _write_hf(source: Path, config: dict[str, Any], target: Path) -> None:
+def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
     from dynllava.config import DynamicLlavaConfig
     from dynllava.loading import skeleton
     from dynllava.modeling import DynamicLlavaForConditionalGeneration
+    from dynllava.models.processors import load_processor
 
-    if config.get("model_type") not in OFFICIAL_TYPES:
+    source = checkpoint.folder
+    if not checkpoint.is_original:
         raise UserError(
-            f"{source}: model_type={config.get('model_type')!r}; accepted are "
-            f"{' and '.join(OFFICIAL_TYPES)}"
+            f"{source}: model_type={checkpoint.model_type!r} ({checkpoint.layout.value}); accepted "
+            f"are LLaVA's original format and {' and '.join(ORIGINAL_TYPES)}"
         )
-    state, values = official_state(source, config)
+    state, values = official_state(checkpoint)
     check_finite(state.items(), source)
-    model_config = build_config(DynamicLlavaConfig, values, source / "config.json")
-    check_state(skeleton(model_config, source), state, source)
-    model_config.architectures = [DynamicLlavaForConditionalGeneration.__name__]
-    model_config.dtype = config.get("torch_dtype", "float32")
-    model_config.save_pretrained(target)
-    save_file(state, target / "model.safetensors", metadata={"format": "pt"})
-    _write_generation_config(source, model_config.image_token_index, target)
-    preprocessor = json.dumps(preprocessor_values(values, config), indent=2)
-    (target / "preprocessor_config.json").write_text(preprocessor + "\n")
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
+    config = build_config(DynamicLlavaConfig, values, source / "config.json")
+    check_state(skeleton(config, source), state, source)
+    kind: Any = DynamicLlavaForConditionalGeneration
+    if not checkpoint.predictors:
+        # A plain LLaVA: stock transformers opens it without this package.
+        kind = LlavaForConditionalGeneration
+        values.pop("sparse_config")
+        config = build_config(LlavaConfig, values, source / "config.json")
+    config.architectures = [kind.__name__]
+    config.dtype = checkpoint.config.get("torch_dtype", "float32")
+    config.save_pretrained(target)
+    _save(state, target)
+    _write_generation_config(source, values["image_token_index"], target)
+    processor = load_processor(checkpoint, config)
+    if processor is None:
+        write_json(target / "preprocessor_config.json", processor_less(values, checkpoint))
+    else:
+        processor.save_pretrained(target)
+    _copy(checkpoint.licences, target)
+    _copy(checkpoint.tokenizer_files, target / OFFICIAL_FILES)
+
+
+def processor_less(values: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the image processor of a checkpoint without a tokenizer."""
+    from dynllava.models.processors import image_values
+
+    return image_values(values["vision_config"], dict(checkpoint.config))
+
+
+def _save(state: dict[str, torch.Tensor], target: Path) -> None:
+    """Write tensors as safetensors, sharded with an index where they are many."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(state, target, max_shard_size=SHARD)
+
+
+def _copy(files: Iterable[Path], target: Path) -> None:
+    for path in files:
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / path.name)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object as transformers does."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_generation_config(source: Path, image_token: int, target: Path) -> None:
     path = source / "generation_config.json"
     values = read_json_object(path) if path.is_file() else {}
     if path.is_file():
-        shutil.copy(path, target / "official_generation_config.json")
+        _copy([path], target / OFFICIAL_FILES)
     values.pop("_from_model_config", None)
     values["suppress_tokens"] = [image_token]
-    (target / "generation_config.json").write_text(json.dumps(values, indent=2) + "\n")
+    write_json(target / "generation_config.json", values)
 
 
-def preprocessor_values(values: dict[str, Any], official: dict[str, Any]) -> dict[str, Any]:
-    """Return the image processor configuration of an official checkpoint."""
-    size = values["vision_config"]["image_size"]
-    return {
-        "image_processor_type": "LlavaImageProcessor",
-        "do_pad": official.get("image_aspect_ratio") == "pad",
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-        "do_convert_rgb": True,
-        "patch_size": values["vision_config"]["patch_size"],
-    }
-
-
-def _write_official(source: Path, config: dict[str, Any], target: Path) -> None:
+def _write_official(checkpoint: Checkpoint, target: Path) -> None:
     from dynllava.loading import read_hf_state
 
-    if config.get("model_type") != "dynamic_llava":
+    source, config = checkpoint.folder, dict(checkpoint.config)
+    if config.get("model_type") != "dynamic_llava" and "official_config" not in config:
         raise UserError(
             f"{source}: model_type={config.get('model_type')!r}; accepted is 'dynamic_llava'"
         )
-    state = read_hf_state(source)
+    state = read_hf_state(checkpoint.weights)
     check_finite(state.items(), source)
     official = config.get("official_config") or synthesised_official_config(config)
     vocab = official["vocab_size"]
@@ -403,17 +339,15 @@ def _write_official(source: Path, config: dict[str, Any], target: Path) -> None:
     tensors = {to_official_name(name): tensor for name, tensor in state.items()}
     if config.get("official_vision_in_checkpoint") is False:
         tensors = {k: v for k, v in tensors.items() if not k.startswith("model.vision_tower.")}
-    (target / "config.json").write_text(json.dumps(official, indent=2) + "\n")
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    kept = source / "official_generation_config.json"
-    if kept.is_file():
-        shutil.copy(kept, target / "generation_config.json")
+    write_json(target / "config.json", official)
+    _save(tensors, target)
     tower = re.sub(r"^\.*/", "", str(official.get("mm_vision_tower", "")))
-    if tower and tower not in KNOWN_TOWERS:
+    inside = config.get("official_vision_in_checkpoint") is not False
+    if tower and tower not in KNOWN_TOWERS and inside and not Path(tower).is_absolute():
         _write_tower_config(config, target / tower)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
+    kept = source / OFFICIAL_FILES
+    _copy(sorted(kept.iterdir()) if kept.is_dir() else checkpoint.tokenizer_files, target)
+    _copy(checkpoint.licences, target)
 
 
 def _write_tower_config(config: dict[str, Any], folder: Path) -> None:

@@ -8,14 +8,7 @@ from typing import Any
 
 import torch
 
-from dynllava.checkpoints import (
-    OFFICIAL_TYPES,
-    check_state,
-    hf_config,
-    official_state,
-    read_config,
-    read_tensors,
-)
+from dynllava.checkpoints import check_state, hf_config, official_state
 from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.engine import flash
 from dynllava.errors import UserError
@@ -27,10 +20,13 @@ from dynllava.modeling import (
     check_kernel,
     refuse_compiling,
 )
+from dynllava.models.files import WeightFiles
+from dynllava.models.hub import locate
+from dynllava.models.layouts import Checkpoint, check_methods, download, inspect
+from dynllava.models.processors import load_processor as processor_of
+from dynllava.models.tensors import stream
 from dynllava.sanity import build_config, check_finite
 
-#: The shipped model with trained predictors, and the dense one it was trained from.
-EMBEDDED = ("embedded", "embedded-dense")
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -57,6 +53,9 @@ def load_model(
     attn_implementation: str = "sdpa",
     device_map: str | dict[str, Any] | None = None,
     compile: bool = False,
+    vision_tower: str | Path | None = None,
+    image_backend: str = "pil",
+    untrained: bool = False,
 ) -> tuple[DynamicLlavaForConditionalGeneration, Any]:
     """Load a model and its processor.
 
@@ -64,8 +63,8 @@ def load_model(
     ----------
     pretrained : str or Path
         ``"embedded"`` (``"embedded-dense"``: before its predictors were trained), a local folder,
-        or a hub name.  Accepted kinds: Dynamic-LLaVA in Hugging
-        Face or official format, LLaVA-1.5 in Hugging Face or official format.
+        a snapshot of the hub's cache, or a hub name.  Accepted kinds: Dynamic-LLaVA in Hugging
+        Face or official format, LLaVA-1.5 in Hugging Face or original format.
     method : str or Method, optional
         Default: ``dynamic_llava`` where the checkpoint has predictors, else ``full``.
     method_args : dict, optional
@@ -80,6 +79,14 @@ def load_model(
         As in ``from_pretrained``.
     compile : bool
         Compile decode steps (:meth:`~DynamicLlavaForConditionalGeneration.set_compile`).
+    vision_tower : str or Path, optional
+        Folder or hub name of the vision tower of a checkpoint in the original format; default:
+        the one that it names.
+    image_backend : str
+        What resizes images: ``"pil"`` (as LLaVA was trained) or ``"torchvision"``.
+    untrained : bool
+        Give a checkpoint without predictors fresh ones where ``dynamic_llava`` needs them, instead
+        of refusing.
 
     Returns
     -------
@@ -92,13 +99,10 @@ def load_model(
         If the checkpoint cannot be read or the method does not fit it.
     """
     check_device(device)
-    folder = resolve(pretrained)
-    kind = read_config(folder).get("model_type")
-    if kind not in ("dynamic_llava", "llava", *OFFICIAL_TYPES):
-        raise UserError(
-            f"{folder}: model_type={kind!r}; accepted are dynamic_llava, llava, "
-            f"{', '.join(OFFICIAL_TYPES)}"
-        )
+    checkpoint = inspect(pretrained, vision_tower).require()
+    name = method if method is None or isinstance(method, str) else method.name
+    if name is not None and not untrained:
+        check_methods(checkpoint, [name])
     if compile:
         refuse_compiling(attn_implementation)
         if device_map is not None:
@@ -106,7 +110,8 @@ def load_model(
     kernel, dtype = check_kernel(attn_implementation), parse_dtype(dtype)
     if kernel == flash.NAME:
         flash.check_available(dtype, "cuda" if device_map is not None else device)
-    model = _build(folder, kind, kernel, dtype)
+    checkpoint = download(checkpoint).require()
+    model = _build(checkpoint, kernel, dtype)
     model = _place(model, device, device_map)
     if method is None and not _trained_predictors(model):
         method = "full"
@@ -120,30 +125,15 @@ def load_model(
         model.set_method(name, **{**model.method.parameters(), **method_args})
     if compile:
         model.set_compile()
-    return model.eval(), load_processor(folder)
+    return model.eval(), processor_of(checkpoint, model.config, image_backend)
 
 
 def resolve(pretrained: str | Path) -> Path:
-    """Return the local folder of ``pretrained``: an embedded model, a folder, or a hub name."""
-    if str(pretrained) in EMBEDDED:
-        from dynllava import embedded
+    """Return the local folder of ``pretrained``: an embedded model, a folder, or a hub name.
 
-        return embedded.dynamic_path() if pretrained == "embedded" else embedded.model_path()
-    folder = Path(pretrained)
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or str(pretrained).startswith("."):
-        raise UserError(f"{pretrained}: no such folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(pretrained)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{pretrained}: neither a local folder nor a reachable hub model ({first_line})"
-        ) from None
+    Of a hub model that is not in the cache, only the small files are fetched.
+    """
+    return locate(pretrained).folder
 
 
 def check_device(device: str | torch.device) -> torch.device:
@@ -175,26 +165,19 @@ def default_dtype(device: str | torch.device) -> str:
     return "float16" if torch.device(device).type == "cuda" else "float32"
 
 
-def load_processor(folder: Path) -> Any:
-    """Return the processor of a checkpoint folder, or None if it has no tokenizer."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return None
-    from transformers import AutoProcessor, LlavaProcessor
-
-    kind = LlavaProcessor if (folder / "processor_config.json").is_file() else AutoProcessor
-    try:
-        return kind.from_pretrained(folder)
-    except Exception as error:
-        # Tokenizer files are parsed by libraries with error classes of their own.
-        raise UserError(
-            f"{folder}: the tokenizer or processor cannot be read ({reason(error)})"
-        ) from None
+def load_processor(
+    pretrained: str | Path, vision_tower: str | Path | None = None, image_backend: str = "pil"
+) -> Any:
+    """Return the processor of a checkpoint, or None if it has no tokenizer."""
+    return processor_of(inspect(pretrained, vision_tower), image_backend=image_backend)
 
 
-def read_hf_state(folder: Path) -> dict[str, torch.Tensor]:
-    """Return a Hugging Face LLaVA folder's tensors under the names of the module tree."""
+def read_hf_state(
+    weights: WeightFiles, dtype: torch.dtype | None = None
+) -> dict[str, torch.Tensor]:
+    """Return a Hugging Face LLaVA's tensors under the names of the module tree."""
     state = {}
-    for name, tensor in read_tensors(folder).items():
+    for name, tensor in stream(weights, dtype):
         for stored, own in _STORED_PREFIXES:
             if name.startswith(stored):
                 name = own + name[len(stored) :]
@@ -204,28 +187,23 @@ def read_hf_state(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _build(
-    folder: Path, kind: str, kernel: str, dtype: torch.dtype
+    checkpoint: Checkpoint, kernel: str, dtype: torch.dtype
 ) -> DynamicLlavaForConditionalGeneration:
-    values = read_config(folder)
-    if kind in OFFICIAL_TYPES:
-        state, values = official_state(folder, values)
+    folder, state = checkpoint.folder, None
+    if checkpoint.is_original:
+        state, values = official_state(checkpoint, dtype)
     else:
-        values.pop("model_type")
-        if kind == "llava":
+        values = {k: v for k, v in checkpoint.config.items() if k != "model_type"}
+        if checkpoint.model_type == "llava":
             values["sparse_config"] = {
                 "use_vision_predictor": False,
                 "use_output_text_predictor": False,
             }
-        state = None
     config = build_config(DynamicLlavaConfig, values, folder / "config.json")
     config._attn_implementation = kernel
     model = skeleton(config, folder)
     if state is None:
-        state = read_hf_state(folder)
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-    }
+        state = read_hf_state(checkpoint.weights, dtype)
     check_state(model, state, folder)
     check_finite(state.items(), folder)
     model.load_state_dict(state, strict=False, assign=True)

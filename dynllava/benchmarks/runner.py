@@ -41,7 +41,7 @@ class ModelRunner:
     device, attn_implementation : str
         Passed on to it; ``device="auto"`` is CUDA where there is one, and this process's own
         device when several processes run.
-    conv_template : str, optional
+    conv_template, image_aspect, vision_tower, image_backend : str, optional
         See the plugin.
     name : str, optional
         What records call the model; default ``pretrained``.
@@ -60,6 +60,9 @@ class ModelRunner:
         *,
         name: str | None = None,
         weights: str = "",
+        image_aspect: str = "pad",
+        vision_tower: str | None = None,
+        image_backend: str = "pil",
     ) -> None:
         from dynllava.loading import default_dtype, load_model, resolve
         from dynllava.records import hash_files
@@ -68,8 +71,14 @@ class ModelRunner:
         dtype = dtype or default_dtype(self.device)
         self.attention = attn_implementation
         self.conv_template = conv_template
+        self.image_aspect = image_aspect
         self.model, self.processor = load_model(
-            pretrained, dtype=dtype, device=self.device, attn_implementation=attn_implementation
+            pretrained,
+            dtype=dtype,
+            device=self.device,
+            attn_implementation=attn_implementation,
+            vision_tower=vision_tower,
+            image_backend=image_backend,
         )
         if self.processor is None:
             raise UserError(f"{pretrained}: has no tokenizer, so it cannot be evaluated")
@@ -85,7 +94,13 @@ class ModelRunner:
             weights or None,
             pretrained if weights else None,
         )
-        self.settings = {"dtype": dtype, "attention": attn_implementation}
+        self.settings = {
+            "dtype": dtype,
+            "attention": attn_implementation,
+            "image_aspect": image_aspect,
+        }
+        if vision_tower is not None:
+            self.settings["vision_tower"] = str(vision_tower)
         if conv_template is not None:
             self.settings["conv_template"] = conv_template
 
@@ -112,6 +127,7 @@ class ModelRunner:
             self.model,
             self.processor,
             conv_template=self.conv_template,
+            image_aspect=self.image_aspect,
             batch_size=batch_size,
         )
 

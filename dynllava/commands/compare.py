@@ -86,6 +86,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="llava",
         help="prompts of the LLaVA-1.5 protocol (the default), or lmms-eval's own",
     )
+    parser.add_argument(
+        "--vision-tower",
+        metavar="MODEL",
+        help="folder or hub name of the vision tower (default: the one that the checkpoint names)",
+    )
+    parser.add_argument(
+        "--conv-template",
+        choices=("checkpoint", "vicuna_v1", "plain"),
+        help="conversation template (default: the checkpoint's own, else vicuna_v1)",
+    )
+    parser.add_argument(
+        "--image-aspect",
+        choices=("pad", "crop", "checkpoint"),
+        default="pad",
+        help="pad to a square (the default, LLaVA-1.5's protocol), centre crop, or as the "
+        "checkpoint's image processor does",
+    )
+    parser.add_argument(
+        "--image-backend",
+        choices=("pil", "torchvision"),
+        default="pil",
+        help="what resizes images (default: pil, with which LLaVA was trained)",
+    )
     parser.add_argument("--dtype", help="default: float16 on a GPU, float32 elsewhere")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--attention", default="sdpa")
@@ -111,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.benchmarks.summary import summary
     from dynllava.benchmarks.sweep import run_sweep
     from dynllava.benchmarks.tasks import expand
+    from dynllava.models.layouts import check_methods, inspect
     from dynllava.records import RecordStore
 
     batch_size = _batch_size(args.batch_size)
@@ -125,10 +149,21 @@ def run(args: argparse.Namespace) -> int:
         if not tasks:
             raise UserError("--no-judge leaves no task: accepted is at least one without a judge")
     chosen = weights.parts(args.pretrained, args.methods, args.dense, args.on_tuned)
+    for part in chosen:
+        check_methods(inspect(part.source, args.vision_tower).require(), part.methods)
 
     def load(part: weights.Part) -> ModelRunner:
         options = (args.dtype, args.device, args.attention)
-        return ModelRunner(part.source, *options, name=args.pretrained, weights=part.role)
+        return ModelRunner(
+            part.source,
+            *options,
+            name=args.pretrained,
+            weights=part.role,
+            conv_template=args.conv_template,
+            image_aspect=args.image_aspect,
+            vision_tower=args.vision_tower,
+            image_backend=args.image_backend,
+        )
 
     def grid(part: weights.Part, spec: ModelSpec) -> list[Cell]:
         found = cells(part.methods, args.budgets, parameters, spec, args.seeds)

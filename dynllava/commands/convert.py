@@ -10,14 +10,17 @@ HELP = "convert a checkpoint (official <-> Hugging Face)"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("source", type=Path, help="checkpoint folder")
+    parser.add_argument("source", help="checkpoint: folder or hub name")
     parser.add_argument("target", type=Path, help="folder to create")
     parser.add_argument("--to", choices=("hf", "official"), default="hf", help="target format")
+    parser.add_argument("--vision-tower", metavar="MODEL", help="folder or hub name")
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say where the result is."""
     from dynllava.checkpoints import convert
 
-    print(f"wrote {convert(args.source, args.target, args.to)} ({args.to} format)")
+    print(
+        f"wrote {convert(args.source, args.target, args.to, args.vision_tower)} ({args.to} format)"
+    )
     return 0

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dynllava.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 HELP = "answer one question and draw kept patches and dropped words"
 
@@ -32,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method-args", nargs="*", default=[], metavar="NAME=VALUE", help="method parameters"
     )
+    parser.add_argument("--vision-tower", metavar="MODEL", help="folder or hub name")
+    parser.add_argument("--conv-template", choices=("checkpoint", "vicuna_v1", "plain"))
+    parser.add_argument("--image-aspect", choices=("pad", "crop", "checkpoint"), default="pad")
     parser.add_argument("--out", help="PNG to write (default: IMAGE with -METHOD.png)")
     parser.add_argument("--store", help="also keep the overlay for the report in this folder")
     parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -42,7 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the answer and the paths of what was written."""
-    image = _open(args.image)
+    from dynllava.images import open_image
+
+    image = open_image(args.image)
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: accepted is a number from 1")
 
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         dtype=args.dtype or default_dtype(args.device),
         device=args.device,
         attn_implementation=args.attention,
+        vision_tower=args.vision_tower,
     )
     name = model.method.name
     label = render(name, chosen.parameters) if chosen else name
@@ -73,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         label=label,
         model_name=args.pretrained,
         max_new_tokens=args.max_new_tokens,
+        conv_template=args.conv_template,
+        image_aspect=args.image_aspect,
     )
     source = Path(args.image)
     print(overlay.answer)
@@ -83,14 +87,3 @@ def run(args: argparse.Namespace) -> int:
     if args.store:
         print(overlay.write(Path(args.store) / FOLDER / f"{source.stem}-{name}.json"))
     return 0
-
-
-def _open(path: str) -> Image:
-    """Return the picture in RGB, or raise :class:`UserError`."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the image {path}: {error}") from None

@@ -158,11 +158,11 @@ def check_preprocess(case: dict[str, Any], folder: Path) -> CaseResult:
     """Image preprocessing with the PIL back-end."""
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    from dynllava.checkpoints import preprocessor_values
+    from dynllava.models.processors import image_values
 
     tensors = tensors_of(case, folder)
     config = golden_model(folder).config
-    values = preprocessor_values(config.to_dict(), config.official_config)
+    values = image_values(config.to_dict()["vision_config"], config.official_config)
     values.pop("image_processor_type")
     processor = LlavaImageProcessorPil(**values)
     names = sorted(name for name in tensors if name.startswith("image_"))

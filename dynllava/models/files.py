@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.files import read_json_object
 
 #: (single file, index) of each accepted format; the first that is there is used.
 WEIGHT_FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
@@ -57,33 +58,12 @@ class WeightFiles:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object.
-
-    Raises
-    ------
-    UserError
-        If the file is missing, not UTF-8, not JSON, or not an object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a UTF-8 text") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a JSON object is expected")
-    return values
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """Return ``config.json`` of a checkpoint folder."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder}: no config.json, so not a checkpoint folder")
-    return read_json(path)
+    return read_json_object(path)
 
 
 def weight_files(folder: Path) -> WeightFiles:
@@ -133,7 +113,7 @@ def licence_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    places = read_json(index).get("weight_map")
+    places = read_json_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise UserError(f"{index}: no weight_map; accepted is the index of a sharded checkpoint")
     for name in places.values():

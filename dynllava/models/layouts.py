@@ -5,7 +5,8 @@ Works without torch and without weights, in milliseconds; loading uses the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +23,7 @@ from dynllava.models.files import (
     read_config,
     weight_files,
 )
-from dynllava.models.hub import EMBEDDED, Location, locate, missing_sizes, offline
+from dynllava.models.hub import EMBEDDED, Location, fetch, locate, missing_sizes, offline
 from dynllava.models.rules import token_problems, vision_problems
 from dynllava.models.tower import Tower, find_tower
 
@@ -69,6 +70,8 @@ class Checkpoint:
         Weight files that loading would download, with their bytes where known.
     tower : Tower or None
         The vision tower of a checkpoint in the original format.
+    vision_tower : str or None
+        The caller's choice of it.
     tokenizer_files, processor_files, template_files, licences : tuple of Path
     image_token : str
     image_token_id : int or None
@@ -95,6 +98,7 @@ class Checkpoint:
     weights: WeightFiles | None
     downloads: Mapping[str, int | None]
     tower: Tower | None
+    vision_tower: str | None
     tokenizer_files: tuple[Path, ...]
     processor_files: tuple[Path, ...]
     template_files: tuple[Path, ...]
@@ -140,6 +144,42 @@ def inspect(pretrained: str | Path, vision_tower: str | Path | None = None) -> C
     location = locate(pretrained)
     config = read_config(location.folder)
     return _inspect(location, config, vision_tower)
+
+
+def download(checkpoint: Checkpoint) -> Checkpoint:
+    """Return the checkpoint with all its weight files on disk (and its vision tower's)."""
+    missing = False
+    if checkpoint.downloads:
+        fetch(checkpoint.name, tuple(checkpoint.downloads))
+        missing = True
+    tower = checkpoint.tower
+    if tower is not None and tower.downloads:
+        fetch(tower.name, tuple(tower.downloads))
+        missing = True
+    return inspect(checkpoint.name, checkpoint.vision_tower) if missing else checkpoint
+
+
+def check_methods(checkpoint: Checkpoint, methods: Iterable[str]) -> None:
+    """Refuse methods, as they are written, that need predictors the checkpoint has not.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    methods : iterable of str
+        Names, with parameters and compositions: ``fastv:k=2+h2o:heavy=0.25``.
+
+    Raises
+    ------
+    UserError
+        In one line, before anything is loaded.
+    """
+    named = any(re.search(r"(^|\+)\s*dynamic_llava\b", method) for method in methods)
+    if named and not checkpoint.predictors:
+        raise UserError(
+            f"{checkpoint.name}: has no trained predictors ({checkpoint.layout.value} format), so "
+            "no dynamic_llava; accepted are other methods, or train predictors first (dynllava "
+            "train)"
+        )
 
 
 def layout_of(config: Mapping[str, Any]) -> Layout:
@@ -192,6 +232,7 @@ def _inspect(
         weights=weights,
         downloads=downloads,
         tower=tower,
+        vision_tower=None if vision_tower is None else str(vision_tower),
         tokenizer_files=present(folder, TOKENIZER_FILES),
         processor_files=present(folder, PROCESSOR_FILES),
         template_files=present(folder, TEMPLATE_FILES),

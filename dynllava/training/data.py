@@ -12,12 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from dynllava.errors import UserError
-from dynllava.training.images import (
-    UNREADABLE,
-    ImagePreparation,
-    missing_files,
-    open_image,
-)
+from dynllava.images import ImagePreparation
+from dynllava.training.images import missing_files, open_image
 from dynllava.training.losses import IGNORED
 from dynllava.training.templates import PLACEHOLDER, check_template, render, turns_of
 
@@ -241,7 +237,7 @@ class InstructionDataset(Dataset):
             if record.get("image") is not None:
                 try:
                     pixels = self.prepare(open_image(record["image"], self.folder, where))
-                except UNREADABLE as error:
+                except UserError as error:
                     skipped.append(f"{where}: {_image_name(record['image'])}: {error}")
                     continue
             ids, labels, truncated = self.encode(turns_of(record["conversations"], where))

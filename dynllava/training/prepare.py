@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 
-from dynllava.checkpoints import OFFICIAL_TYPES, find_vision_tower, hf_config, read_config
+from dynllava.checkpoints import hf_config
 from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.errors import UserError
-from dynllava.loading import load_model, load_processor, resolve
+from dynllava.loading import load_model, load_processor
 from dynllava.methods import create
 from dynllava.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.models.layouts import inspect
 from dynllava.training.config import TrainingConfig
 from dynllava.training.data import InstructionDataset, load_records
 from dynllava.training.parameters import freeze
@@ -45,11 +46,11 @@ def prepare_model(config: TrainingConfig) -> tuple[DynamicLlavaForConditionalGen
 
 def meta_model(config: TrainingConfig) -> DynamicLlavaForConditionalGeneration:
     """Return the model's shape without its weights (tensors on the meta device)."""
-    folder = resolve(config.model)
-    values = read_config(folder)
+    checkpoint = inspect(config.model).require()
+    values = dict(checkpoint.config)
     kind = values.pop("model_type", None)
-    if kind in OFFICIAL_TYPES:
-        values = hf_config(values, find_vision_tower(values, folder)[0])
+    if checkpoint.is_original:
+        values = hf_config(values, dict(checkpoint.tower.config))
     elif kind == "llava":
         none = {"use_vision_predictor": False, "use_output_text_predictor": False}
         values["sparse_config"] = none
@@ -142,7 +143,7 @@ def _embedded_records(path: str) -> list[dict[str, Any]]:
 
 def data_processor(config: TrainingConfig) -> Any:
     """Return the processor alone (for a plan, which needs no weights)."""
-    processor = load_processor(resolve(config.model))
+    processor = load_processor(config.model)
     if processor is None:
         raise UserError(f"{config.model} has no tokenizer: training needs one")
     return processor

@@ -13,7 +13,11 @@ from transformers.trainer_utils import rotate_checkpoints
 from dynllava.checkpoints import check_state
 from dynllava.errors import UserError
 from dynllava.loading import read_hf_state
+<<<<<<< HEAD
 from dynllava.sanity import check_finite
+=======
+from dynllava.models.files import weight_files
+>>>>>>> 123280e (Public LLaVA layouts load with their whole processor; one module for images, one for prompts)
 from dynllava.training import checkpointing
 from dynllava.training.batches import Collator, GroupedSampler
 from dynllava.training.config import TrainingConfig
@@ -208,7 +212,7 @@ class DynamicTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         model, folder = self.model if model is None else model, Path(resume_from_checkpoint)
-        state = read_hf_state(folder)
+        state = read_hf_state(weight_files(folder))
         check_state(model, state, folder)
         model.load_state_dict(state, strict=False)
 

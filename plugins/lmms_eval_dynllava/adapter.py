@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from dynllava.benchmarks.access import input_problem
 from dynllava.errors import UserError
+from dynllava.files import reason
+from dynllava.images import UNREADABLE, strict_decoding
+from dynllava.prompts import Turn, choose_template, continuation_separator, render
 
 from .arguments import ModelArguments, check_cache
 from .batching import plan_batches, prefetched
-from .conversation import Turn, choose_template, continuation_separator, render
 from .efficiency import EfficiencyCounts, LogLikelihood, mean_costs
 from .engine import Answer, Engine, Scored
 from .prompts import (
@@ -77,6 +79,8 @@ class DynamicLlava(lmms):
             attn_implementation=arguments.attn_implementation,
             device_map=arguments.device_map,
             compile=arguments.compile,
+            vision_tower=arguments.vision_tower,
+            image_backend=arguments.image_backend,
         )
         if processor is None:
             raise UserError(f"{arguments.pretrained}: the checkpoint has no tokenizer", 1)
@@ -86,7 +90,8 @@ class DynamicLlava(lmms):
     def from_model(cls, model: Any, processor: Any, **values: Any) -> DynamicLlava:
         """Return an adapter around a loaded model (sweeps load it once and switch methods).
 
-        ``values`` are ``conv_template``, ``batch_size``, ``max_batch_size``, ``max_new_tokens``.
+        ``values`` are ``conv_template``, ``image_aspect``, ``batch_size``, ``max_batch_size``,
+        ``max_new_tokens``.
         """
         adapter = cls.__new__(cls)
         adapter._set_up(model, processor, ModelArguments.parse(values), Accelerator())
@@ -102,7 +107,11 @@ class DynamicLlava(lmms):
         self._world_size = accelerator.num_processes
         # lmms-eval deletes a model's modules after each evaluation; inside the engine it lives on.
         self.engine = Engine(
-            model, processor, torch.device(model.device), auto=arguments.batch_size == "auto"
+            model,
+            processor,
+            torch.device(model.device),
+            auto=arguments.batch_size == "auto",
+            image_aspect=arguments.image_aspect,
         )
         self.template = choose_template(arguments.conv_template, processor)
 
@@ -269,11 +278,15 @@ class DynamicLlava(lmms):
 
     def _prompt(self, job: Job) -> Prompt:
         try:
-            turns = job.turns()
-            text = render(self.template, turns, self.engine.processor)
-            return Prompt(job.source, text, single_image(turns))
+            # Data sets decode their pictures when the document is read.
+            with strict_decoding():
+                turns = job.turns()
+                image = single_image(turns)
+            return Prompt(job.source, render(self.template, turns, self.engine.processor), image)
         except UserError as error:
             raise UserError(f"{job.source}: {error}", 1) from error
+        except UNREADABLE as error:
+            raise UserError(f"{job.source}: not a readable image ({reason(error)})", 1) from error
 
     def _log(self, answers: Sequence[Answer]) -> None:
         """Hand throughput and mean efficiency numbers to lmms-eval's results."""

@@ -10,6 +10,7 @@ from typing import Any
 from dynllava import methods
 from dynllava.environment import code_version
 from dynllava.errors import UserError
+from dynllava.images import ASPECTS
 from dynllava.methods.parameters import MethodText, convert, nearest, parse
 from dynllava.methods.parameters import accepted as accepted_parameters
 from dynllava.methods.plugins import load_file
@@ -39,7 +40,14 @@ class ModelArguments:
     compile : bool
         Compile decode steps with ``torch.compile``.
     conv_template : str or None
-        ``vicuna_v1``, ``plain`` or ``embedded`` (the checkpoint's own); None: by checkpoint.
+        ``checkpoint`` (its own), ``vicuna_v1`` or ``plain``; None: the checkpoint's own if it has
+        one, else ``vicuna_v1``.
+    image_aspect : str
+        ``pad`` (the paper's), ``crop`` or ``checkpoint``.
+    image_backend : str
+        ``pil`` or ``torchvision``.
+    vision_tower : str or None
+        Folder or hub name, instead of the tower that a checkpoint in the original format names.
     batch_size : int or str
         A number, or ``auto``: starts at ``max_batch_size`` and halves when memory runs out.
     max_new_tokens : int
@@ -59,6 +67,9 @@ class ModelArguments:
     device: str | None = None
     device_map: str | None = None
     conv_template: str | None = None
+    image_aspect: str = "pad"
+    image_backend: str = "pil"
+    vision_tower: str | None = None
     batch_size: int | str = 1
     max_batch_size: int = AUTO_BATCH_SIZE
     max_new_tokens: int = 1024
@@ -117,6 +128,8 @@ class ModelArguments:
             raise UserError(f"dtype={self.dtype}: accepted are {', '.join(DTYPES)}")
         if not isinstance(self.compile, bool):
             raise UserError(f"compile={self.compile}: accepted are True and False")
+        if self.image_aspect not in ASPECTS:
+            raise UserError(f"image_aspect={self.image_aspect}: accepted are {', '.join(ASPECTS)}")
         for name in ("batch_size", "max_batch_size", "max_new_tokens"):
             self._check_count(name)
         running = code_version()

@@ -14,7 +14,12 @@ from loguru import logger
 from transformers import StoppingCriteriaList
 
 from dynllava.errors import UserError
+<<<<<<< HEAD
 from dynllava.finite_logits import FiniteLogits
+=======
+from dynllava.images import ImagePreparation
+from dynllava.prompts.tokens import batch, image_positions, prompt_ids
+>>>>>>> 123280e (Public LLaVA layouts load with their whole processor; one module for images, one for prompts)
 
 from .efficiency import request_costs, scored_costs
 from .prompts import GenerationArguments, Prompt
@@ -64,11 +69,19 @@ class Engine:
         Where inputs go.
     auto : bool
         Halve a batch that does not fit into memory instead of failing.
+    image_aspect : str
+        See :class:`dynllava.images.ImagePreparation`.
     """
 
     def __init__(
-        self, model: Any, processor: Any, device: torch.device, auto: bool = False
+        self,
+        model: Any,
+        processor: Any,
+        device: torch.device,
+        auto: bool = False,
+        image_aspect: str = "pad",
     ) -> None:
+        self.prepare = ImagePreparation(processor.image_processor, image_aspect)
         self.model = model
         self.processor = processor
         self.device = device
@@ -95,20 +108,21 @@ class Engine:
         UserError
             If the processor refuses the batch.
         """
-        images = [prompt.image for prompt in prompts if prompt.image is not None]
-        try:
-            with self._tokenizing:
-                encoded = self.processor(
-                    images=images or None,
-                    text=[prompt.text for prompt in prompts],
-                    padding=True,
-                    padding_side="left",
-                    return_tensors="pt",
-                )
-        except (ValueError, IndexError) as error:
-            raise UserError(f"{prompts[0].source}: {error}", 1) from error
-        names = ("input_ids", "attention_mask", "pixel_values")
-        return {name: encoded[name] for name in names if encoded.get(name) is not None}
+        tokenizer, pixels = self.processor.tokenizer, []
+        rows = []
+        for prompt in prompts:
+            count, image_id = 0, None
+            try:
+                if prompt.image is not None:
+                    pixels.append(torch.from_numpy(self.prepare(prompt.image)))
+                    count = image_positions(self.processor, pixels[-1])
+                    image_id = self.processor.image_token_id
+                with self._tokenizing:
+                    rows.append(prompt_ids(tokenizer, prompt.text, image_id, count))
+            except (UserError, ValueError, IndexError) as error:
+                raise UserError(f"{prompt.source}: {error}", 1) from error
+        encoded = batch(rows, self._pad_id())
+        return {**encoded, "pixel_values": torch.stack(pixels)} if pixels else encoded
 
     def generate(
         self,
@@ -220,8 +234,10 @@ class Engine:
         """
         with self._tokenizing:
             tokenizer = self.processor.tokenizer
-            before = tokenizer(prompt)["input_ids"]
-            both = tokenizer(prompt + continuation)["input_ids"]
+            # The image's own positions are the same in both.
+            image_id = self.processor.image_token_id
+            before = prompt_ids(tokenizer, prompt, image_id, 1)
+            both = prompt_ids(tokenizer, prompt + continuation, image_id, 1)
             if both[: len(before)] != before:
                 return list(tokenizer(continuation, add_special_tokens=False)["input_ids"])
         return list(both[len(before) :])

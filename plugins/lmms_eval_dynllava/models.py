@@ -7,8 +7,9 @@ from typing import Any
 
 from lmms_eval.api.instance import Instance
 
+from dynllava.prompts import Turn
+
 from .adapter import DynamicLlava, Job
-from .conversation import Turn
 from .prompts import Source, turns_from_context, turns_from_messages
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dynllava.errors import UserError
-
-from .conversation import Turn
+from dynllava.images import open_image
+from dynllava.prompts import Turn
 
 PADDING_FLAG = "__padding_only__"
 
@@ -171,28 +170,4 @@ def single_image(turns: Iterable[Turn]) -> Image.Image | None:
     images = [image for turn in turns for image in turn.images]
     if len(images) > 1:
         raise UserError(f"{len(images)} images in one prompt: accepted is one")
-    return load_image(images[0]) if images else None
-
-
-def load_image(value: Any) -> Image.Image:
-    """Return ``value`` (PIL image, path, bytes, or a data set's dict of these) in RGB.
-
-    Raises
-    ------
-    UserError
-        If it cannot be read as an image.
-    """
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    try:
-        if isinstance(value, (bytes, bytearray)):
-            value = Image.open(io.BytesIO(value))
-        elif isinstance(value, str):
-            value = Image.open(value)
-        if not isinstance(value, Image.Image):
-            raise UserError(
-                f"{type(value).__name__} is no image: accepted are PIL images and files"
-            )
-        return value.convert("RGB")
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UserError(f"not a readable image ({error})") from error
+    return open_image(images[0]) if images else None

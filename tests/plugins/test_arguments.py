@@ -9,11 +9,11 @@ import pytest
 from lmms_eval.models import MODEL_REGISTRY_V2
 from lmms_eval.utils import simple_parse_args_string
 from lmms_eval_dynllava.arguments import ModelArguments, check_cache
-from lmms_eval_dynllava.conversation import VICUNA_SYSTEM, Turn, choose_template, render
 from lmms_eval_dynllava.models import DynamicLlavaChat, DynamicLlavaSimple
 
 from dynllava import environment
 from dynllava.errors import UserError
+from dynllava.prompts import VICUNA_SYSTEM, Template, Turn, choose_template, render
 
 
 def parse(text, **more):
@@ -72,7 +72,7 @@ def test_unknown_and_impossible_arguments_are_one_clear_line(text, message):
 
 
 def test_unknown_template_is_refused_by_name(scripted, processor):
-    with pytest.raises(UserError, match="conv_template=qwen: accepted are vicuna_v1, plain"):
+    with pytest.raises(UserError, match="conv_template=qwen: accepted are checkpoint, vicuna_v1"):
         DynamicLlavaSimple.from_model(scripted(None), processor, conv_template="qwen")
     with pytest.raises(UserError, match="no chat template of its own"):
         choose_template("embedded", processor)
@@ -111,19 +111,7 @@ def test_vicuna_prompt_is_that_of_llava_15(processor):
         Turn("assistant", "A cat."),
         Turn("user", "Why?"),
     ]
-    assert render("vicuna_v1", turns, processor) == (
+    assert render(Template("vicuna_v1"), turns, processor) == (
         f"{VICUNA_SYSTEM} USER: <image>\nWhat is it? ASSISTANT: A cat.</s>USER: Why? ASSISTANT:"
     )
-    assert render("plain", turns[:1], processor) == "<image>\nWhat is it?\n"
-
-
-def test_template_follows_the_checkpoint(processor):
-    assert choose_template(None, processor) == "vicuna_v1"
-    processor.chat_template = "{% for m in messages %}USER: ... ASSISTANT:{% endfor %}"
-    processor.tokenizer.unk_token_id = None
-    assert choose_template(None, processor) == "vicuna_v1"
-    processor.tokenizer.unk_token_id = 10 + ord("A")
-    assert choose_template(None, processor) == "embedded"
-    processor.chat_template = "<|im_start|>"
-    processor.tokenizer.unk_token_id = None
-    assert choose_template(None, processor) == "embedded"
+    assert render(Template("plain"), turns[:1], processor) == "<image>\nWhat is it?\n"

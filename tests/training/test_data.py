@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dynllava.errors import UserError
+from dynllava.images import pad_to_square
 from dynllava.training.batches import Collator, GroupedSampler
 from dynllava.training.data import InstructionDataset, load_records
-from dynllava.training.images import pad_to_square
 from dynllava.training.templates import VICUNA_SYSTEM, render, turns_of
 
 TURNS = [("<image>\nwhat is there ?", "a red star"), ("and above ?", "a blue ring")]
