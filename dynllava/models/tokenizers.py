@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.files import reason
+from dynllava.files import read_json_object, reason
 from dynllava.models.files import TOKENIZER_FILES
 
 IMAGE_TOKEN = "<image>"
@@ -54,7 +54,14 @@ def _from_sentencepiece(folder: Path) -> Any:
     pieces = SentencePieceProcessor()
     pieces.Load(str(folder / "tokenizer.model"))
     vocabulary = {pieces.IdToPiece(index): index for index in range(pieces.GetPieceSize())}
-    backend = LlamaTokenizer(vocab=vocabulary, merges=generate_merges(vocabulary))
+    path = folder / "tokenizer_config.json"
+    stored = read_json_object(path) if path.is_file() else {}
+    switches = ("add_bos_token", "add_eos_token", "add_prefix_space", "legacy")
+    backend = LlamaTokenizer(
+        vocab=vocabulary,
+        merges=generate_merges(vocabulary),
+        **{"add_bos_token": True, **{key: stored[key] for key in switches if key in stored}},
+    )
     with tempfile.TemporaryDirectory() as scratch:
         backend.save_pretrained(scratch)
         for name in TOKENIZER_FILES:

@@ -264,7 +264,7 @@ def test_device_map_places_every_module(model, tmp_path):
     assert torch.equal(logits(mapped, inputs), logits(model, inputs))
 
 
-def test_plain_llava_loads_with_untrained_predictors_and_a_warning(tmp_path):
+def test_plain_llava_has_untrained_predictors_only_if_asked_for(tmp_path):
     stock = stock_model()
     stock.save_pretrained(tmp_path)
     inputs = batch(prompts(), pixels())
@@ -274,7 +274,9 @@ def test_plain_llava_loads_with_untrained_predictors_and_a_warning(tmp_path):
         expected = stock(**inputs).logits[:, -1:]
     torch.testing.assert_close(logits(dense, inputs), expected, atol=1e-5, rtol=0)
     with pytest.warns(UserWarning, match="untrained"):
-        sparse, _ = load_model(tmp_path, "dynamic_llava")
+        sparse, _ = load_model(tmp_path, "dynamic_llava", untrained=True)
+    with pytest.raises(UserError, match="no trained predictors"):
+        load_model(tmp_path, "dynamic_llava")
     logits(sparse, inputs)
     assert sparse.last_report.image_tokens == [3, 3, 0, 3]
 
