@@ -13,11 +13,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from dynllava.checkpoints import check_state
 from dynllava.errors import UserError
 from dynllava.loading import read_hf_state
-<<<<<<< HEAD
-from dynllava.sanity import check_finite
-=======
 from dynllava.models.files import weight_files
->>>>>>> 123280e (Public LLaVA layouts load with their whole processor; one module for images, one for prompts)
+from dynllava.sanity import check_finite
 from dynllava.training import checkpointing
 from dynllava.training.batches import Collator, GroupedSampler
 from dynllava.training.config import TrainingConfig

@@ -14,12 +14,9 @@ from loguru import logger
 from transformers import StoppingCriteriaList
 
 from dynllava.errors import UserError
-<<<<<<< HEAD
 from dynllava.finite_logits import FiniteLogits
-=======
 from dynllava.images import ImagePreparation
 from dynllava.prompts.tokens import batch, image_positions, prompt_ids
->>>>>>> 123280e (Public LLaVA layouts load with their whole processor; one module for images, one for prompts)
 
 from .efficiency import request_costs, scored_costs
 from .prompts import GenerationArguments, Prompt

@@ -296,7 +296,7 @@ def test_more_placeholders_than_images_is_one_clear_line(scripted, processor, pi
     adapter = make(DynamicLlavaSimple, scripted(answer), processor, [{}])
     prompt = "<image> and <image> q"
     request = instance("generate_until", (prompt, {}, lambda doc: [picture(1)], 0, "t", "test"))
-    with pytest.raises(UserError, match="2 image placeholders .* for 1 images; leave them out"):
+    with pytest.raises(UserError, match=r"2 image placeholders .* for 1 images; leave them out"):
         adapter.generate_until([request])
     own = instance("generate_until", ("a <image> q", {}, lambda doc: [picture(1)], 0, "t", "test"))
     assert adapter.generate_until([own])[0].text == "q-1"

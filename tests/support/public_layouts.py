@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-
 from public_tokenizers import (
     dump,
     pieces_of,
@@ -21,6 +19,7 @@ from public_tokenizers import (
     write_llava_hf,
     write_original,
 )
+from safetensors.torch import save_file
 
 TOWER = "openai/clip-vit-large-patch14-336"
 MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -272,7 +271,7 @@ def original_config(sizes: Sizes, vocabulary: int, **changes: object) -> dict:
 
 
 def original(folder: Path, sizes: Sizes) -> Path:
-    """liuhaotian/llava-v1.5: ``.bin`` shards with float32 ``inv_freq``, ``tokenizer.model`` only."""
+    """liuhaotian/llava-v1.5: ``.bin`` shards, float32 ``inv_freq``, ``tokenizer.model`` only."""
     folder.mkdir(parents=True)
     model = sentencepiece_model()
     vocabulary = len(pieces_of(model))

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import sentencepiece
-from tokenizers import Tokenizer, decoders, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 from transformers.tokenization_utils_base import generate_merges
 
@@ -85,11 +85,13 @@ def write_llava_hf(folder: Path, model: bytes, with_image: bool = True) -> None:
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
     )
     fast.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-        + [decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
-    from tokenizers import AddedToken
-
     fast.add_special_tokens([AddedToken(name, normalized=False) for name in special])
     fast.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer.model").write_bytes(model)
