@@ -260,7 +260,7 @@ def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
     if not checkpoint.is_original:
         raise UserError(
             f"{source}: model_type={checkpoint.model_type!r} ({checkpoint.layout.value}); accepted "
-            f"are LLaVA's original format and {' and '.join(ORIGINAL_TYPES)}"
+            f"are {' and '.join(ORIGINAL_TYPES)}, and llava in the original format"
         )
     state, values = official_state(checkpoint)
     check_finite(state.items(), source)

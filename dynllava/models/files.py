@@ -115,10 +115,10 @@ def licence_files(folder: Path) -> tuple[Path, ...]:
 def _weight_map(index: Path) -> dict[str, str]:
     places = read_json_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise UserError(f"{index}: no weight_map; accepted is the index of a sharded checkpoint")
-    for name in places.values():
+        raise UserError(f"{index}: no object 'weight_map' that names the files")
+    for tensor, name in places.items():
         if not isinstance(name, str) or Path(name).name != name:
-            raise UserError(f"{index}: shard {name!r} is no file name in the checkpoint's folder")
+            raise UserError(f"{index}: {tensor!r} lies in {name!r}, a file name is expected")
     return places
 
 
@@ -134,7 +134,7 @@ def _described(
         with path.open("rb") as file:
             if file.read(len(_LFS_MARK)) == _LFS_MARK:
                 raise UserError(
-                    f"{path}: is a Git LFS pointer, not the weights; run 'git lfs pull' in the "
+                    f"{path}: is a Git LFS pointer, not a {suffix} file; run 'git lfs pull' in the "
                     "folder it was cloned into"
                 )
         if suffix == "safetensors":

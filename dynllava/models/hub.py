@@ -67,7 +67,7 @@ def locate(pretrained: str | Path, cache_dir: Path | None = None) -> Location:
         folder = _snapshot_of_repository(folder)
         return Location(name, folder, "folder", _cache_around(folder))
     if folder.exists():
-        raise UserError(f"{name}: is a file; accepted is the checkpoint's folder or a hub name")
+        raise UserError(f"{name}: no such folder, it is a file; accepted are folders and hub names")
     if folder.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"{name}: no such folder")
     return Location(name, fetch(name, SMALL_FILES, cache_dir), "hub", cache_dir)

@@ -222,6 +222,7 @@ def _inspect(
             "tower inside; accepted for checkpoints in the original format only"
         )
     vision = (tower.config if tower else config.get("vision_config")) or {}
+    vision = vision if isinstance(vision, dict) else {}
     checkpoint = Checkpoint(
         name=location.name,
         source=location.source,
@@ -301,7 +302,7 @@ def _image_token_id(config: Mapping[str, Any]) -> int | None:
     value = config.get("image_token_index", config.get("image_token_id"))
     if value is None and config.get("model_type") in ("llava", "dynamic_llava"):
         return 32000
-    return value
+    return value if isinstance(value, int) else None
 
 
 def _vocabulary(config: Mapping[str, Any], weights: WeightFiles | None) -> int | None:
@@ -309,8 +310,9 @@ def _vocabulary(config: Mapping[str, Any], weights: WeightFiles | None) -> int |
     for name, shape in (weights.shapes if weights else {}).items():
         if name.endswith("embed_tokens.weight"):
             return shape[0]
-    text = config.get("text_config") or {}
-    return text.get("vocab_size", config.get("vocab_size"))
+    text = config.get("text_config")
+    rows = (text if isinstance(text, dict) else config).get("vocab_size", config.get("vocab_size"))
+    return rows if isinstance(rows, int) else None
 
 
 def _predictors(config: Mapping[str, Any], names: frozenset[str] | None) -> tuple[str, ...]:
@@ -320,7 +322,8 @@ def _predictors(config: Mapping[str, Any], names: frozenset[str] | None) -> tupl
             for kind, prefixes in PREDICTORS.items()
             if any(name.startswith(prefixes) for name in names)
         )
-    sparse = config.get("sparse_config") or {}
+    sparse = config.get("sparse_config")
+    sparse = sparse if isinstance(sparse, dict) else {}
     wanted = {
         "image": sparse.get("use_vision_predictor", bool(sparse)),
         "output": sparse.get("use_output_text_predictor", bool(sparse)),

@@ -48,9 +48,8 @@ def load_processor(checkpoint: Checkpoint, config: Any = None, image_backend: st
         checkpoint.require()
     try:
         return _assemble(checkpoint, tokenizer, values, image_backend)
-    except UserError:
-        raise
     except Exception as error:
+        # Processor files are parsed by libraries with error classes of their own.
         raise UserError(
             f"{checkpoint.folder}: the tokenizer or processor cannot be read ({reason(error)})"
         ) from None

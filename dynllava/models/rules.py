@@ -15,13 +15,14 @@ _VISION_KEYS = ("image_size", "patch_size", "num_hidden_layers", "hidden_size")
 def vision_problems(checkpoint: Checkpoint) -> list[str]:
     """Return what is wrong with the tower: sizes, and the layer that is taken from it."""
     config = checkpoint.tower.config if checkpoint.tower else checkpoint.config.get("vision_config")
-    if config is None:
+    if not isinstance(config, dict):
         return []
     problems = [
-        f"{checkpoint.folder}: vision tower has {key}={config[key]!r}; accepted is a number from 1"
+        f"{checkpoint.folder}: vision tower has {key}={config[key]!r}: accepted is a number from 1"
         for key in _VISION_KEYS
         if key in config and not _positive(config[key])
     ]
+    field = "mm_vision_select_layer" if checkpoint.is_original else "vision_feature_layer"
     depth, layers = checkpoint.tower_layers, checkpoint.select_layer
     if not isinstance(depth, int) or layers is None or problems:
         return problems
@@ -29,9 +30,8 @@ def vision_problems(checkpoint: Checkpoint) -> list[str]:
         # A tower of N layers has N + 1 hidden states: the embeddings, and one behind every layer.
         if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
             problems.append(
-                f"{checkpoint.folder}: takes layer {layer} of a vision tower with {depth} layers; "
-                f"accepted are {-depth - 1} to {depth} (mm_vision_select_layer or "
-                "vision_feature_layer in config.json)"
+                f"{checkpoint.folder}: {field}={layer!r}: the vision tower has {depth} layers; "
+                f"accepted are {-depth - 1} to {depth}"
             )
     return problems
 
@@ -52,6 +52,8 @@ def token_problems(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
             "answers no questions"
         )
         return problems, notes
+    if "tokenizer.json" in names and not _read(folder / "tokenizer.json"):
+        return [*problems, f"{folder}: the tokenizer or processor cannot be read"], notes
     known = _added_tokens(folder)
     own = known.get(checkpoint.image_token)
     official = checkpoint.is_original or "official_config" in checkpoint.config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,17 +64,15 @@ def _safetensors(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _pickled(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    tensors = _load(path)
-    if not isinstance(tensors, dict):
-        raise UserError(f"{path}: holds no dictionary of tensors")
+    tensors = check_tensors(_load(path), path)
     for name in list(tensors):
         # Popped, so that a tensor cast by the caller does not stay in memory twice.
         tensor = tensors.pop(name)
-        if str(name).startswith(prefix):
-            yield str(name), tensor
+        if name.startswith(prefix):
+            yield name, tensor
 
 
-def _load(path: Path) -> object:
+def _load(path: Path) -> Any:
     try:
         try:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

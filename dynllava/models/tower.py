@@ -147,7 +147,10 @@ def _weights(
 
 def _missing(name: str, inside: bool, error: str) -> str:
     if not name:
-        return "the checkpoint names no vision tower (mm_vision_tower); give vision_tower=FOLDER"
+        return (
+            "vision tower '' not found: the checkpoint names none (mm_vision_tower in "
+            "config.json); give vision_tower=FOLDER"
+        )
     what = "configuration" if inside else "weights"
     return (
         f"vision tower {name!r} not found (its {what} are not in the checkpoint): {error}; "
