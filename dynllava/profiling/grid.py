@@ -5,12 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dynllava import methods
-from dynllava.profiling import flops, kv, ledger, roofline
+from dynllava.profiling import bands, flops, kv, ledger, roofline
 from dynllava.profiling.quantities import Options
 from dynllava.profiling.render import Table, quantity
 from dynllava.profiling.spec import LLAVA_15_7B, LLAVA_15_13B
 
-COLUMNS = ("model", "method", "mode", "flop", "dense_flop", "kv_bytes", "estimated_seconds")
+COLUMNS = (
+    "model",
+    "method",
+    "mode",
+    "flop",
+    "dense_flop",
+    "kv_bytes",
+    "estimated_seconds",
+    "estimated_dense_seconds",
+    "batch",
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +40,21 @@ class Grid:
                 quantity(1 - flop / dense, "1"),
                 quantity(stored, "byte"),
                 "-" if seconds is None else quantity(seconds, "s"),
+                "-"
+                if seconds is None or method == "full"
+                else bands.speedup_text(baseline / seconds, mode, batch),
             )
-            for model, method, mode, flop, dense, stored, seconds in self.rows
+            for model, method, mode, flop, dense, stored, seconds, baseline, batch in self.rows
         ]
-        columns = ("", "mode", "compute", "saved", "KV stored", "estimated time")
+        columns = (
+            "",
+            "mode",
+            "compute",
+            "saved",
+            "KV stored",
+            "estimated time",
+            "estimated speed-up",
+        )
         return Table(self.title, columns, cells, ["1 MAC = 2 FLOP; everything included."])
 
 
@@ -62,8 +83,9 @@ def _numbers(run: ledger.Run, mode: str, options: Options) -> tuple:
     fed = {"prefill": 0, "decode": run.outputs - 1}.get(mode)
     # Without a cache nothing is stored.
     stored = 0 if fed is None else kv.kv_state(run, fed, options.dtype).total_stored
-    seconds = None
+    seconds = baseline = None
     if options.device is not None:
         arguments = (mode, options.device, options.dtype, options.efficiency)
         seconds = roofline.estimate(run, *arguments).total
-    return flop, dense, stored, seconds
+        baseline = roofline.estimate(run.dense(), *arguments).total
+    return flop, dense, stored, seconds, baseline, run.batch

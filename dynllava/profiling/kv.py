@@ -21,6 +21,8 @@ USABLE_SHARE = 0.92
 """Share of a device's memory left for tensors (context, allocator fragmentation): an assumption."""
 
 
+Overhead = Callable[[float], float]
+
 EVICTION_BYTES = 4 + 8 + 8
 """Bytes beside each K/V entry and head of an evicting layer: score, ordinal, position."""
 
@@ -154,9 +156,25 @@ def memory_bytes(run: Run, dtype: str, *, chunk: int = DEFAULT_CHUNK) -> int:
     return run.spec.weight_bytes(dtype) + max(end.peak, start.peak) + working
 
 
-def fits(run: Run, device: Device, dtype: str) -> bool:
-    """Return whether the run is estimated to fit on ``device``."""
-    return memory_bytes(run, dtype) <= USABLE_SHARE * device.memory_bytes
+def fits(run: Run, device: Device, dtype: str, overhead: Overhead | None = None) -> bool:
+    """Return whether the run is estimated to fit on ``device``.
+
+    Parameters
+    ----------
+    run : Run
+    device : Device
+    dtype : str
+    overhead : callable, optional
+        Bytes beside :func:`memory_bytes`, from the KV bytes at the end; such as
+        :meth:`dynllava.profiling.bands.MemoryOverhead.of`.  With it all of the memory counts as
+        usable, without it :data:`USABLE_SHARE`.
+    """
+    needed = float(memory_bytes(run, dtype))
+    if overhead is None:
+        return needed <= USABLE_SHARE * device.memory_bytes
+    return needed + overhead(kv_state(run, run.outputs - 1, dtype).total_stored) <= (
+        device.memory_bytes
+    )
 
 
 def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
@@ -169,14 +187,22 @@ def _largest(low: int, high: int, holds: Callable[[int], bool]) -> int:
     return low
 
 
-def max_batch(run: Run, device: Device, dtype: str, limit: int = 4096) -> int:
+def max_batch(
+    run: Run, device: Device, dtype: str, limit: int = 4096, overhead: Overhead | None = None
+) -> int:
     """Return the largest batch that is estimated to fit (0: not even one sequence)."""
-    return _largest(1, limit, lambda batch: fits(replace(run, batch=batch), device, dtype))
+    return _largest(
+        1, limit, lambda batch: fits(replace(run, batch=batch), device, dtype, overhead)
+    )
 
 
-def max_outputs(run: Run, device: Device, dtype: str, limit: int = 1 << 20) -> int:
+def max_outputs(
+    run: Run, device: Device, dtype: str, limit: int = 1 << 20, overhead: Overhead | None = None
+) -> int:
     """Return the most generated tokens that are estimated to fit (0: none).
 
     ``limit`` means that nothing but the model's context window bounds the length.
     """
-    return _largest(1, limit, lambda outputs: fits(replace(run, outputs=outputs), device, dtype))
+    return _largest(
+        1, limit, lambda outputs: fits(replace(run, outputs=outputs), device, dtype, overhead)
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dynllava.profiling import conventions, flops, kv, ledger, roofline
+from dynllava.profiling import bands, conventions, flops, kv, ledger, roofline
 from dynllava.profiling.device import Device
 
 
@@ -116,11 +116,15 @@ def kv_quantities(run: ledger.Run, dtype: str) -> Iterator[Quantity]:
 def capacity_quantities(run: ledger.Run, dtype: str, device: Device) -> Iterator[Quantity]:
     """Yield what fits on the device next to the weights (estimates)."""
     label = f"estimate, {device.name}, {dtype}"
+    fitted = bands.memory_overhead()
     for name, item in (("method", run), ("dense", run.dense())):
-        yield Quantity("capacity", name, "memory", kv.memory_bytes(item, dtype), "byte", label)
-        batch = kv.max_batch(item, device, dtype)
+        counted = kv.memory_bytes(item, dtype)
+        missing = fitted.of(kv.kv_state(item, item.outputs - 1, dtype).total_stored)
+        yield Quantity("capacity", name, "memory", counted, "byte", label)
+        yield Quantity("capacity", name, "with overhead", counted + missing, "byte", label)
+        batch = kv.max_batch(item, device, dtype, overhead=fitted.of)
         yield Quantity("capacity", name, "largest batch", batch, "sequence", label)
-        outputs = kv.max_outputs(item, device, dtype)
+        outputs = kv.max_outputs(item, device, dtype, overhead=fitted.of)
         yield Quantity("capacity", name, "most output tokens", outputs, "token", label)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dynllava.profiling import conventions, ledger
+from dynllava.profiling import bands, conventions, ledger
 from dynllava.profiling.audit import Finding, uncounted
+from dynllava.profiling.device import GIB, load_device
 from dynllava.profiling.flops import COMPONENTS
 from dynllava.profiling.published import DEVICE, DTYPE, TEXT_TOKENS, Comparison
 from dynllava.profiling.quantities import Options, Quantity
@@ -66,8 +67,40 @@ def tables(run: ledger.Run, options: Options, items: Sequence[Quantity]) -> list
     if options.device is not None:
         title = f"What fits on {options.device.title} next to the weights (estimate)"
         found.append(_by_mode("capacity", title, items))
+        found[-1].notes = [_overhead_note()]
         found.append(_times(options, items))
+        found.append(_checked(run, items))
     return found
+
+
+def _overhead_note() -> str:
+    fitted = bands.memory_overhead()
+    low, high = min(fitted.residuals.values()) / GIB, max(fitted.residuals.values()) / GIB
+    return (
+        f"Overhead, fitted to {len(fitted.residuals)} published peaks (13B, batch 8): "
+        f"{fitted.base / GIB:.2f} GiB + {fitted.per_kv_byte:.2f} x KV; residuals {low:+.1f} to "
+        f"{high:+.1f} GiB. What fits counts it."
+    )
+
+
+def _checked(run: ledger.Run, items: Sequence[Quantity]) -> Table:
+    """Return what published runs took beside their estimates, and speed-ups with that range."""
+    seconds = {(item.mode, item.name): item.value for item in items if item.section == "time"}
+    sparse = run.method.name != "full"
+    rows = []
+    for mode in dict.fromkeys(mode for mode, _ in seconds):
+        band = bands.time_band(mode, run.batch, sparse)
+        cells = [MODE_TITLES.get(mode, mode), str(band or bands.NOT_CHECKED)]
+        if sparse:
+            ratio = seconds[mode, "dense total"] / seconds[mode, "total"]
+            cells.append(bands.speedup_text(ratio, mode, run.batch))
+        rows.append(tuple(cells))
+    columns = ("", "measured / estimated", *(["estimated speed-up over dense"] if sparse else []))
+    notes = [
+        "Range over published A100 runs of the same mode, of batch 8 or of batch 1, dense or "
+        "sparse; Hugging Face eager code of the time.",
+    ]
+    return Table("How far such estimates were from published runs", columns, rows, notes)
 
 
 def layer_table(items: Sequence[Quantity]) -> Table:
@@ -146,6 +179,16 @@ def audit_tables(run: ledger.Run, findings: Sequence[Finding]) -> list[Table]:
     return [compared, rest]
 
 
+def _published_note(row: Comparison) -> str:
+    """Return the row's note, and for memory what the estimate is with the fitted overhead."""
+    if row.kv_gib is None:
+        return row.note
+    total = row.estimated + bands.memory_overhead().of(row.kv_gib * GIB) / GIB
+    memory = load_device(DEVICE).memory_bytes / GIB
+    text = f"with overhead {total:.1f} GB" + (", does not fit" if total > memory else "")
+    return f"{row.note}; {text}".lstrip("; ")
+
+
 def published_table(rows: Sequence[Comparison]) -> Table:
     """Return published measurements beside our estimates, row by row."""
     cells = [
@@ -155,7 +198,7 @@ def published_table(rows: Sequence[Comparison]) -> Table:
             "-" if row.measured is None else f"{row.measured:g} {row.unit}",
             f"{row.estimated:.3g} {row.unit}",
             "-" if row.ratio is None else f"{row.ratio:.2f}",
-            row.note,
+            _published_note(row),
         )
         for row in rows
     ]
@@ -164,5 +207,9 @@ def published_table(rows: Sequence[Comparison]) -> Table:
         f"Estimates: {DEVICE}, {DTYPE}, {TEXT_TOKENS} text tokens (assumed: not printed); "
         "nothing is fitted.",
         "Memory: weights + KV + working set, GB read as GiB.",
-    ]
+        *(f"{MODE_TITLES[mode]}, batch {batch}, {kind}: measured / estimated {band}."
+          for mode in MODE_TITLES for batch in (1, 8) for kind in ("dense", "sparse")
+          if (band := bands.time_band(mode, batch, kind == "sparse")) is not None),
+        _overhead_note(),
+    ]  # fmt: skip
     return Table("Published A100 measurements and estimates", columns, cells, notes)
