@@ -176,9 +176,11 @@ def _with_margin(sums: Sums, margin: float, span: float | None) -> tuple[float, 
         return float(worse), float(better), "t of clusters, skewness-corrected"
     if span is None:
         return 1.0, 1.0, "none"
-    worse = exact_bounds.at_most(-sums.totals, sums.sizes, margin, span)
-    better = exact_bounds.at_most(sums.totals, sums.sizes, -margin, span)
-    return worse, better, "exact bound"
+    return (
+        exact_bounds.at_most(-sums.totals, sums.sizes, margin, span),
+        exact_bounds.at_most(sums.totals, sums.sizes, -margin, span),
+        "exact bound",
+    )
 
 
 def _interval(sums: Sums, alpha: float, span: float | None) -> tuple[float, float] | None:

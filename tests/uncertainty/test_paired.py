@@ -39,8 +39,8 @@ def test_sign_flips_equal_the_enumeration():
         patterns = np.array(list(itertools.product((-1, 1), repeat=len(sums))))
         totals = patterns @ np.abs(sums)
         below, at, above = flip_tails(sums)
-        # Real numbers are rounded to a grid of 20,000 steps: exact for the rounded ones.
-        assert below + at == pytest.approx((totals <= sums.sum() + 1e-9).mean(), abs=2e-3)
+        # Real numbers are rounded to a grid of 4,000 steps: exact for the rounded ones.
+        assert below + at == pytest.approx((totals <= sums.sum() + 1e-9).mean(), abs=5e-3)
         assert below + at + above == pytest.approx(1)
 
 
