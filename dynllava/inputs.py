@@ -77,8 +77,11 @@ def embed(
     inputs_embeds: torch.Tensor | None,
     pixel_values: torch.Tensor | None,
     image_mask: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return embeddings [B, L, D] with image features in place, and the image mask [B, L].
+
+    The third is None, or [B, L] bool: False for placeholders beyond the tokens of a method that
+    makes pictures smaller (:meth:`dynllava.methods.base.Method.encode_images`).
 
     Raises
     ------
@@ -94,18 +97,25 @@ def embed(
     if pixel_values is None:
         if input_ids is not None and input_ids.shape[1] > 1 and bool(image_mask.any()):
             raise UserError("the prompt has an image placeholder but no image was given")
-        return inputs_embeds, image_mask
-    features = model.model.get_image_features(pixel_values=pixel_values, return_dict=True)
-    features = torch.stack(list(features.pooler_output))
-    check_images(image_mask, features)
+        return inputs_embeds, image_mask, None
+    features = model.method.encode_images(model, pixel_values)
+    count = features.shape[1]
+    present = None
+    if model.method.sets_grid:
+        patch = model.config.vision_config.patch_size
+        rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
+        check_images(image_mask, len(features), rows * columns)
+        present = ~image_mask | (image_mask.cumsum(1) <= count)
+        image_mask = image_mask & present
+    else:
+        check_images(image_mask, len(features), count)
     features = features.reshape(-1, features.shape[-1]).to(inputs_embeds)
-    return inputs_embeds.masked_scatter(image_mask[..., None], features), image_mask
+    return inputs_embeds.masked_scatter(image_mask[..., None], features), image_mask, present
 
 
-def check_images(image_mask: torch.Tensor, features: torch.Tensor) -> None:
-    """Refuse rows whose image positions [B, L] do not fit the features [images, P, D]."""
+def check_images(image_mask: torch.Tensor, images: int, tokens: int) -> None:
+    """Refuse rows whose image positions [B, L] do not fit ``images`` of ``tokens`` each."""
     counts = image_mask.sum(1).tolist()
-    images, tokens = features.shape[:2]
     for row, count in enumerate(counts):
         if count not in (0, tokens):
             raise UserError(

@@ -219,7 +219,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             labels=labels, image_mask=image_mask, prompt_length=prompt_length,
             sample_ids=sample_ids,
         )  # fmt: skip
-        embeds, is_image = embed(self, input_ids, inputs_embeds, pixel_values, image_mask)
+        embeds, is_image, present = embed(self, input_ids, inputs_embeds, pixel_values, image_mask)
         if continuing and pixel_values is not None:
             raise UserError("a second image on an existing cache is not supported: start anew")
         batch, columns = embeds.shape[:2]
@@ -227,6 +227,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             valid = torch.ones(batch, columns, dtype=torch.bool, device=embeds.device)
         else:
             valid = attention_mask[:, -columns:].bool().to(embeds.device)
+        if present is not None:
+            valid = valid & present
         stream = build_stream(embeds, valid, is_image, prompt_length, cache, outputs_fed)
         if sample_ids is None:
             is_prompt = (stream.segment != Segment.OUTPUT) & stream.valid()

@@ -149,6 +149,8 @@ class Method:
     single_cut: ClassVar[tuple[str, str] | None] = None
     #: A reference that stands beside any budget (dense, no image).
     reference: ClassVar[bool] = False
+    #: Whether a budget is met by ``rows`` x ``columns`` image tokens before layer 0.
+    sets_grid: ClassVar[bool] = False
 
     def validate(self, num_layers: int) -> None:
         """Raise :class:`UserError` if a parameter does not fit a model of ``num_layers``."""
@@ -163,6 +165,28 @@ class Method:
         image_tokens : int
             Image tokens of one image.
         """
+
+    def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+        """Return the image tokens [images, P, D] that enter layer 0, in the prompt's first places.
+
+        Placeholders beyond P of them hold nothing, as if the prompt had been written for a smaller
+        picture.
+
+        Parameters
+        ----------
+        model : DynamicLlavaForConditionalGeneration
+        pixel_values : Tensor [images, 3, S, S]
+        **options
+            For the vision tower.
+        """
+        found = model.model.get_image_features(
+            pixel_values=pixel_values, return_dict=True, **options
+        )
+        return torch.stack(list(found.pooler_output))
+
+    def tower_grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the patches (rows, columns) that the vision tower processes."""
+        return rows, columns
 
     def probe(self, layer: int, ctx: StepContext) -> Probe | None:
         """Return what must be observed in the attention of ``layer`` (0-based), or None."""

@@ -18,12 +18,16 @@ from dynllava.methods import create, registry
 from dynllava.methods.base import Method, PromptShape
 from dynllava.methods.composition import Composition
 from dynllava.methods.sparsevlm import PUBLISHED, PUBLISHED_IMAGE, numbers
+from dynllava.methods.uniform import square_rows
 
 Budget = str | float | Sequence[float]
 
 #: How far from its budget a method may end, as a share of the image tokens; whole tokens at an
 #: early layer are coarse (a token at every layer is always allowed).
 TOLERANCE = 0.02
+
+LONGEST = 2.0
+"""Largest ratio of edges of a grid that pictures are shrunk or pooled to."""
 
 
 def takes_budget(name: str) -> bool:
@@ -36,7 +40,7 @@ def takes_budget(name: str) -> bool:
     """
     if "+" in name or name in ("sparsevlm", "h2o"):
         return True
-    return registry()[name].single_cut is not None
+    return registry()[name].single_cut is not None or registry()[name].sets_grid
 
 
 def processed(method: Method, shape: PromptShape, num_layers: int) -> float:
@@ -124,6 +128,8 @@ def solve(
         if len(listed) > 1:
             return {**fixed, "budgets": "/".join(f"{number:g}" for number in listed)}
         solved = _solve_sparsevlm(goal, shape, num_layers, fixed)
+    elif registry()[method_name].sets_grid:
+        solved = _solve_grid(method_name, goal, shape, fixed)
     elif method_name == "h2o":
         solved = _solve_h2o(goal, shape, num_layers, fixed)
     else:
@@ -136,7 +142,8 @@ def _check_free(name: str, fixed: dict[str, Any]) -> None:
     """Raise :class:`UserError` if a parameter is given that a budget sets."""
     cut = registry()[name].single_cut
     sets = {"sparsevlm": ("budgets", "retain"), "h2o": ("heavy", "recent"), "fastv": ("keep",)}
-    for key in (*sets.get(name, ()), *(cut[1:] if cut else ())):
+    grid = ("rows", "columns") if registry()[name].sets_grid else ()
+    for key in (*sets.get(name, ()), *(cut[1:] if cut else ()), *grid):
         if fixed.get(key) is not None:
             raise UserError(f"{name}: {key} is given, and a budget sets it too: give one of them")
 
@@ -172,6 +179,23 @@ def _solve_single_cut(
             f"least: a budget of {goal:g} is out of reach"
         )
     return {**fixed, layer_name: layer, rate_name: _share(keep, shape.image)}
+
+
+def _solve_grid(
+    name: str, goal: float, shape: PromptShape, fixed: dict[str, Any]
+) -> dict[str, Any]:
+    """Choose the grid nearest to the budget, of edges in a ratio of at most :data:`LONGEST`."""
+    before = square_rows(shape.image)
+    grids = [
+        (rows, columns)
+        for rows in range(1, before + 1)
+        for columns in range(rows, shape.image // before + 1)
+        if columns <= LONGEST * rows
+    ]
+    if not grids:
+        raise UserError(f"{name}: {shape.image} image tokens are no grid to make smaller")
+    rows, columns = min(grids, key=lambda grid: (abs(grid[0] * grid[1] - goal), grid[1] - grid[0]))
+    return {**fixed, "rows": rows, "columns": columns}
 
 
 def _share(count: int, total: int) -> float:
@@ -245,7 +269,7 @@ def _solve_composition(
 ) -> dict[str, Any]:
     parts = cast(Composition, create(name, **fixed)).parts
     for part in parts:
-        if part.single_cut is not None or part.name == "sparsevlm":
+        if part.single_cut is not None or part.sets_grid or part.name == "sparsevlm":
             prefix = f"{part.name}_"
             own = {
                 key.removeprefix(prefix): value

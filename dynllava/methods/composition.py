@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from dynllava.engine.stream import TokenStream
 from dynllava.errors import UserError
 from dynllava.methods.base import (
@@ -51,6 +53,7 @@ class Composition(Method):
     def __post_init__(self) -> None:
         # An instance has the name that creates it, which is no class's.
         vars(self)["name"] = f"{self.first.name}+{self.second.name}"
+        vars(self)["sets_grid"] = self.first.sets_grid or self.second.sets_grid
 
     @property
     def parts(self) -> tuple[Method, Method]:
@@ -124,6 +127,18 @@ class Composition(Method):
     def scores_stepwise(self) -> bool:
         """See :meth:`Method.scores_stepwise`."""
         return any(part.scores_stepwise() for part in self.parts)
+
+    def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+        """See :meth:`Method.encode_images`; of the part that makes pictures smaller."""
+        return self._sizing.encode_images(model, pixel_values, **options)
+
+    def tower_grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """See :meth:`Method.tower_grid`."""
+        return self._sizing.tower_grid(rows, columns)
+
+    @property
+    def _sizing(self) -> Method:
+        return self.second if self.second.sets_grid else self.first
 
     def uses_cache(self) -> bool:
         """See :meth:`Method.uses_cache`."""

@@ -73,7 +73,7 @@ class Uniform(Method):
         kept = int(count * self.image_keep_rate + 1e-9)
         if kept == 0:
             return []
-        columns = self.columns or count // _rows(count)
+        columns = self.columns or count // square_rows(count)
         if count % columns:
             raise UserError(f"columns={columns}: {count} image tokens do not fill such rows")
         return grid_places(kept, count // columns, columns)
@@ -120,6 +120,6 @@ def grid_places(kept: int, rows: int, columns: int) -> list[int]:
     return places
 
 
-def _rows(count: int) -> int:
+def square_rows(count: int) -> int:
     """Return the rows of the most nearly square grid of ``count`` tokens."""
     return next(rows for rows in range(math.isqrt(count), 0, -1) if count % rows == 0)

@@ -78,7 +78,7 @@ def count_run(
             counter, dims.hidden, dims.vocab, 1, batch
         )
     result: dict[str, int | None] = dict(ledger.in_table_order(totals))
-    spec = run.spec
+    spec = run.tower_spec
     if mode == "prefill" and run.shape.image and spec.vision is not None:
         result["projector"] = count_projector(counter, spec, batch)
         result["vision_tower"] = (
@@ -165,14 +165,18 @@ def vision_module(vision: VisionDims) -> nn.Module:
 
 def pixels(vision: VisionDims, images: int = 1) -> torch.Tensor:
     """Return an uninitialised input of :func:`vision_module`."""
-    return torch.zeros(images, vision.channels, vision.image_size, vision.image_size)
+    edge = vision.image_size // vision.patch_size
+    rows, columns = vision.grid or (edge, edge)
+    return torch.zeros(
+        images, vision.channels, rows * vision.patch_size, columns * vision.patch_size
+    )
 
 
 @functools.lru_cache(maxsize=8)
 def count_vision_on_meta(vision: VisionDims) -> int:
     """Return MACs of one image through the real vision tower, FlopCounterMode on meta."""
     with torch.device("meta"):
-        return counters.torch_count(vision_module(vision), (pixels(vision),)).total
+        return counters.torch_count(_LastHidden(vision_module(vision)), (pixels(vision),)).total
 
 
 def count_vision_on_cpu(counter: str, vision: VisionDims) -> int:
@@ -189,7 +193,7 @@ class _LastHidden(nn.Module):
         self.model = model
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return self.model(values).last_hidden_state
+        return self.model(values, interpolate_pos_encoding=True).last_hidden_state
 
 
 def uncounted(run: ledger.Run) -> list[tuple[str, str, str]]:

@@ -86,6 +86,17 @@ class Run:
             changes["output_keep"] = output_keep
         return replace(self, schedule=replace(self.schedule, **changes))
 
+    @property
+    def tower_spec(self) -> ModelSpec:
+        """The model with the picture that the method lets its vision tower see."""
+        spec = self.spec
+        if spec.vision is None or not self.method.sets_grid:
+            return spec
+        edge = spec.vision.image_size // spec.vision.patch_size
+        grid = self.method.tower_grid(edge, edge)
+        vision = replace(spec.vision, grid=grid)
+        return replace(spec, vision=vision, image_tokens=grid[0] * grid[1])
+
     def dense(self) -> Run:
         """Return the same run without compression."""
         return Run(self.spec, Method(), self.shape, self.outputs, self.batch)
@@ -243,8 +254,9 @@ def entries(
         totals[operation.component, operation.layer] += times * batch * operation.macs
     totals["lm_head", None] += flops.lm_head(dims, head_rows(run, mode), batch)
     if vision and mode == "prefill" and run.shape.image and run.spec.vision is not None:
-        totals["vision_tower", None] += flops.vision_tower(run.spec.vision, batch)
-        totals["projector", None] += flops.projector(run.spec, batch)
+        seen = run.tower_spec
+        totals["vision_tower", None] += flops.vision_tower(seen.vision, batch)
+        totals["projector", None] += flops.projector(seen, batch)
     ordered = sorted(totals.items(), key=lambda item: (item[0][1] is None, item[0][1] or 0))
     return [Entry(component, layer, macs) for (component, layer), macs in ordered]
 

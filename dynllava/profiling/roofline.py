@@ -143,7 +143,7 @@ def work_calls(run: ledger.Run, mode: str, dtype: str) -> dict[str, list[tuple[W
     if calls:
         work["lm_head"].append((head_work(dims, batch, size), calls))
     if mode == "prefill" and run.shape.image:
-        for component, item in vision_work(run.spec, batch, size).items():
+        for component, item in vision_work(run.tower_spec, batch, size).items():
             work[component].append((item, 1))
     return work
 

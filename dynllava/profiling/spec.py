@@ -28,11 +28,14 @@ class VisionDims:
     image_size: int
     patch_size: int
     channels: int = 3
+    grid: tuple[int, int] | None = None
+    """Patches (rows, columns) of a picture of another size than ``image_size``."""
 
     @property
     def patches(self) -> int:
         """Patches of one image."""
-        return (self.image_size // self.patch_size) ** 2
+        rows, columns = self.grid or (self.image_size // self.patch_size,) * 2
+        return rows * columns
 
     @property
     def tokens(self) -> int:

@@ -79,6 +79,8 @@ CASES = [
     ),
     MethodCase("no_image", "no_image", {"layer": 2}),
     MethodCase("no_image-layer0", "no_image", {"layer": 0}),
+    MethodCase("pool", "pool", {"rows": 2, "columns": 3}, {"rows": 4, "columns": 4}),
+    MethodCase("downsample", "downsample", {"rows": 3, "columns": 2}, {"rows": 4, "columns": 4}),
     MethodCase("fastv", "fastv", {"k": 2, "keep_ratio": 0.5}, {"k": 2, "keep_ratio": 1.0}),
     MethodCase(
         "fastv-rerank", "fastv", {"k": 2, "keep_ratio": 0.5, "decoder": "rerank"}, None, RERANK

@@ -130,3 +130,80 @@ def test_no_image_at_layer_0_is_the_text_at_its_old_positions():
     assert torch.equal(blind, other)
     torch.testing.assert_close(blind, expected, atol=2e-5, rtol=0)
     assert model.last_report.layer_tokens[0] == [len(text)]
+
+
+def _features(model, images):
+    found = model.model.get_image_features(pixel_values=images, return_dict=True)
+    return torch.stack(list(found.pooler_output))
+
+
+@pytest.mark.parametrize("name", ["pool", "downsample"])
+def test_a_smaller_picture_is_a_prompt_with_fewer_placeholders(name):
+    model = tiny_model()
+    ids, image = prompts()[0], pixels()[0]
+    where = (ids == IMAGE_TOKEN).nonzero().flatten()
+    method = create(name, rows=2, columns=3)
+    fed = torch.tensor([[5, 9, 7]])
+
+    def run(chosen, **inputs):
+        model.set_method(chosen)
+        cache = model.new_cache()
+        with torch.no_grad():
+            logits = [model(**inputs, past_key_values=cache, logits_to_keep=1).logits]
+            for column in range(3):
+                token = fed[:, column : column + 1]
+                logits.append(model(token, past_key_values=cache, logits_to_keep=1).logits)
+        return torch.cat(logits, 1)
+
+    found = run(method, **batch([ids], [image]))
+    assert model.last_report.layer_tokens == [[len(ids) - 10]] * 5
+    with torch.no_grad():
+        tokens = method.encode_images(model, image[None])
+        assert tokens.shape[:2] == (1, 6)
+        embeds = model.get_input_embeddings()(ids[None])
+    small = torch.cat([embeds[:, : where[0]], tokens, embeds[:, where[-1] + 1 :]], 1)
+    mask = torch.zeros(small.shape[:2], dtype=torch.bool)
+    mask[:, where[0] : where[0] + 6] = True
+    expected = run(create("full"), inputs_embeds=small, image_mask=mask)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+
+
+def test_pool_averages_projected_tokens_and_downsample_interpolates_positions():
+    model = tiny_model()
+    images = torch.stack([pixels()[0], pixels()[1]])
+    with torch.no_grad():
+        whole = _features(model, images)
+        pooled = create("pool", rows=2, columns=2).encode_images(model, images)
+        grid = whole.reshape(2, 2, 2, 2, 2, -1)
+        torch.testing.assert_close(pooled, grid.mean((2, 4)).reshape(2, 4, -1))
+        for name in ("pool", "downsample"):
+            same = create(name, rows=4, columns=4).encode_images(model, images)
+            torch.testing.assert_close(same, whole)
+        # One colour is the same picture at any size: only positions can tell.
+        plain = torch.ones_like(images)
+        few = create("downsample", rows=2, columns=2).encode_images(model, plain)
+        model.model.vision_tower.embeddings.position_embedding.weight.zero_()
+        flat = create("downsample", rows=2, columns=2).encode_images(model, plain)
+    assert (few[:, 0] - few[:, -1]).abs().max() > 1e-3
+    torch.testing.assert_close(flat[:, 0], flat[:, -1])
+
+
+def test_the_towers_cost_falls_with_the_picture_it_sees_and_budgets_set_the_grid():
+    from dynllava.profiling import audit, ledger
+    from dynllava.profiling.spec import LLAVA_15_7B
+
+    shape = LLAVA_15_7B.prompt(60)
+    found = {}
+    for name in ("full", "pool", "downsample"):
+        parameters = {} if name == "full" else solve(name, 144, shape, 32)
+        run = ledger.Run(LLAVA_15_7B, create(name, **parameters), shape)
+        costs = ledger.by_component(ledger.entries(run, "prefill"))
+        found[name] = (costs["vision_tower"], costs["projector"], max(run.schedule.prefill_rows))
+        assert all(item.agrees for item in audit.audit(run, "prefill")), name
+    assert found["pool"][:2] == found["full"][:2]
+    assert found["pool"][2] == found["downsample"][2] == 60 + 144
+    assert 0.15 < found["downsample"][0] / found["full"][0] < 0.26
+    assert found["downsample"][1] * 4 == found["full"][1]
+    assert solve("pool", 192, shape, 32) == {"rows": 12, "columns": 16}
+    with pytest.raises(UserError, match="out of reach"):
+        solve("downsample", 45, PromptShape(5, 49, 5), 6)
