@@ -273,7 +273,9 @@ def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subje
     if getattr(method, "output_threshold", None) is not None:
         return subject
     margins = []
-    model = Subject(subject.bench, subject.name, method).prepare()
+    # Without a threshold a checkpoint refuses every rate but the one it was trained for.
+    asked = create(method.name, **{**method.parameters(), "output_threshold": 0.0})
+    model = Subject(subject.bench, subject.name, asked).prepare()
     with torch.inference_mode():
         out = model(inputs_embeds=inputs.embeds, image_mask=inputs.image_mask, logits_to_keep=1)
         for step in range(min(outputs - 1, 64)):

@@ -226,7 +226,7 @@ def test_of_equal_attention_the_earlier_image_tokens_stay(name, parameters, coun
 
 @pytest.mark.parametrize("rate", [0.2, 0.5, 0.8])
 def test_random_outputs_are_kept_at_their_rate_and_not_at_what_is_left_of_it(model, rate):
-    model.set_method("random", output_keep_rate=rate, image_keep_rate=1.0)
+    model.set_method("random", output_keep_rate=rate, image_keep_rate=1.0, layer=0)
     outputs = 120
     ids = torch.randint(3, 98, (4, 6), generator=torch.Generator().manual_seed(0))
     cache = model.new_cache()
