@@ -151,7 +151,7 @@ def _page(commits: list[str], heading: str, panels: list[Panel]) -> dict[str, by
             axes.set_title(f"{metric} ({unit})\n{where}" if unit else panel.title, pad=4)
             for method, readings in panel.series.items():
                 # Budgets of one method share a colour: every second one is hollow.
-                alike = [name for name in methods if name.split()[0] == method.split()[0]]
+                alike = [name for name in methods if _first_word(name) == _first_word(method)]
                 hollow = alike.index(method) % 2 == 1
                 line = _series(axes, commits, method, _averaged(readings, factor), hollow)
                 handles.setdefault(method, line)
@@ -182,10 +182,15 @@ def _averaged(readings: dict[str, list[Reading]], factor: float) -> list[Reading
     return found
 
 
+def _first_word(label: str) -> str:
+    """Return the method's name at the front of a label (empty where there is none)."""
+    return label.split()[0] if label.split() else ""
+
+
 def _series(
     axes: Any, commits: list[str], method: str, readings: list[Reading], hollow: bool
 ) -> Any:
-    look = style.look(method.split()[0])
+    look = style.look(_first_word(method))
     xs = [commits.index(item.commit) for item in readings]
     errors = [item.error or 0 for item in readings]
     face = "white" if hollow else look.colour

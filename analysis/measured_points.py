@@ -263,8 +263,8 @@ def _curve(record: RunRecord) -> str:
 
 def method_label(record: RunRecord) -> str:
     """Return what plots and tables call the record's method."""
-    if record.method.label:
-        return record.method.label
+    if record.method.label.strip():
+        return record.method.label.strip()
     if record.method.name == "full" or record.method.budget is None:
         return record.method.name
     return f"{record.method.name} {record.method.budget:g}"

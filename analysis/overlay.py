@@ -17,12 +17,15 @@ from dynllava.analysis import style
 from dynllava.analysis.files import write_text
 
 from dynllava.errors import UserError
+from dynllava.files import read_json_object, reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FOLDER = "overlays"
 SCHEMA = 1
+LARGEST_GRID = 256
+"""Patches per side that a picture is drawn with."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +71,38 @@ def read(path: Path) -> Overlay:
         If the file is damaged or not an overlay.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json_object(path)
         if data.pop("overlay") != SCHEMA:
             raise ValueError("unknown version")
         data["kept"] = tuple(int(item) for item in data["kept"])
         data["words"] = tuple((str(text), bool(kept)) for text, kept in data["words"])
-        if not base64.b64decode(data["image"], validate=True).startswith(b"\x89PNG"):
-            raise ValueError("the image is no PNG")
+        _check_png(data["image"])
         found = Overlay(**data)
-        cells = range(int(found.grid) ** 2)
+        for name in ("method", "label", "model", "question", "answer"):
+            if not isinstance(getattr(found, name), str):
+                raise ValueError(f"{name} is no text")
+        if type(found.grid) is not int or not 1 <= found.grid <= LARGEST_GRID:
+            raise ValueError(f"grid={found.grid!r}: accepted is 1 to {LARGEST_GRID}")
+        cells = range(found.grid**2)
         if not all(item in cells for item in found.kept):
             raise ValueError("a kept patch lies outside the grid")
         return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: no overlay ({error})", 1) from None
+    except UserError:
+        raise
+    except Exception as error:
+        # One file that somebody else wrote must not cost the whole report.
+        raise UserError(f"{path}: no overlay ({reason(error)})", 1) from None
+
+
+def _check_png(text: str) -> None:
+    """Raise unless ``text`` is a whole PNG in base64."""
+    from PIL import Image as images
+
+    data = base64.b64decode(text, validate=True)
+    if not data.startswith(b"\x89PNG"):
+        raise ValueError("the image is no PNG")
+    with images.open(io.BytesIO(data)) as image:
+        image.load()
 
 
 def read_all(folder: Path) -> tuple[list[Overlay], list[str]]:

@@ -21,6 +21,7 @@ from dynllava.analysis.points import (
 )
 
 from dynllava.errors import UserError
+from dynllava.exports import csv_cell
 
 NORMAL_95 = 1.959964
 """Standard errors from a score to the ends of its 95 % interval."""
@@ -251,7 +252,7 @@ def csv_text(panels: Sequence[Panel]) -> str:
         for mark in shown.marks:
             interval = mark.interval() or ("", "")
             point = mark.point
-            writer.writerow(
+            writer.writerow(csv_cell(item) for item in
                 [shown.benchmark, axis.name, axis.unit, kind, point.model, point.curve,
                  point.label, point.origin, f"{mark.cost:.6g}", point.costs[axis.name].note,
                  f"{mark.value.value:.6g}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ def gather(folder: str | os.PathLike[str]) -> ReportData:
     absent = Path(folder) == Path(DEFAULT) and not Path(folder).exists()
     stored, notes = ([], []) if absent else read_stores(folder)
     overlays, unread = overlay.read_all(Path(folder))
+    for note in notes + unread:
+        print(f"warning: {note}; left out of the report", file=sys.stderr)
     own = measured_points(stored)
     strata = strata_table(stored)
     curves = growth()

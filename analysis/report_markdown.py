@@ -16,7 +16,8 @@ def markdown(data: ReportData) -> str:
     parts = ["# Token sparsification for LLaVA", ""]
     parts += [f"- **{_plain(figure)}** {_plain(text)}" for figure, text in facts(data)]
     for table in data.own_tables:
-        parts += ["", f"## {table.title}", "", table_render.render(table, "markdown")]
+        title = table_render.markdown_caption(table)
+        parts += ["", f"## {title}", "", table_render.render(table, "markdown")]
     parts += ["", "## Fronts, prefill compute", ""]
     rows: list[tuple[str, ...]] = []
     for (source, model), points in data.pages.items():
@@ -49,10 +50,10 @@ def markdown(data: ReportData) -> str:
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(headers) + " |", "|" + "---|" * len(headers)]
+    lines = ["| " + " | ".join(map(_plain, headers)) + " |", "|" + "---|" * len(headers)]
     lines += ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return table_render.escape_markdown(text)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dynllava.analysis.table_cells import Cell, TableData
 
 from dynllava.errors import UserError
+from dynllava.exports import csv_cell, one_line
 
 FORMATS = ("markdown", "latex", "csv", "html")
 
@@ -34,7 +35,13 @@ def render(table: TableData, kind: str, *, heading: bool = False) -> str:
 
 def caption(table: TableData) -> str:
     """Return ``Table 3: title``, or the title alone for own runs."""
-    return table.title if table.number == "ours" else f"Table {table.number}: {table.title}"
+    title = one_line(table.title)
+    return title if table.number == "ours" else f"Table {table.number}: {title}"
+
+
+def markdown_caption(table: TableData) -> str:
+    """Return :func:`caption` with Markdown's and HTML's own characters as plain text."""
+    return escape_markdown(caption(table))
 
 
 def cell_parts(cell: Cell, exploded: bool) -> tuple[str, str]:
@@ -99,19 +106,21 @@ def mismatch_markdown(tables: Sequence[TableData]) -> str:
     for reason, rows in found.items():
         lines = [f"**{len(rows)} cells: {reason}.**", ""]
         lines += ["| " + " | ".join(MISMATCH_HEADERS) + " |", "|" + "---|" * 6]
-        lines += ["| " + " | ".join(_escape_markdown(item) for item in row) + " |" for row in rows]
+        lines += ["| " + " | ".join(escape_markdown(item) for item in row) + " |" for row in rows]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
 
 
-def _escape_markdown(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return escaped.replace("\n", " ")
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is: no HTML, no cell borders, one line."""
+    escaped = one_line(text).replace("\\", "\\\\").replace("|", "\\|")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _markdown(table: TableData, heading: bool) -> str:
-    escape = _escape_markdown
-    lines = [f"## Table {table.number}", "", f"{table.title}.", ""] if heading else []
+    escape = escape_markdown
+    heads = [f"## Table {table.number}", "", f"{escape(table.title)}.", ""]
+    lines = heads if heading else []
     lines.append("| " + " | ".join(escape(name) for name in _headers(table)) + " |")
     lines.append("|" + "---|" * len(table.headers))
     for row in table.rows:
@@ -134,7 +143,8 @@ _LATEX = {
 
 def _latex(table: TableData, heading: bool) -> str:
     def escape(text: str) -> str:
-        return "".join(_LATEX.get(letter, letter) for letter in text)
+        # A line break would end a comment and make live TeX of what follows.
+        return "".join(_LATEX.get(letter, letter) for letter in one_line(text))
 
     lines = [
         r"\begin{table}",
@@ -154,7 +164,7 @@ def _latex(table: TableData, heading: bool) -> str:
         lines.append(" & ".join(shown) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     notes = [*table.notes, *missing_notes(table)]
-    return "\n".join([*(f"% {note}" for note in notes), *lines]) + "\n"
+    return "\n".join([*(f"% {one_line(note)}" for note in notes), *lines]) + "\n"
 
 
 def _alignment(table: TableData) -> list[str]:
@@ -184,7 +194,7 @@ def _csv(table: TableData, heading: bool) -> str:
         names += [f"{name} difference"] if index in scores else []
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(names)
+    writer.writerow([csv_cell(name) for name in names])
     for row in table.rows:
         values: list[str] = []
         for index, cell in enumerate(row):
@@ -201,9 +211,7 @@ def _csv(table: TableData, heading: bool) -> str:
 
 
 def _plain(cell: Cell) -> str:
-    # A label that starts like a formula must not become one in a spreadsheet.
-    formula = cell.origin == "text" and cell.text.startswith(("=", "+", "@", "-"))
-    return f"'{cell.text}" if formula else cell.text
+    return csv_cell(cell.text)
 
 
 def _html(table: TableData, heading: bool) -> str:
@@ -245,7 +253,7 @@ def document(tables: Sequence[TableData], kind: str) -> str:
     ]
     rows = [", ".join(MISMATCH_HEADERS), *rows]
     if kind == "latex":
-        return body + "\n" + "\n".join(f"% {row}" for row in [title, *rows]) + "\n"
+        return body + "\n" + "\n".join(f"% {one_line(row)}" for row in [title, *rows]) + "\n"
     items = "".join(f"<li>{html.escape(row)}</li>" for row in rows)
     return (
         '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Tables</title>\n'

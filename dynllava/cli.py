@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dynllava import __version__, commands
 from dynllava.errors import UserError
+from dynllava.files import reason
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,6 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output (``| head``) has gone: nothing is left to report.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        # A file that cannot be read or written, a full disk: nobody's fault but the machine's.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"dynllava {args.command}: error: {where}{reason(error)}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _no_memory(str(error))):
+            raise
+        print(f"dynllava {args.command}: error: out of memory: {reason(error)}", file=sys.stderr)
+        return 1
+
+
+def _no_memory(message: str) -> bool:
+    """Return whether torch says that memory ran out (its CPU allocator has no error class)."""
+    return "out of memory" in message or "can't allocate memory" in message
 
 
 if __name__ == "__main__":

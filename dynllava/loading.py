@@ -162,7 +162,7 @@ def default_dtype(device: str | torch.device) -> str:
 
     float16 on a GPU, as the published evaluations; float32 elsewhere.
     """
-    return "float16" if torch.device(device).type == "cuda" else "float32"
+    return "float16" if check_device(device).type == "cuda" else "float32"
 
 
 def load_processor(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from dynllava.errors import UserError
+
 LAUNCHERS = ("none", "accelerate")
 
 
@@ -40,5 +42,11 @@ def run(arguments: Sequence[str], processes: int | None, extra: str = "") -> int
     """Run ``dynllava <arguments>`` in several processes and return the exit code."""
     import torch
 
+    if processes is not None and processes < 1:
+        raise UserError(f"--num-processes {processes}: accepted is a number from 1")
+    try:
+        shlex.split(extra)
+    except ValueError as error:
+        raise UserError(f"--launcher-args {extra!r}: {error}") from None
     cpu = not torch.cuda.is_available()
     return subprocess.run(command(arguments, processes, extra, cpu), check=False).returncode

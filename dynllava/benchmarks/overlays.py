@@ -76,9 +76,13 @@ def write_caption_overlay(folder: Path, kind: str, data: Path) -> Path:
 
 
 def local_data(split: str, data: Path) -> dict[str, Any]:
-    """Return the YAML keys that make a task read ``data`` (parquet) as ``split``."""
+    """Return the YAML keys that make a task read ``data`` (parquet) as ``split``.
+
+    The data set is the folder, not the builder ``parquet``: for a builder, datasets reports each
+    load to a server.
+    """
     return {
-        "dataset_path": "parquet",
+        "dataset_path": str(data.resolve().parent),
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: str(data.resolve())}},
     }

@@ -29,7 +29,6 @@ from dynllava.benchmarks.evaluation import evaluate, out_of_memory, quiet
 from dynllava.benchmarks.runner import ModelRunner, Runner
 from dynllava.benchmarks.tasks import LoadedTask, expand, load_tasks, one_line
 from dynllava.errors import UserError
-from dynllava.files import check_output_folder
 from dynllava.methods.base import Method
 from dynllava.records import Measured, MethodInfo, RecordStore, RunRecord, TaskInfo
 from dynllava.records.schema import storable
@@ -126,7 +125,7 @@ def run_sweep(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit}: accepted is a number from 1")
-    check_output_folder(store, "store")
+    RecordStore(store).check_writable()
     with tempfile.TemporaryDirectory(prefix="dynllava-") as scratch:
         names = expand(tasks)
         with quiet(Path(store)):

@@ -17,6 +17,7 @@ HELP = "measure speed against the dense model, and how much of the counted savin
 
 DEFAULT_METHODS = ("full", "dynamic_llava", "fastv", "sparsevlm", "h2o")
 DEFAULT_STORE = "results/bench"
+LARGEST_BATCH = 65_536
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -72,10 +73,12 @@ def run(args: argparse.Namespace) -> int:
     """Measure every batch size and length, print the tables, append the records."""
     if args.processes != 1:
         return _processes(args)
+    from dynllava import flash
     from dynllava.environment import capture
-    from dynllava.loading import default_dtype
+    from dynllava.loading import check_device, default_dtype, parse_dtype
+    from dynllava.modeling import check_kernel
     from dynllava.profiling import bench, bench_report, render
-    from dynllava.profiling.arguments import parse_integers
+    from dynllava.profiling.arguments import LARGEST, check_count, parse_integers
     from dynllava.profiling.bench_model import build_bench
     from dynllava.profiling.spec import load_spec
     from dynllava.profiling.speed import STATIC, STOCK
@@ -83,7 +86,21 @@ def run(args: argparse.Namespace) -> int:
 
     batches = parse_integers(args.batch, "--batch")
     lengths = parse_integers(args.output_tokens, "--output-tokens")
+    check_count("--prompt-tokens", args.prompt_tokens, LARGEST["prompt_tokens"])
+    for value in lengths:
+        check_count("--output-tokens", value, LARGEST["output_tokens"])
+    for value in batches:
+        check_count("--batch", value, LARGEST_BATCH)
+    check_count("--repeats", args.repeats, LARGEST["output_tokens"])
+    if args.warmup < 0:
+        raise UserError(f"--warmup {args.warmup}: accepted is a number from 0")
+    if not args.no_record:
+        RecordStore(args.store).check_writable()
+    check_device(args.device)
+    check_kernel(args.attention)
     dtype = args.dtype or default_dtype(args.device)
+    if args.attention == flash.NAME:
+        flash.check_available(parse_dtype(dtype), args.device)
     spec = load_spec(args.model)
     shape = spec.prompt(args.prompt_tokens)
     bench.set_threads(args.threads)

@@ -6,6 +6,7 @@ Runs that are in the store already are not made again; a run that failed is made
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         from dynllava.benchmarks import launch
 
         return launch.run(sys.argv[1:], args.num_processes, args.launcher_args)
-    from dynllava.benchmarks import weights
+    from dynllava.benchmarks import before, weights
     from dynllava.benchmarks.access import without_judges
     from dynllava.benchmarks.grid import cells, check
     from dynllava.benchmarks.runner import ModelRunner
@@ -184,6 +185,12 @@ def run(args: argparse.Namespace) -> int:
             runner=runner,
         )
 
+    before.check_request(
+        args.tasks or [args.suite or "embedded"], args.budgets, args.limit, args.data, args.out
+    )
+    before.check_machine(args.device, args.dtype, args.attention)
+    for part in chosen:
+        before.check_cells(part.source, functools.partial(grid, part))
     records = weights.run_parts(chosen, load, grid, sweep)
     if not records:
         # Not the first of several processes: that one prints and returns the outcome.

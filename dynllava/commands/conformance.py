@@ -31,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
     """Print one row a quantity and return the exit code."""
     from dynllava.conformance import check_folder
     from dynllava.errors import UserError
+    from dynllava.files import check_output_file, write_text
 
+    if args.json:
+        check_output_file(args.json, "--json")
     header = f"{'case':26s} {'quantity':44s} {'max abs diff':>12s} {'tolerance':>10s}  verdict"
     print(header)
     try:
@@ -50,9 +53,7 @@ def run(args: argparse.Namespace) -> int:
         f"{len(certificate.not_covered)} cases not covered"
     )
     if args.json:
-        scratch = args.json.with_suffix(args.json.suffix + ".part")
-        scratch.write_text(json.dumps(values, indent=2) + "\n")
-        scratch.replace(args.json)
+        write_text(args.json, json.dumps(values, indent=2) + "\n")
         print(f"wrote {args.json}")
     incomplete = args.require_all and certificate.not_covered
     return 1 if certificate.failed or incomplete or not certificate.rows else 0

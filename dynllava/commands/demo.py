@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the comparison, write everything, and print where to look."""
-    from dynllava.benchmarks import weights
+    from dynllava.benchmarks import before, weights
     from dynllava.benchmarks.grid import cells
     from dynllava.benchmarks.runner import ModelRunner
     from dynllava.benchmarks.summary import summary
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.records import RecordStore
 
     start = time.perf_counter()
-    if args.limit < 1:
-        raise UserError(f"--limit {args.limit}: accepted is a number from 1")
+    before.check_request(["embedded"], args.budgets, args.limit, [], args.out)
     methods = args.methods
     parameters = {name: PARAMETERS[name] for name in methods if name in PARAMETERS}
     store = args.out / "results"
@@ -137,7 +136,8 @@ def _write(out: Path, store: Path) -> dict[str, Path]:
     made = [tables.build(number) for number in published.TABLES]
     text = table_render.document(made, "markdown")
     for table in tables.ours(own):
-        text = f"## {table.title}\n\n{table_render.render(table, 'markdown')}\n{text}"
+        title = table_render.markdown_caption(table)
+        text = f"## {title}\n\n{table_render.render(table, 'markdown')}\n{text}"
     report, terminal = write_report(out / "report.html", store)
     return {
         "report": report,

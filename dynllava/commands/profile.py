@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the profile and append its record."""
     from dynllava.profiling import report
     from dynllava.profiling.grid import COLUMNS, grid
+    from dynllava.records import RecordStore
 
     options = _options(args)
     if args.published:
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
         _print(args.style, [result.table()], COLUMNS, result.rows)
         return 0
     item = _run_of(args)
+    if not args.no_record:
+        RecordStore(args.store).check_writable()
     return _profile(args, item, options)
 
 
@@ -156,11 +159,15 @@ def _options(args: argparse.Namespace) -> Options:
 def _run_of(args: argparse.Namespace) -> Run:
     from dynllava.errors import UserError
     from dynllava.methods.parameters import parse_with
+    from dynllava.profiling.arguments import LARGEST, check_count
     from dynllava.profiling.ledger import Run
     from dynllava.profiling.spec import load_spec
 
     spec = load_spec(args.model)
     method = parse_with(args.method, args.method_args).create()
+    method.check_model(spec.dims.heads, spec.image_tokens)
+    for name, most in LARGEST.items():
+        check_count(f"--{name.replace('_', '-')}", getattr(args, name), most)
     shape = spec.prompt(args.prompt_tokens, images=0 if args.no_image else 1)
     item = Run(spec, method, shape, args.output_tokens, args.batch)
     rate = args.realised_output_keep

@@ -50,12 +50,20 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.analysis.files import write_bytes
     from dynllava.analysis.overlay import FOLDER, draw
     from dynllava.analysis.visualise import look_at
+    from dynllava.files import check_output_file, check_output_folder
     from dynllava.loading import default_dtype, load_model
     from dynllava.methods.parameters import parse_with, render
 
     if args.method is None and args.method_args:
         raise UserError("--method-args needs --method: accepted is --method NAME --method-args ...")
-    chosen = parse_with(args.method, args.method_args) if args.method else None
+    given = args.method is not None
+    chosen = parse_with(args.method, args.method_args) if given else None
+    if chosen is not None:
+        chosen.create()
+    if args.out:
+        check_output_file(args.out, "--out")
+    if args.store:
+        check_output_folder(args.store, "--store")
     model, processor = load_model(
         args.pretrained,
         method=chosen.name if chosen else None,

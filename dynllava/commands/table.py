@@ -46,7 +46,7 @@ def _text(args: argparse.Namespace) -> str:
         if not made:
             raise UserError(f"{args.results}: no evaluation record to make a table of", 1)
         return "\n".join(
-            f"{table_render.caption(table)}\n\n{table_render.render(table, args.format)}"
+            f"{table_render.markdown_caption(table)}\n\n{table_render.render(table, args.format)}"
             if args.format == "markdown"
             else table_render.render(table, args.format)
             for table in made

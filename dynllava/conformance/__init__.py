@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from dynllava.errors import UserError
+from dynllava.files import read_json_object, reason
 
 
 @dataclass
@@ -146,10 +147,13 @@ def check_folder(
             certificate.not_covered.append(case["name"])
             continue
         try:
-            result = handler({**case, "index": index}, folder)
-        except (OSError, KeyError) as error:
+            lists = CaseResult(case["name"])
+            check_tensor_list(case, folder, lists)
+            # What is missing may be what the comparison reads.
+            result = lists if lists.rows else handler({**case, "index": index}, folder)
+        except (OSError, KeyError, SafetensorError) as error:
             raise UserError(
-                f"{folder}, case {case['name']}: {type(error).__name__}: {error}"
+                f"{folder}, case {case['name']}: {type(error).__name__}: {reason(error)}"
             ) from None
         certificate.results.append(result)
         if progress is not None:
@@ -166,13 +170,50 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / "cases.json"
     if not path.is_file():
         raise UserError(f"{folder}: no cases.json, so not a golden folder")
-    try:
-        index = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(index, dict) or not isinstance(index.get("cases"), list):
+    index = read_json_object(path)
+    cases = index.get("cases")
+    if not isinstance(cases, list):
         raise UserError(f"{path}: an object with a list 'cases' is expected")
+    if not cases:
+        raise UserError(f"{path}: the list 'cases' is empty, so nothing would be compared")
+    for number, case in enumerate(cases):
+        if not isinstance(case, dict) or not isinstance(case.get("name"), str):
+            raise UserError(f"{path}: case {number} is no object with a 'name'")
     return index
+
+
+def declared_tensors(case: dict[str, Any]) -> dict[str, Any]:
+    """Return name -> {shape, dtype} of the tensors that the index says a case has recorded."""
+    found: dict[str, Any] = {}
+    for key in ("inputs", "outputs", "tensors"):
+        listed = case.get(key)
+        if isinstance(listed, dict):
+            found |= listed
+    return found
+
+
+def check_tensor_list(case: dict[str, Any], folder: Path, result: CaseResult) -> None:
+    """Add a failed row for every tensor that the index and the case's file do not agree on.
+
+    A tensor that is only compared where it is there would otherwise be missed by nobody.
+    """
+    declared, name = declared_tensors(case), case.get("file")
+    if not declared or not isinstance(name, str):
+        return
+    with safe_open(folder / name, framework="pt") as file:
+        stored = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    for quantity in sorted(declared.keys() | stored.keys()):
+        wanted = declared.get(quantity)
+        shape = wanted.get("shape") if isinstance(wanted, dict) else None
+        if quantity in stored and wanted is not None and shape in (None, stored[quantity]):
+            continue
+        if quantity not in stored:
+            what = "listed but not in the file"
+        elif wanted is None:
+            what = "in the file but not listed"
+        else:
+            what = f"listed as {shape}, stored as {stored[quantity]}"
+        result.rows.append(Row(case["name"], f"{quantity} ({what})", float("inf"), 0.0, False))
 
 
 def handler_for(case: dict[str, Any]) -> Handler | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.files import read_json_object, reason
 from dynllava.plan import ModelDims, PromptShape, Shape
+from dynllava.sanity import check_sizes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 """Bytes of one element by dtype name."""
@@ -160,16 +161,13 @@ def load_spec(name: str) -> ModelSpec:
 def spec_from_folder(folder: Path) -> ModelSpec:
     """Return the spec of the ``config.json`` in ``folder`` (Hugging Face or original LLaVA)."""
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: accepted is a JSON object")
+    raw = read_json_object(path)
+    check_sizes(raw, path)
     try:
         return spec_from_config(raw, str(folder))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path}: not a LLaVA or LLaMA config ({error!r})") from None
+    except Exception as error:
+        # transformers checks each field in a way (and with an error class) of its own.
+        raise UserError(f"{path}: not a LLaVA or LLaMA config ({reason(error)})") from None
 
 
 def spec_from_config(raw: dict[str, Any], name: str) -> ModelSpec:

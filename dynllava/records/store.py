@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.files import current_umask
+from dynllava.files import check_output_folder, current_umask
 from dynllava.records.schema import RunRecord, UnknownSchemaError
 
 FILE_NAME = "records.jsonl"
@@ -71,7 +71,7 @@ class RecordStore:
             name = f"samples/{record.record_id}.jsonl"
             record = dataclasses.replace(record, samples_file=name)
         line = (record.to_json() + "\n").encode()
-        self._check_target()
+        self.check_writable()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if samples is not None:
@@ -80,6 +80,11 @@ class RecordStore:
         except OSError as error:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}", 1) from error
         return record
+
+    def check_writable(self) -> None:
+        """Raise :class:`UserError`, before long work, if records cannot be appended."""
+        self._check_target()
+        check_output_folder(self.folder, "store")
 
     def _check_target(self) -> None:
         """Refuse a file that is no store: appending would spoil somebody's notes."""

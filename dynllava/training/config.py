@@ -171,6 +171,9 @@ class TrainingConfig:
         for name, value in (("model", self.model), ("data.path", self.data.path)):
             if not value:
                 raise UserError(f"{name} is empty: name a {name.split('.')[0]}")
+        from transformers import SchedulerType
+        from transformers.training_args import OptimizerNames
+
         self.sparsity.validate()
         run, optim = self.run, self.optim
         for name in ("global_batch", "device_batch", "logging_steps", "save_steps", "save_limit"):
@@ -197,6 +200,12 @@ class TrainingConfig:
             raise UserError(f"run.epochs={run.epochs}: accepted is a finite number above 0")
         if self.data.max_length < 1:
             raise UserError(f"data.max_length={self.data.max_length}: accepted is 1 or more")
+        if run.device not in ("auto", "cpu"):
+            raise UserError(f"run.device={run.device!r}: accepted are auto and cpu")
+        for name, kinds in (("scheduler", SchedulerType), ("optimizer", OptimizerNames)):
+            value, known = getattr(optim, name), [kind.value for kind in kinds]
+            if value not in known:
+                raise UserError(f"optim.{name}={value!r}: accepted are {', '.join(known)}")
         if run.workers < 0:
             raise UserError(f"run.workers={run.workers}: accepted is 0 or more")
         if not 0 <= run.seed < 2**32:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dynllava.errors import UserError
+from dynllava.files import reason
 from dynllava.images import ImagePreparation
 from dynllava.training.images import missing_files, open_image
 from dynllava.training.losses import IGNORED
@@ -38,16 +39,17 @@ def load_records(path: str, split: str = "train") -> Sequence[dict[str, Any]]:
         import datasets
     except ImportError as error:
         raise UserError(f"reading {path} needs the package datasets (extra 'train')") from error
-    if file.suffix == ".parquet":
-        loaded = datasets.load_dataset("parquet", data_files=str(file), split="train")
-    elif file.is_dir():
-        loaded = datasets.load_from_disk(str(file))
-        loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
-    else:
-        try:
+    try:
+        if file.suffix == ".parquet":
+            loaded = datasets.load_dataset("parquet", data_files=str(file), split="train")
+        elif file.is_dir():
+            loaded = datasets.load_from_disk(str(file))
+            loaded = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
             loaded = datasets.load_dataset(path, split=split)
-        except (OSError, ValueError) as error:
-            raise UserError(f"data {path!r} is no file, folder or dataset: {error}") from error
+    except Exception as error:
+        # pyarrow and datasets have error classes of their own for files that are none of theirs.
+        raise UserError(f"data {path!r} is no file, folder or dataset: {reason(error)}") from error
     if isinstance(loaded.features.get("image"), datasets.Image):
         # Decoded by us, in the workers, so that an unreadable image is skipped and not fatal.
         loaded = loaded.cast_column("image", datasets.Image(decode=False))
@@ -66,6 +68,8 @@ def _read_json(file: Path) -> list[dict[str, Any]]:
             records = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"data file {file}: {error}") from error
+    except RecursionError:
+        raise UserError(f"data file {file}: nested too deeply") from None
     if not isinstance(records, list):
         raise UserError(f"data file {file} holds no list of records")
     return records

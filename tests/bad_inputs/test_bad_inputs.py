@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import transformers  # noqa: F401  (its log handler must not bind to one row's captured stream)
 
-from tests.bad_inputs import harness, rows_checkpoints
+from tests.bad_inputs import harness, rows_checkpoints, rows_commands
 
-CASES = [*rows_checkpoints.cases]
+CASES = [*rows_checkpoints.cases, *rows_commands.cases, *rows_commands.survived]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,62 @@
+"""What can be refused before a model is loaded: it must not cost minutes to learn of a typo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .. import methods
+from ..errors import UserError
+from ..files import check_output_folder
+from ..profiling.spec import ModelSpec, spec_from_folder
+from .sweep import Cell
+from .tasks import check_folders, check_names
+
+
+def check_request(
+    tasks: Sequence[str],
+    budgets: Sequence[float],
+    limit: int | None,
+    folders: Sequence[Path],
+    out: Path,
+) -> None:
+    """Raise :class:`UserError` for tasks, budgets, a limit or folders that cannot work."""
+    for budget in budgets:
+        if not (math.isfinite(budget) and budget > 0):
+            raise UserError(f"--budgets {budget:g}: accepted is a finite number above 0")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: accepted is a number from 1")
+    check_folders(folders)
+    check_names(tasks, folders)
+    check_output_folder(out, "--out")
+
+
+def check_machine(device: str, dtype: str | None, attention: str) -> None:
+    """Raise :class:`UserError` for a device, dtype or attention kernel that is not there."""
+    from .. import flash
+    from ..loading import check_device, default_dtype, parse_dtype
+    from ..modeling import check_kernel
+
+    if device != "auto":
+        check_device(device)
+    kinds = parse_dtype(dtype or (default_dtype(device) if device != "auto" else "float16"))
+    if check_kernel(attention) == flash.NAME and device != "auto":
+        flash.check_available(kinds, device)
+
+
+def check_cells(source: str, grid: Callable[[ModelSpec], Sequence[Cell]]) -> None:
+    """Raise :class:`UserError` if a cell's parameters do not fit the model ``source``.
+
+    Only the model's ``config.json`` is read.  ``grid`` gives the cells for the model's sizes.
+    """
+    from ..loading import resolve
+
+    spec = spec_from_folder(Path(resolve(source)))
+    for cell in grid(spec):
+        method = methods.create(cell.method, **cell.params)
+        try:
+            method.validate(spec.dims.layers)
+            method.check_model(spec.dims.heads, spec.image_tokens)
+        except UserError as error:
+            raise UserError(f"{cell}: {error}") from None
