@@ -22,6 +22,8 @@ LOG = "log.jsonl"
 def run(args: argparse.Namespace) -> int:
     """Plan or train; return the exit code."""
     config = read_config(args.config, args.overrides)
+    if args.processes < 1:
+        raise UserError(f"--processes {args.processes}: accepted is a number from 1")
     if args.dry_run:
         from dynllava.training.plan import plan
 

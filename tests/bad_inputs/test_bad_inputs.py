@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datasets  # noqa: F401
 import pytest
 import transformers  # noqa: F401  (its log handler must not bind to one row's captured stream)
 
