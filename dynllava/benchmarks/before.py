@@ -34,7 +34,7 @@ def check_request(
 
 def check_machine(device: str, dtype: str | None, attention: str) -> None:
     """Raise :class:`UserError` for a device, dtype or attention kernel that is not there."""
-    from .. import flash
+    from ..engine import flash
     from ..loading import check_device, default_dtype, parse_dtype
     from ..modeling import check_kernel
 

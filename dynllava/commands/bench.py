@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure every batch size and length, print the tables, append the records."""
     if args.processes != 1:
         return _processes(args)
-    from dynllava import flash
+    from dynllava.engine import flash
     from dynllava.environment import capture
     from dynllava.loading import check_device, default_dtype, parse_dtype
     from dynllava.modeling import check_kernel

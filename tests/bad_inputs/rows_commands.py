@@ -111,6 +111,7 @@ cases += [
 cases += [
     Case("show {tmp}/p.png what --pretrained /nowhere --method " + method, wrong, line, 2, picture)
     for wrong, method, line in METHODS
+    if wrong != "both parts drop image tokens"  # said once the model's depth is known
 ]
 
 # ---------------------------------------------------------------- show
@@ -121,7 +122,7 @@ cases += [
     Case("show", "no picture and no question", "arguments are required: image, question"),
     Case("show {tmp}/p.png", "no question", "arguments are required: question"),
     Case("show {tmp}/none.png what", "the picture is missing", "none.png"),
-    Case("show {tmp} what", "the picture is a folder", "cannot"),
+    Case("show {tmp} what", "the picture is a folder", "not a readable image"),
     Case(SHOW, "the picture is text", "p.png", 2, text("p.png", "hello")),
     Case(SHOW, "the picture is empty", "p.png", 2, text("p.png", "")),
     Case(SHOW, "the picture is torn", "p.png", 2, several(picture, cut("p.png", 0.6))),
