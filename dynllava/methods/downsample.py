@@ -21,18 +21,18 @@ class Downsample(Smaller):
     summary: ClassVar[str] = "control: picture shrunk before the vision tower"
     source: ClassVar[str] = "control"
 
-    def encode_images(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
         """Return the tokens [images, rows * columns, D] of the shrunk pictures."""
         patch = model.config.vision_config.patch_size
         rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
         size = [patch * edge for edge in self.grid(rows, columns)]
         if size == list(pixel_values.shape[-2:]):
-            return super().encode_images(model, pixel_values)
+            return super().encode_images(model, pixel_values, **options)
         small = torch.nn.functional.interpolate(
             pixel_values.float(), size, mode="bilinear", antialias=True
         )
         small = small.to(pixel_values.dtype)
-        return super().encode_images(model, small, interpolate_pos_encoding=True)
+        return super().encode_images(model, small, interpolate_pos_encoding=True, **options)
 
     def tower_grid(self, rows: int, columns: int) -> tuple[int, int]:
         """See :meth:`Method.tower_grid`."""

@@ -18,9 +18,9 @@ class Pool(Smaller):
     summary: ClassVar[str] = "control: image tokens averaged to a smaller grid behind the projector"
     source: ClassVar[str] = "control"
 
-    def encode_images(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
         """Return the pooled tokens [images, rows * columns, D]."""
-        features = super().encode_images(model, pixel_values)
+        features = super().encode_images(model, pixel_values, **options)
         patch = model.config.vision_config.patch_size
         rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
         images, _, width = features.shape
