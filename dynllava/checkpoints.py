@@ -343,7 +343,9 @@ def _write_official(checkpoint: Checkpoint, target: Path) -> None:
     _save(tensors, target)
     tower = re.sub(r"^\.*/", "", str(official.get("mm_vision_tower", "")))
     inside = config.get("official_vision_in_checkpoint") is not False
-    if tower and tower not in KNOWN_TOWERS and inside and not Path(tower).is_absolute():
+    vision, known = config["vision_config"], KNOWN_TOWERS.get(tower, {"": None})
+    as_known = all(vision.get(key, "") == value for key, value in known.items())
+    if tower and not as_known and inside and not Path(tower).is_absolute():
         _write_tower_config(config, target / tower)
     kept = source / OFFICIAL_FILES
     _copy(sorted(kept.iterdir()) if kept.is_dir() else checkpoint.tokenizer_files, target)

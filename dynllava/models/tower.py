@@ -85,7 +85,7 @@ def find_tower(
     """
     name = str(override or config.get("mm_vision_tower") or config.get("vision_tower") or "")
     inside = override is None and any(item.startswith(INSIDE) for item in names or ())
-    folder, source, error = _folder_of(name, location, override is not None, inside)
+    folder, source, error = _folder_of(name, location, override is not None)
     if folder is None:
         known = KNOWN_TOWERS.get(name)
         if inside and known:
@@ -102,9 +102,7 @@ def find_tower(
     return Tower(name, False, folder, source, vision, weights, downloads)
 
 
-def _folder_of(
-    name: str, location: Location, override: bool, inside: bool
-) -> tuple[Path | None, str, str]:
+def _folder_of(name: str, location: Location, override: bool) -> tuple[Path | None, str, str]:
     """Return folder, source, and why there is none."""
     here = location.folder
     places = [Path(name).expanduser()]
@@ -115,8 +113,6 @@ def _folder_of(
             return place, "folder", ""
     if not name or Path(name).is_absolute() or name.startswith((".", "~")):
         return None, "missing", "no such folder"
-    if inside and name in KNOWN_TOWERS:
-        return None, "checkpoint", ""
     error = ""
     for cache in dict.fromkeys((location.cache_dir, None)):
         try:

@@ -39,7 +39,7 @@ def prompt_ids(tokenizer: Any, text: str, image_id: int | None, image_tokens: in
         own = list(tokenizer(piece)["input_ids"])
         if not index and bos is not None and own[:2] == [bos, bos]:
             # A template that writes the BOS itself, before a tokenizer that adds one.
-            own = own[1:]
+            own = list(tokenizer(piece.removeprefix(tokenizer.bos_token))["input_ids"])
         if index and bos is not None and own[:1] == [bos]:
             own = own[1:]
         ids += own
