@@ -206,7 +206,8 @@ def _inspect(
     folder, layout = location.folder, layout_of(config)
     original = layout in (Layout.ORIGINAL, Layout.OFFICIAL)
     problems = _format_problems(folder, layout, config)
-    weights, downloads = None, {}
+    weights: WeightFiles | None = None
+    downloads: dict[str, int | None] = {}
     try:
         weights, downloads = _weights(location)
     except UserError as error:
