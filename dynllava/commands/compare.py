@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.benchmarks.summary import summary
     from dynllava.benchmarks.sweep import run_sweep
     from dynllava.benchmarks.tasks import expand
-    from dynllava.models.layouts import check_methods, inspect
+    from dynllava.preflight import Wanted, check_model
     from dynllava.records import RecordStore
 
     batch_size = _batch_size(args.batch_size)
@@ -151,7 +151,20 @@ def run(args: argparse.Namespace) -> int:
             raise UserError("--no-judge leaves no task: accepted is at least one without a judge")
     chosen = weights.parts(args.pretrained, args.methods, args.dense, args.on_tuned)
     for part in chosen:
-        check_methods(inspect(part.source, args.vision_tower).require(), part.methods)
+        check_model(
+            Wanted(
+                part.source,
+                tuple(part.methods),
+                batch_size,
+                device=args.device,
+                dtype=args.dtype,
+                attention=args.attention,
+                vision_tower=args.vision_tower,
+                conv_template=args.conv_template,
+                image_aspect=args.image_aspect,
+                image_backend=args.image_backend,
+            )
+        ).require()
 
     def load(part: weights.Part) -> ModelRunner:
         options = (args.dtype, args.device, args.attention)

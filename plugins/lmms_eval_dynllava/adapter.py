@@ -18,6 +18,7 @@ from dynllava.benchmarks.access import input_problem
 from dynllava.errors import UserError
 from dynllava.files import reason
 from dynllava.images import UNREADABLE, strict_decoding
+from dynllava.preflight import Wanted, check_model
 from dynllava.prompts import Turn, choose_template, continuation_separator, render
 
 from .arguments import ModelArguments, check_cache
@@ -70,6 +71,21 @@ class DynamicLlava(lmms):
         accelerator = Accelerator()
         device = _device(arguments, accelerator)
         dtype = arguments.dtype or default_dtype(device)
+        check_model(
+            Wanted(
+                arguments.pretrained,
+                () if arguments.method is None else (arguments.method,),
+                # Rows of the first batch may be halved, or are the user's to lower: not refused.
+                "auto",
+                device=None if arguments.device_map else str(device),
+                dtype=dtype,
+                attention=arguments.attn_implementation,
+                vision_tower=arguments.vision_tower,
+                conv_template=arguments.conv_template,
+                image_aspect=arguments.image_aspect,
+                image_backend=arguments.image_backend,
+            )
+        ).require()
         model, processor = load_model(
             arguments.pretrained,
             method=arguments.method,

@@ -1,0 +1,272 @@
+"""Checks of the model's side of a run: files, prompt, arithmetic, memory, methods, time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dynllava.errors import UserError
+from dynllava.models.layouts import Checkpoint, Layout, check_methods, inspect
+
+from .findings import Preflight
+from .resources import memory, run_time, sizes
+
+QUESTION = "What is in the picture?"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What shall run; the names are those of ``dynllava compare``.
+
+    Attributes
+    ----------
+    pretrained : str
+    methods : tuple of str
+        As they are written, with parameters.  Empty: what the checkpoint was trained for.
+    batch_size : int or str
+        Rows, or ``"auto"`` (halves when memory runs out).
+    max_new_tokens : int
+        Longest answer.
+    device, dtype, attention : str or None
+        ``None``: the command's default.
+    vision_tower, conv_template : str or None
+    image_aspect, image_backend : str
+    """
+
+    pretrained: str
+    methods: tuple[str, ...] = ()
+    batch_size: int | str = "auto"
+    max_new_tokens: int = 128
+    device: str | None = None
+    dtype: str | None = None
+    attention: str = "sdpa"
+    vision_tower: str | None = None
+    conv_template: str | None = None
+    image_aspect: str = "pad"
+    image_backend: str = "pil"
+
+
+def check_model(wanted: Wanted) -> Preflight:
+    """Return what loading and running a model would do; no weights are read.
+
+    Of a hub model the small files are fetched, nothing else.
+    """
+    found = Preflight()
+    try:
+        checkpoint = inspect(wanted.pretrained, wanted.vision_tower)
+    except UserError as error:
+        found.add("no", "checkpoint", error)
+        return found
+    _files(found, checkpoint)
+    values = _guarded(found, "configuration", lambda: hf_values(checkpoint))
+    device, dtype = _arithmetic(found, wanted)
+    prompt = _prompt(found, wanted, checkpoint) if found.ready else 0
+    _images(found, wanted)
+    if not found.ready or values is None:
+        return found
+    spec = _guarded(found, "configuration", lambda: _spec(values, checkpoint))
+    if spec is None:
+        return found
+    positions = (values.get("text_config") or {}).get("max_position_embeddings")
+    if positions and prompt:
+        need = prompt + wanted.max_new_tokens
+        level = "ok" if need <= positions else "note"
+        found.add(
+            level,
+            "positions",
+            f"{positions}; a short question and an answer of {wanted.max_new_tokens} tokens need "
+            f"{need}" + ("" if level == "ok" else ": beyond them answers are unreliable"),
+        )
+    methods = _methods(found, wanted, checkpoint, values, spec.dims.layers)
+    for name, method in methods.items():
+        text = max(2, prompt - spec.image_tokens)
+        memory(found, name, method, spec, text, wanted, device, dtype)
+    run_time(found, spec, device)
+    return found
+
+
+def hf_values(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return a checkpoint's configuration in Hugging Face terms."""
+    if not checkpoint.is_original:
+        return dict(checkpoint.config)
+    from dynllava.checkpoints import hf_config
+
+    if checkpoint.tower is None or checkpoint.tower.config is None:
+        raise UserError(f"{checkpoint.name}: the vision tower's configuration is missing")
+    return hf_config(dict(checkpoint.config), dict(checkpoint.tower.config))
+
+
+def _guarded(found: Preflight, topic: str, work: Any) -> Any:
+    """Return what ``work`` gives; what it refuses becomes a finding."""
+    try:
+        return work()
+    except UserError as error:
+        if not any(item.level == "no" for item in found.findings):
+            found.add("no", topic, error)
+    return None
+
+
+def _spec(values: Mapping[str, Any], checkpoint: Checkpoint) -> Any:
+    from dynllava.profiling.spec import spec_from_config
+
+    try:
+        return spec_from_config(dict(values), checkpoint.name)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{checkpoint.folder}: not a LLaVA config ({error!r})") from None
+
+
+def _files(found: Preflight, checkpoint: Checkpoint) -> None:
+    tower = ""
+    if checkpoint.tower is not None:
+        place = "inside" if checkpoint.tower.inside else f"from {checkpoint.tower.source}"
+        tower = f", vision tower {checkpoint.tower.name} {place}"
+    found.add(
+        "ok" if checkpoint.layout is not Layout.OTHER else "note",
+        "layout",
+        f"{checkpoint.layout.value} ({checkpoint.source} {checkpoint.folder}){tower}",
+    )
+    for problem in checkpoint.problems:
+        found.add("no", "files", problem)
+    for note in checkpoint.notes:
+        found.add("no" if ": no tokenizer (" in note else "note", "files", note)
+    sizes(found, checkpoint)
+    names = ", ".join(path.name for path in checkpoint.licences)
+    found.add(
+        "ok" if names else "note",
+        "licence",
+        names or "no licence file beside the weights: look at the model's page before you use it",
+    )
+
+
+def _arithmetic(found: Preflight, wanted: Wanted) -> tuple[str, str]:
+    import torch
+
+    from dynllava.engine import flash
+    from dynllava.loading import check_device, default_dtype, parse_dtype
+    from dynllava.modeling import check_kernel
+
+    device = wanted.device
+    if device in (None, "auto"):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert device is not None
+    if _guarded(found, "device", lambda: check_device(device)) is None:
+        return device, wanted.dtype or "float32"
+    dtype = wanted.dtype or default_dtype(device)
+    if _guarded(found, "dtype", lambda: parse_dtype(dtype)) is None:
+        return device, "float32"
+    kernel = _guarded(found, "kernel", lambda: check_kernel(wanted.attention))
+    if kernel == flash.NAME:
+        _guarded(found, "kernel", lambda: flash.check_available(parse_dtype(dtype), device))
+    if found.ready or kernel:
+        level = "ok" if dtype == "float16" else "note"
+        usual = "" if level == "ok" else "; published scores were made in float16"
+        found.add(level, "arithmetic", f"{dtype} on {device}, attention {wanted.attention}{usual}")
+    return device, dtype
+
+
+def _prompt(found: Preflight, wanted: Wanted, checkpoint: Checkpoint) -> int:
+    """Check the template and the tokens of one question; return the prompt's length (0: none)."""
+    from dynllava.models.processors import load_processor
+    from dynllava.prompts import Turn, choose_template, prompt_ids, render
+
+    def shown() -> tuple[str, str, list[int], int]:
+        values = hf_values(checkpoint)
+        processor = load_processor(checkpoint, None, wanted.image_backend)
+        if processor is None:
+            raise UserError(f"{checkpoint.name}: has no tokenizer, so it cannot be evaluated")
+        template = choose_template(wanted.conv_template, processor)
+        text = render(template, [Turn("user", QUESTION, [None])], processor)
+        size = (values.get("vision_config") or {}).get("image_size", 336) // processor.patch_size
+        positions = size * size + processor.num_additional_image_tokens
+        positions -= processor.vision_feature_select_strategy == "default"
+        image = values.get("image_token_index", values.get("image_token_id", 32000))
+        ids = prompt_ids(processor.tokenizer, text, image, positions)
+        return template.name, text, ids, image
+
+    got = _guarded(found, "prompt", shown)
+    if got is None:
+        return 0
+    name, text, ids, image = got
+    first = ids.index(image)
+    last = len(ids) - ids[::-1].index(image)
+    own = "" if name == "vicuna_v1" else "; published scores were made with vicuna_v1"
+    found.add("note" if own else "ok", "template", f"{name}: {text!r}{own}")
+    found.add(
+        "ok",
+        "tokens",
+        f"{len(ids)}: ... {_joined(ids[max(0, first - 4) : first])} "
+        f"[{image} x {last - first}] {_joined(ids[last : last + 4])} ...",
+    )
+    return len(ids)
+
+
+def _joined(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
+
+
+def _images(found: Preflight, wanted: Wanted) -> None:
+    from dynllava.images import ASPECTS
+
+    if wanted.image_aspect not in ASPECTS:
+        found.add("no", "images", f"image_aspect={wanted.image_aspect}: accepted are {ASPECTS}")
+        return
+    differs = []
+    if wanted.image_aspect != "pad":
+        differs.append("published scores were made with images padded to a square (pad)")
+    if wanted.image_backend != "pil":
+        differs.append("resized by torchvision, where LLaVA used PIL: values differ slightly")
+    text = "; ".join([f"{wanted.image_aspect}, {wanted.image_backend}", *differs])
+    found.add("note" if differs else "ok", "images", text)
+
+
+def _methods(
+    found: Preflight,
+    wanted: Wanted,
+    checkpoint: Checkpoint,
+    values: Mapping[str, Any],
+    layers: int,
+) -> dict[str, Any]:
+    """Return the methods that fit, by the text that names them."""
+    from dynllava.config import SparsityConfig
+    from dynllava.methods import create
+    from dynllava.methods.parameters import parse
+
+    names = wanted.methods or (("dynamic_llava",) if checkpoint.predictors else ("full",))
+    sparse = values.get("sparse_config") if checkpoint.predictors else None
+    trained = SparsityConfig.from_dict(sparse).to_dict() if sparse else None
+    fitting = {}
+    for text in names:
+
+        def made(text: str = text) -> Any:
+            check_methods(checkpoint, [text])
+            chosen = parse(text)
+            parameters = dict(chosen.parameters)
+            if chosen.name == "dynamic_llava" and trained and not parameters:
+                parameters = {
+                    "sparse_layer": trained["sparse_layer"],
+                    "vision_keep_rate": trained["vision_keep_rate"],
+                    "output_keep_rate": trained["output_text_keep_rate"],
+                }
+            method = create(chosen.name, **parameters)
+            method.validate(layers)
+            if trained:
+                method.check_checkpoint(trained)
+            return method
+
+        try:
+            method = made()
+        except UserError as error:
+            found.add("no", "method", error)
+            continue
+        fitting[text] = method
+        note = _keep_rates(method, trained)
+        found.add("note" if note else "ok", "method", f"{text}{note}")
+    return fitting
+
+
+def _keep_rates(method: Any, trained: Mapping[str, Any] | None) -> str:
+    if trained is None or method.name != "dynamic_llava":
+        return ""
+    rate, own = method.vision_keep_rate, trained["vision_keep_rate"]
+    return "" if rate in (own, 1.0) else f": keeps {rate} of the image, trained for {own}"

@@ -1,0 +1,270 @@
+"""``dynllava check``: yes for every public layout, no with the reason for every broken one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+
+import public_layouts as layouts
+from public_layouts import Sizes, edit_json
+
+from dynllava import cli
+from dynllava.benchmarks.access import JUDGE_KEY
+from dynllava.preflight import Preflight, Wanted, check_model, check_tasks
+
+SIZES = Sizes()
+BUILDERS = {
+    "llava-hf newer": lambda folder: layouts.llava_hf(folder, SIZES),
+    "llava-hf older": lambda folder: layouts.llava_hf(folder, SIZES, "older"),
+    "original": lambda folder: layouts.original(folder, SIZES),
+    "official": lambda folder: layouts.official(folder, SIZES),
+}
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.fixture
+def built(tmp_path):
+    """Build a checkpoint with its vision tower beside it."""
+    layouts.clip_tower(tmp_path / layouts.TOWER, SIZES)
+    return lambda name: BUILDERS[name](tmp_path / "checkpoint")
+
+
+def refusals(wanted):
+    return [item.text for item in check_model(wanted).findings if item.level == "no"]
+
+
+def said(found, topic):
+    return [item.text for item in found.findings if item.topic == topic]
+
+
+@pytest.mark.parametrize("name", list(BUILDERS))
+def test_public_layouts_can_start_and_nothing_is_loaded(built, name, monkeypatch):
+    import safetensors.torch
+    import torch
+
+    folder = built(name)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
+    found = check_model(Wanted(str(folder), batch_size=4, device="cpu"))
+    assert found.ready, found.text()
+    assert "What is in the picture?" in said(found, "template")[0]
+    patches = (SIZES.image // SIZES.patch) ** 2
+    assert f" x {patches}]" in said(found, "tokens")[0]
+    assert "batch 4" in said(found, "memory")[0]
+    assert "weights" in said(found, "memory")[0]
+    assert said(found, "licence")[0].startswith("no licence file")
+    assert said(found, "time")[0].startswith("unknown")
+
+
+def test_the_answer_of_the_command_and_its_exit_code(built, capsys):
+    folder = built("official")
+    (folder / "LICENSE").write_text("terms")
+    assert cli.main(["check", str(folder), "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert text.strip().endswith("the run can start")
+    assert "LICENSE" in text
+    assert "official Dynamic-LLaVA" in text
+    assert cli.main(["check", str(folder), "--json", "--device", "cpu"]) == 0
+    assert json.loads(capsys.readouterr().out)["ready"] is True
+    assert cli.main(["check", str(folder), "--method", "fastw"]) == 1
+    assert "the run cannot start: 1 problem" in capsys.readouterr().out
+
+
+def no_index(folder):
+    next(folder.glob("*.index.json")).unlink()
+
+
+def no_shard(folder):
+    sorted(folder.glob("*-of-*"))[0].unlink()
+
+
+def deaf_template(folder):
+    text = "{% for m in messages %}USER: {% endfor %}ASSISTANT:"
+    for path in folder.glob("chat_template.*"):
+        path.unlink()
+    (folder / "chat_template.jinja").write_text(text)
+
+
+def no_image_token(folder):
+    from public_tokenizers import sentencepiece_model, write_llava_hf
+
+    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
+        (folder / name).unlink(missing_ok=True)
+    write_llava_hf(folder, sentencepiece_model(), with_image=False)
+
+
+def image_beyond_the_vocabulary(folder):
+    edit_json(folder / "config.json", image_token_index=99999)
+
+
+def deep_layer(folder):
+    edit_json(folder / "config.json", mm_vision_select_layer=-9)
+
+
+BROKEN = {
+    "no index": ("original", no_index, "no index"),
+    "missing shard": ("llava-hf newer", no_shard, "named by the index but missing"),
+    "deaf template": ("llava-hf newer", deaf_template, "leaves the question out"),
+    "no <image>": ("llava-hf newer", no_image_token, "has no <image> token"),
+    "small vocabulary": ("llava-hf newer", image_beyond_the_vocabulary, "outside the vocabulary"),
+    "select layer": (
+        "original",
+        deep_layer,
+        "mm_vision_select_layer=-9",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(BROKEN))
+def test_a_broken_checkpoint_is_one_line_that_says_why(built, case, capsys):
+    name, damage, message = BROKEN[case]
+    folder = built(name)
+    damage(folder)
+    assert cli.main(["check", str(folder), "--device", "cpu"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
+    assert lines
+    assert message in lines[0]
+    # The run itself says the same line.
+    assert cli.main(["compare", "--pretrained", str(folder), "--methods", "full"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_a_tower_that_is_nowhere_while_offline(tmp_path):
+    folder = BUILDERS["original"](tmp_path / "checkpoint")
+    problems = refusals(Wanted(str(folder), device="cpu"))
+    assert len(problems) == 1
+    assert "vision" in problems[0]
+    assert layouts.TOWER in problems[0]
+
+
+def test_a_gated_model_without_a_login(monkeypatch):
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+
+    def refuse(*args, **kwargs):
+        raise GatedRepoError("gated", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    problems = refusals(Wanted("someone/gated-model"))
+    assert len(problems) == 1
+    assert "hf auth login" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("dynamic_llava",)}, "no trained predictors"),
+        ({"methods": ("fastv:k=99",)}, "k=99"),
+        ({"attention": "flash_attention_2", "dtype": "float32"}, "accepted are float16"),
+        ({"attention": "flash_attention_2", "dtype": "float16"}, "accepted is a CUDA device"),
+        ({"dtype": "int8"}, "dtype='int8'"),
+        ({"image_aspect": "stretch"}, "image_aspect=stretch"),
+        ({"conv_template": "v9"}, "conv_template=v9"),
+        ({"batch_size": 10**9}, "use a smaller batch"),
+    ],
+)
+def test_what_the_command_line_gets_wrong(built, changes, message):
+    folder = built("llava-hf newer")
+    problems = refusals(Wanted(str(folder), **{"device": "cpu", **changes}))
+    assert len(problems) == 1, problems
+    assert message in problems[0]
+
+
+def test_departures_from_the_paper_are_notes(built):
+    folder = built("official")
+    wanted = Wanted(
+        str(folder),
+        device="cpu",
+        image_aspect="crop",
+        methods=("dynamic_llava:vision_keep_rate=0.5",),
+    )
+    found = check_model(wanted)
+    assert found.ready
+    notes = " ".join(item.text for item in found.findings if item.level == "note")
+    assert "padded to a square" in notes
+    assert "keeps 0.5 of the image, trained for 0.2" in notes
+    assert "made in float16" in notes
+
+
+def test_an_answer_beyond_the_positions_is_a_note(built):
+    folder = built("original")
+    found = check_model(Wanted(str(folder), device="cpu", max_new_tokens=600))
+    assert found.ready
+    assert "beyond them answers are unreliable" in said(found, "positions")[0]
+
+
+def test_predicted_memory_is_that_of_the_loaded_model(built):
+    from dynllava.loading import load_model
+    from dynllava.models.layouts import inspect
+    from dynllava.preflight.model import _spec, hf_values
+
+    folder = built("llava-hf newer")
+    checkpoint = inspect(str(folder))
+    model, _ = load_model(str(folder))
+    held = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    predicted = _spec(hf_values(checkpoint), checkpoint).weight_bytes("float32")
+    assert predicted == pytest.approx(held, rel=0.01)
+
+
+def test_time_comes_from_records_of_this_device_and_these_sizes(tmp_path):
+    from types import SimpleNamespace
+
+    from dynllava.environment import capture
+    from dynllava.preflight.resources import run_time
+    from dynllava.records import Measured, MethodInfo, ModelInfo, RecordStore, RunRecord, TaskInfo
+
+    times = {"ttft": Measured(2.0, None, 6, "s"), "tpot": Measured(0.1, None, 6, "s")}
+    record = RunRecord(
+        "bench",
+        ModelInfo("m", layers=3, hidden=64),
+        MethodInfo("full"),
+        TaskInfo("speed-b1-t56-i144-o64"),
+        measured=times,
+        environment=capture("cpu"),
+    )
+    RecordStore(tmp_path).append(record)
+
+    def answer(layers):
+        found = Preflight()
+        spec = SimpleNamespace(dims=SimpleNamespace(layers=layers, hidden=64))
+        run_time(found, spec, "cpu", str(tmp_path))
+        return found.findings[0].text
+
+    assert answer(3).startswith("minutes for 1,000 answers")  # 3.5 s each: 58 minutes
+    assert answer(4).startswith("unknown")
+
+
+def test_tasks_say_judge_login_and_data(monkeypatch):
+    monkeypatch.delenv(JUDGE_KEY, raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    found = Preflight()
+    check_tasks(found, ["embedded_digit", "pope", "textvqa", "mm_vet"])
+    texts = {item.text.partition(":")[0]: item for item in found.findings}
+    assert texts["embedded_digit"].level == "ok"
+    assert "run hf auth login" in texts["pope"].text
+    assert "the hub is not asked" in texts["textvqa"].text
+    assert "--no-judge" in texts["mm_vet"].text
+    assert not found.ready
+    unknown = Preflight()
+    check_tasks(unknown, ["popee"])
+    assert "unknown task 'popee'" in unknown.findings[0].text
