@@ -67,10 +67,13 @@ class DynamicLlava(lmms):
         arguments = ModelArguments.parse(values)
         check_cache(arguments.code_version)
         from dynllava.loading import default_dtype, load_model
+        from dynllava.modeling import refuse_compiling
 
         accelerator = Accelerator()
         device = _device(arguments, accelerator)
         dtype = arguments.dtype or default_dtype(device)
+        if arguments.compile:
+            refuse_compiling(arguments.attn_implementation)
         check_model(
             Wanted(
                 arguments.pretrained,
