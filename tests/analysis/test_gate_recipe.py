@@ -20,14 +20,14 @@ STEPS = [(job, step) for job in RECIPE["jobs"] for step in RECIPE["jobs"][job]["
 
 
 def commands():
-    """Every dynllava command of the recipe, its variables filled in."""
+    """Every dynllava command of the recipe, the summary's path filled in."""
     found = []
     for _, step in STEPS:
         for line in step.get("run", "").splitlines():
             match = re.search(r"(?:^|/)(dynllava .*)", line.strip())
             if match:
-                text = match[1].replace("$COMPARE", RECIPE["env"]["COMPARE"])
-                found.append(shlex.split(text.replace("$GITHUB_STEP_SUMMARY", "summary.md"))[1:])
+                text = match[1].replace("$GITHUB_STEP_SUMMARY", "summary.md")
+                found.append(shlex.split(text)[1:])
     return found
 
 
