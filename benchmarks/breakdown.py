@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for item, rounds in zip(subjects, found, strict=True):
         model, method = describe(item)
         spreads = {key: spread([times[key] for times in rounds]) for key in names()}
-        measured = {key: Measured(s.median, s.iqr, s.repeats, "s") for key, s in spreads.items()}
+        measured = {
+            key: Measured(s.median, s.iqr, s.repeats, "s", False) for key, s in spreads.items()
+        }
         RecordStore(args.store).append(
             RunRecord(
                 kind="bench",

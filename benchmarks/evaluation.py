@@ -14,9 +14,11 @@ from benchmarks._cli import METHODS, parser
 from dynllava.benchmarks.runner import ModelRunner
 from dynllava.profiling.arguments import parse_integers
 from dynllava.profiling.bench import set_threads
+from dynllava.profiling.bench_report import measured_rounds
 from dynllava.profiling.render import Table, as_text
+from dynllava.profiling.speed import process_name
 from dynllava.profiling.stats import paired_ratios, spread
-from dynllava.records import Measured, MethodInfo, RecordStore, RunRecord, TaskInfo
+from dynllava.records import MethodInfo, RecordStore, RunRecord, TaskInfo
 
 TASK = "embedded_attribute"
 
@@ -59,11 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                     method=MethodInfo(method, parameters=chosen.parameters()),
                     task=TaskInfo(f"evaluation-{TASK}-b{batch}", suite="speed", samples=args.limit),
                     measured={
-                        "samples_per_second": Measured(
-                            rates.median, rates.iqr, rates.repeats, "sample/s"
+                        "samples_per_second": measured_rounds(
+                            [args.limit / value for value in seconds[batch]],
+                            [process_name()] * len(seconds[batch]),
+                            "sample/s",
+                            True,
                         ),
-                        "speedup_over_first_batch": Measured(
-                            ratio.median, ratio.iqr, ratio.repeats, "1"
+                        "speedup_over_first_batch": measured_rounds(
+                            paired_ratios(seconds[batches[0]], seconds[batch]),
+                            [process_name()] * len(seconds[batch]),
+                            "1",
+                            True,
                         ),
                     },
                     environment=runner.environment(),

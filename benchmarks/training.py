@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks._cli import parser
+from dynllava.campaign.extras import training_records
 from dynllava.environment import capture
 from dynllava.profiling.bench import set_threads
-from dynllava.profiling.stats import paired_ratios, spread
-from dynllava.records import Measured, MethodInfo, ModelInfo, RecordStore, RunRecord, TaskInfo
+from dynllava.records import RecordStore
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from dynllava.training.measure import IMAGE_TOKENS, SHAPES, compare_steps, report
+    from dynllava.training.measure import SHAPES, compare_steps, report
 
     options = parser("training", __doc__)
     options.add_argument("--shape", choices=SHAPES, default="small")
@@ -25,28 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = compare_steps(shape, args.device, dtype, args.repeats or (30 if cuda else 5), False)
     report(steps, "policy", "plain", shape)
     store = RecordStore(args.store)
-    for label, method in (("plain", "full"), ("policy", "dynamic_llava")):
-        times = spread(steps.seconds[label])
-        ratio = spread(paired_ratios(steps.seconds[label], steps.seconds["plain"]))
-        measured = {
-            "training_step": Measured(times.median, times.iqr, times.repeats, "s"),
-            "time_ratio_training": Measured(ratio.median, ratio.iqr, ratio.repeats, "1"),
-        }
-        peak = steps.peak_bytes[label]
-        if peak is not None:
-            measured["peak_memory"] = Measured(peak, None, 1, "byte")
-        store.append(
-            RunRecord(
-                kind="bench",
-                model=ModelInfo(
-                    f"{args.shape} (random weights)", None, shape.layers, shape.hidden, IMAGE_TOKENS
-                ),
-                method=MethodInfo(method, label=f"{label} training step"),
-                task=TaskInfo(f"training-b{shape.batch}-n{shape.length}", suite="speed"),
-                measured=measured,
-                environment=capture(args.device, dtype, "sdpa"),
-            )
-        )
+    for record in training_records(steps, args.shape, capture(args.device, dtype, "sdpa")):
+        store.append(record)
     return 0
 
 

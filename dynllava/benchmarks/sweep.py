@@ -298,7 +298,7 @@ class _Sweep:
                 record,
                 scores=results.scores(result, job.task, logged),
                 counted=results.counted(rows, method, self.runner.spec),
-                measured={"evaluation_time": Measured(seconds, None, 1, "s")},
+                measured={"evaluation_time": Measured(seconds, None, 1, "s", False)},
             )
             record.validate()
         except Exception as failure:

@@ -9,6 +9,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 from dynllava.errors import UserError
@@ -65,12 +66,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         style.add_argument(
             f"--{name}", dest="style", action="store_const", const=name, default="text"
         )
+    campaign = parser.add_argument_group("campaign: all GPU measurements, within a time, resumable")
+    campaign.add_argument("--campaign", metavar="DIR", help="folder of its journal and records")
+    campaign.add_argument("--minutes", type=float, default=9.0, help="wall-clock time it may take")
+    campaign.add_argument("--part", type=int, help="one part only, 1 to 6")
+    campaign.add_argument("--shape", default="7b", help="7b, 13b or tiny (a rehearsal on a CPU)")
     parser.add_argument("--store", default=DEFAULT_STORE, help="folder of the record store")
     parser.add_argument("--no-record", action="store_true", help="append nothing to the store")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure every batch size and length, print the tables, append the records."""
+    if args.campaign:
+        start = time.time()  # importing torch is part of the time
+        from dynllava.campaign import runner
+
+        device = None if args.device == "cpu" else args.device
+        return runner.run(
+            args.campaign,
+            args.minutes,
+            shape=args.shape,
+            part=args.part,
+            device=device,
+            start=start,
+        )
     if args.processes != 1:
         return _processes(args)
     from dynllava.engine import flash

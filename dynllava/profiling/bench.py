@@ -33,8 +33,17 @@ LATE = "decode_late"
 WARMUP_OUTPUTS = 256
 """Most tokens that a warm-up round generates."""
 
-TIMED = {"prefill": "prefill", "decode": "tpot", "decode_nocache": "nocache_call"}
-"""Mode of the ledger -> the time that its cost is compared with."""
+TIMED = {
+    "prefill": "prefill",
+    "decode": "tpot",
+    "decode_nocache": "nocache_call",
+    "step": "step",
+}
+"""Mode of the ledger -> the time that its cost is compared with (``step``: a decode step at a
+length, cost from the ledger's decoding)."""
+
+STEPPED = {"decode": "tpot", LATE: "tpot", "step": "step"}
+"""Mode that decodes on a cache -> the time by which the dense cache is chosen."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,10 @@ class Plan:
         Output tokens in the probed calls without a cache (empty: not measured).
     seed : int
         Of the order within the rounds.
+    what : str
+        Start of the record's task name.
+    window : int
+        Decode steps right behind ``outputs`` generated tokens that are timed as ``step``.
     """
 
     shape: Shape
@@ -62,6 +75,8 @@ class Plan:
     warmup: int = 1
     nocache_fed: tuple[int, ...] = ()
     seed: int = 0
+    what: str = "speed"
+    window: int = 0
 
     def order(self, round_number: int, subjects: int) -> list[int]:
         """Return the order in which the subjects run in a round."""
@@ -195,7 +210,7 @@ def summarise(
     for result in results:
         for mode in (*TIMED, LATE):
             _compare(result, mode, best_of(eager, mode), own)
-            if compiled and result.subject.compiled and mode.startswith("decode"):
+            if compiled and result.subject.compiled and mode in STEPPED:
                 _compare_compiled(result, mode, best_of(compiled, mode))
     return results
 
@@ -207,8 +222,8 @@ def best_of(stock: Sequence[Result], mode: str) -> Result:
     says nothing about; process CPU time on a CPU, which other work disturbs less.
     """
     on_cpu = stock[0].subject.bench.device.type == "cpu"
-    clock = "tpot" + (speed.CPU_SUFFIX if on_cpu else "")
-    if mode not in ("decode", LATE) or clock not in stock[0].names:
+    clock = STEPPED.get(mode, "") + (speed.CPU_SUFFIX if on_cpu else "")
+    if mode not in STEPPED or clock not in stock[0].names:
         return stock[0]
     return min(stock, key=lambda result: stats.spread(result.series(clock)).median)
 
@@ -258,7 +273,19 @@ def cost(result: Result, mode: str) -> int:
         return roofline.bytes_moved(run, mode, dtype)
     if mode == "prefill":
         return ledger.total(ledger.entries(run, mode, vision=False))
+    if mode == "step":
+        return _window_bytes(result, plan.outputs + plan.window) - _window_bytes(
+            result, plan.outputs
+        )
     return sum(_nocache_call(run, fed) for fed in plan.nocache_fed)
+
+
+def _window_bytes(result: Result, fed: int) -> int:
+    """Return the bytes that decoding moves until ``fed`` output tokens were fed."""
+    plan, subject = result.plan, result.subject
+    dtype = str(subject.bench.dtype).removeprefix("torch.")
+    run = subject.run_of(plan.shape, fed + 1, plan.batch, result.output_keep)
+    return roofline.bytes_moved(run, "decode", dtype)
 
 
 def _nocache_call(run: ledger.Run, fed: int) -> int:

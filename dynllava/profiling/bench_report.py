@@ -88,7 +88,7 @@ def _share_table(results: Sequence[Result], suffix: str) -> Table:
             rows.append(
                 [
                     result.subject.name,
-                    MODE_TITLES[mode],
+                    MODE_TITLES.get(mode, mode),
                     f"{ratio.median:.3f} ({ratio.iqr:.3f})",
                     "" if compiled is None else f"{compiled.median:.3f} ({compiled.iqr:.3f})",
                     f"{result.cost_ratios[mode]:.3f}",
@@ -142,6 +142,9 @@ def measured(result: Result) -> dict[str, Measured]:
         if name.startswith("tpot"):
             rates = [result.plan.batch / value for value in result.series(name)]
             add(name.replace("tpot", "tokens_per_second"), rates, "token/s", True)
+    if "step" in result.names:
+        rates = [result.plan.batch / value for value in result.series("step")]
+        add("tokens_per_second", rates, "token/s", True)
     if result.peak_bytes is not None:
         found["peak_memory"] = Measured(result.peak_bytes, None, 1, "byte", False)
     for key, ratios in result.paired.items():
@@ -216,7 +219,7 @@ def record(result: Result, environment: Environment) -> RunRecord:
     plan = result.plan
     model, method = describe(result.subject)
     text = plan.shape.total - plan.shape.image
-    task = f"speed-b{plan.batch}-t{text}-i{plan.shape.image}-o{plan.outputs}"
+    task = f"{plan.what}-b{plan.batch}-t{text}-i{plan.shape.image}-o{plan.outputs}"
     return RunRecord(
         kind="bench",
         model=model,

@@ -153,7 +153,7 @@ class Subject:
 
         ``nocache_fed`` are the numbers of output tokens at which a call without a cache is timed.
         """
-        model, clock = self.prepare(), _Clock(self.bench.device)
+        model, clock = self.prepare(), Clock(self.bench.device)
         start = clock.now()
         embeds = self.with_image(model, inputs)
         prefill = clock.now()
@@ -164,7 +164,7 @@ class Subject:
         middle = clock.now()
         self.decode(model, token, cache, inputs.fed, steps - late, steps)
         end = clock.now()
-        times = Times(output_keep=self._realised_keep(model), kv_allocated=allocated_bytes(cache))
+        times = Times(output_keep=self.realised_keep(model), kv_allocated=allocated_bytes(cache))
         times.add("ttft", start, first)
         times.add("prefill", prefill, first)
         if outputs > 1:
@@ -253,7 +253,8 @@ class Subject:
 
         return call
 
-    def _realised_keep(self, model: Any) -> float | None:
+    def realised_keep(self, model: Any) -> float | None:
+        """Return the share of stepped output tokens that the model's last run kept."""
         if self.method is None or not any(model.last_report.output_kept):
             return None
         kept = torch.tensor(model.last_report.output_kept, dtype=torch.float32)
@@ -298,7 +299,7 @@ def allocated_bytes(cache: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class _Clock:
+class Clock:
     """Wall-clock and process CPU seconds, with all queued work of the device done."""
 
     def __init__(self, device: torch.device) -> None:
@@ -307,5 +308,6 @@ class _Clock:
         )
 
     def now(self) -> tuple[float, float]:
+        """Return both clocks in seconds."""
         self.sync()
         return time.perf_counter(), time.process_time()

@@ -46,6 +46,7 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape(64, 2, 2, 96, 656, 1, 1),
     "small": Shape(),
     "7b": Shape(4096, 32, 32, 11008),
     "7b-8-layers": Shape(4096, 8, 32, 11008),
