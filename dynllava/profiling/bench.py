@@ -37,12 +37,16 @@ TIMED = {
     "prefill": "prefill",
     "decode": "tpot",
     "decode_nocache": "nocache_call",
-    "step": "step",
 }
-"""Mode of the ledger -> the time that its cost is compared with (``step``: a decode step at a
-length, cost from the ledger's decoding)."""
+"""Mode of the ledger -> the time that its cost is compared with."""
 
-STEPPED = {"decode": "tpot", LATE: "tpot", "step": "step"}
+STEP = "step"
+"""A decode step at a length (:attr:`Plan.window`): its cost is that of the window's steps."""
+
+NAMES = {**TIMED, STEP: "step", LATE: "tpot_late"}
+"""Everything that is compared -> its time."""
+
+STEPPED = {"decode": "tpot", LATE: "tpot", STEP: "step"}
 """Mode that decodes on a cache -> the time by which the dense cache is chosen."""
 
 
@@ -208,7 +212,7 @@ def summarise(
     eager = [result for result in stock if not result.subject.compiled]
     compiled = [result for result in stock if result.subject.compiled]
     for result in results:
-        for mode in (*TIMED, LATE):
+        for mode in NAMES:
             _compare(result, mode, best_of(eager, mode), own)
             if compiled and result.subject.compiled and mode in STEPPED:
                 _compare_compiled(result, mode, best_of(compiled, mode))
@@ -229,7 +233,7 @@ def best_of(stock: Sequence[Result], mode: str) -> Result:
 
 
 def _compare(result: Result, mode: str, baseline: Result, own: Result | None) -> None:
-    name = TIMED.get(mode, "tpot_late")
+    name = NAMES[mode]
     if name not in result.names:
         return
     if mode != LATE:
@@ -247,7 +251,7 @@ def _compare(result: Result, mode: str, baseline: Result, own: Result | None) ->
 
 
 def _compare_compiled(result: Result, mode: str, baseline: Result) -> None:
-    name = TIMED.get(mode, "tpot_late")
+    name = NAMES[mode]
     if name not in result.names:
         return
     for suffix in ("", speed.CPU_SUFFIX):
@@ -273,7 +277,7 @@ def cost(result: Result, mode: str) -> int:
         return roofline.bytes_moved(run, mode, dtype)
     if mode == "prefill":
         return ledger.total(ledger.entries(run, mode, vision=False))
-    if mode == "step":
+    if mode == STEP:
         return _window_bytes(result, plan.outputs + plan.window) - _window_bytes(
             result, plan.outputs
         )

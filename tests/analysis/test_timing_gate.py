@@ -141,6 +141,11 @@ def test_records_of_schema_1_are_untested(store, record):
 
 def test_processes_in_several_records_are_pooled(tmp_path, record, capsys):
     """As `dynllava bench` run in turns leaves them: one record a process, read by the command."""
+    # An older commit in the same store is another version: it is not pooled.
+    stray = record(
+        measured={"tpot": quantity([9.0] * 8)}, commit="b" * 40, created="2026-01-01T00:00:00+00:00"
+    )
+    RecordStore(tmp_path / "a").append(stray)
     slow = spread_of(1.2, 2)
     for i in range(8):
         for offset, (name, value) in enumerate((("a", spread_of(1.0, 1)[i]), ("b", slow[i]))):
@@ -148,11 +153,6 @@ def test_processes_in_several_records_are_pooled(tmp_path, record, capsys):
             item = Measured(float(value), 0.0, 6, "s", False, {process: [float(value)] * 6})
             made = record(measured={"tpot": item}, created=f"2026-11-21T12:{2 * i:02d}:00+00:00")
             RecordStore(tmp_path / name).append(made)
-    # An older commit in the same store is another version: it is not pooled.
-    stray = record(
-        measured={"tpot": quantity([9.0] * 8)}, commit="b" * 40, created="2026-01-01T00:00:00+00:00"
-    )
-    RecordStore(tmp_path / "a").append(stray)
     assert main(["regress", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown"]) == 1
     assert "8 and 8 processes in turns" in capsys.readouterr().out
 
