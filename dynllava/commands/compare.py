@@ -150,6 +150,12 @@ def run(args: argparse.Namespace) -> int:
         if not tasks:
             raise UserError("--no-judge leaves no task: accepted is at least one without a judge")
     chosen = weights.parts(args.pretrained, args.methods, args.dense, args.on_tuned)
+    if not chosen[0].role and any(weights.needs_tuned(name) for name in args.methods):
+        print(
+            f"note: every row runs on the weights of {args.pretrained}, tuned with its predictors; "
+            "--dense MODEL puts the dense row and the baselines on dense weights",
+            file=sys.stderr,
+        )
     for part in chosen:
         check_model(
             Wanted(
