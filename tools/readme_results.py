@@ -9,70 +9,122 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
-from dynllava.records import RecordStore, RunRecord
+from dynllava.analysis.beside_accuracy import beside_accuracy, key
+from dynllava.analysis.measured_points import Stored, latest, read_stores
+
+from dynllava.records import RunRecord
 
 ROOT = Path(__file__).parents[1]
 MARKERS = re.compile(r"(<!-- results:start -->\n).*?(<!-- results:end -->)", re.DOTALL)
 SHORT = ("attribute", "counting", "digit", "existence", "multiple_choice", "relation")
-#: Rows of the table: (method, budget label); the rest is in the records.
-ROWS = (
-    "full", "dynamic_llava 96", "dynamic_llava 67", "dynamic_llava 54", "fastv 96", "fastv 67",
-    "fastv 54", "sparsevlm 96", "sparsevlm 67", "sparsevlm 54", "h2o 67", "random 67",
-    "uniform 67", "no_image",
+TASKS = tuple(f"embedded_{family}" for family in (*SHORT, "caption", "caption_ppl"))
+#: Order of the methods; within one the budgets fall, the ablation on tuned weights comes last.
+ORDER = (
+    "full", "dynamic_llava", "fastv", "sparsevlm", "h2o", "downsample", "pool", "uniform",
+    "random", "no_image",
 )  # fmt: skip
+HEADERS = (
+    "method, budget", "weights", "image tokens per layer", "prefill GFLOP",
+    "KV MiB, same outputs", "QA %", "lost / won %", "agrees %", "visual gain retained %",
+    "caption objects F1 %", "caption PPL", "commit",
+)  # fmt: skip
+INTRO = (
+    "The embedded model (no evidence about LLaVA-1.5), {samples} samples a task, {device}, "
+    "{dtype}, {date}. *Dense* weights are the model before its predictors were trained; training "
+    "them also tunes the decoder, so only `dynamic_llava` runs on the *tuned* weights, and the "
+    "last rows show what others do there. Budget: mean image tokens processed per layer (dense: "
+    "144; for h2o: KV entries). Prefill is counted, tower and a method's own overhead included; "
+    "KV is what is stored after the same reference caption. QA is the mean of six short families, "
+    "exact match; *lost / won*, *agrees* and *visual gain retained* (with its 95 % interval) "
+    "compare its answers with the dense row's ([docs/analysis.md](docs/analysis.md)). random: "
+    "mean of five seeds [lowest, highest]."
+)
+
+Runs = dict[str, list[Stored]]
 
 
-def label(record: RunRecord) -> str:
-    """Return ``method budget``; other FastV layers than the first run's are left to the report."""
-    budget = record.method.budget
+def groups() -> dict[str, Runs]:
+    """Return {method at a budget on its weights: {task: its seeds}} of complete sets of tasks."""
+    found: dict[str, Runs] = defaultdict(lambda: defaultdict(list))
+    for item in latest(read_stores(ROOT / "results" / "embedded")[0]):
+        record = item.record
+        if record.kind == "evaluation" and record.task is not None:
+            found[key(record)][record.task.name].append(item)
+    return {name: runs for name, runs in found.items() if all(task in runs for task in TASKS)}
+
+
+def order(runs: Runs) -> tuple[bool, int, float]:
+    """Return where a row stands."""
+    record = runs[TASKS[0]][0].record
     name = record.method.name
-    if name == "fastv" and record.method.parameters.get("k") != 2:
-        name = f"fastv k={record.method.parameters.get('k')}"
-    return name if not budget else f"{name} {budget:g}"
+    ablation = record.model.weights == "tuned" and name != "dynamic_llava"
+    place = ORDER.index(name) if name in ORDER else len(ORDER)
+    return ablation, place, -(record.method.budget or 0)
 
 
-def row(name: str, tasks: dict[str, RunRecord]) -> str:
+def values(runs: Runs, task: str) -> list[float]:
+    """Return the scores of a task's seeds."""
+    records = [item.record for item in runs[task]]
+    return [record.scores[record.task.metric or ""].value for record in records if record.task]
+
+
+def spread(found: Sequence[float], text: str) -> str:
+    """Return the mean, and the range where there are several."""
+    mean = text.format(sum(found) / len(found))
+    if len(found) == 1:
+        return mean
+    return f"{mean} [{text.format(min(found))}, {text.format(max(found))}]"
+
+
+def mean(records: Sequence[RunRecord], name: str) -> float:
+    """Return the mean of a counted quantity."""
+    return sum(record.counted[name].value for record in records) / len(records)
+
+
+def row(runs: Runs, beside: Sequence[str]) -> str:
     """Return one line of the table."""
-    short = [tasks[f"embedded_{family}"] for family in SHORT]
-    scores = [next(iter(record.scores.values())).value for record in short]
-    caption, ppl = tasks["embedded_caption"], tasks["embedded_caption_ppl"]
-    counted = caption.counted
-    commit = (caption.environment.commit or "unknown")[:8]
-    return (
-        f"| {name} | {counted['mean_image_tokens'].value:.0f} "
-        f"| {counted['prefill_flops'].value / 1e9:.3f} | {counted['kv_bytes'].value / 2**20:.2f} "
-        f"| {100 * sum(scores) / len(scores):.1f} "
-        f"| {100 * next(iter(caption.scores.values())).value:.1f} "
-        f"| {next(iter(ppl.scores.values())).value:.3f} | {commit} |"
+    short = [values(runs, f"embedded_{family}") for family in SHORT]
+    quality = [100 * sum(seed) / len(seed) for seed in zip(*short, strict=True)]
+    captions = [item.record for item in runs["embedded_caption"]]
+    forced = [item.record for item in runs["embedded_caption_ppl"]]
+    record = captions[0]
+    budget = "" if record.method.budget is None else f" {record.method.budget:g}"
+    commits = sorted({(item.environment.commit or "unknown")[:8] for item in captions + forced})
+    cells = (
+        f"{record.method.name}{budget}",
+        record.model.weights or "",
+        f"{mean(captions, 'mean_image_tokens'):.0f}",
+        f"{mean(captions, 'prefill_flops') / 1e9:.3f}",
+        f"{mean(forced, 'forced_kv_bytes') / 2**20:.2f}",
+        spread(quality, "{:.1f}"),
+        *beside,
+        spread([100 * value for value in values(runs, "embedded_caption")], "{:.1f}"),
+        spread(values(runs, "embedded_caption_ppl"), "{:.3f}"),
+        ", ".join(commits),
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def section() -> str:
     """Return the section's text."""
-    records, _ = RecordStore(ROOT / "results" / "embedded").read()
-    runs: dict[str, dict[str, RunRecord]] = defaultdict(dict)
-    for record in records:
-        if record.kind == "evaluation" and record.status == "ok" and record.task is not None:
-            runs[label(record)][record.task.name] = record
-    first = next(iter(runs["full"].values()))
-    samples = {task.task.samples for task in runs["full"].values() if task.task}
-    lines = [
-        "The embedded model (no evidence about LLaVA-1.5), "
-        f"{'/'.join(str(count) for count in sorted(samples))} samples a task, "
-        f"{first.environment.device}, {first.environment.dtype}, "
-        f"{first.environment.date[:10]}. Budget: mean image tokens processed per layer (dense: "
-        "144; for h2o: KV entries). Prefill GFLOP and KV bytes (after the caption) are counted, a "
-        "method's own overhead included; QA is the mean of six short families, exact match.",
-        "",
-        "| method, budget | image tokens per layer | prefill GFLOP | KV MiB | QA % "
-        "| caption objects F1 % | caption PPL | commit |",
-        "|---|---|---|---|---|---|---|---|",
-        *(row(name, runs[name]) for name in ROWS if name in runs),
-        "",
-    ]
-    return "\n".join(lines)
+    found = groups()
+    short = [item for runs in found.values() for name in TASKS[: len(SHORT)] for item in runs[name]]
+    beside = {name: figures.texts() for name, figures in beside_accuracy(short).items()}
+    first = short[0].record
+    samples = {item.record.task.samples for item in short if item.record.task}
+    intro = INTRO.format(
+        samples="/".join(map(str, sorted(count or 0 for count in samples))),
+        device=first.environment.device,
+        dtype=first.environment.dtype,
+        date=(first.environment.date or "")[:10],
+    )
+    lines = [intro, "", f"| {' | '.join(HEADERS)} |", "|---" * len(HEADERS) + "|"]
+    names = sorted(found, key=lambda name: order(found[name]))
+    lines += [row(found[name], beside.get(name, ("-",) * 3)) for name in names]
+    return "\n".join([*lines, ""])
 
 
 def main() -> int:
