@@ -13,14 +13,16 @@ from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.engine import attention
 from dynllava.engine.cache import DEFAULT_CHUNK, SparseCache
 from dynllava.engine.compiled import CompiledSteps
-from dynllava.engine.decoder import DecoderResult, Pass, PolicyHook, make_context
+from dynllava.engine.decoder import DecoderResult, Pass, PolicyHook, make_view
+from dynllava.engine.program import Program
 from dynllava.engine.report import CallReport, detached
-from dynllava.engine.stream import Segment, TokenStream, restore_columns
+from dynllava.engine.stream import TokenStream, restore_columns
 from dynllava.errors import UserError
 from dynllava.inputs import build_stream, check_call, check_continuation, embed, prompt_hash
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.per_thread import PerThread
+from dynllava.plan import Plan, Predictor, Segment
 from dynllava.predictors import ImagePredictor, OutputPredictor
 
 
@@ -103,21 +105,19 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             If a parameter does not fit this model or checkpoint.
         """
         chosen = create(method, **parameters) if isinstance(method, str) else method
-        chosen.validate(self.config.text_config.num_hidden_layers)
-        chosen.check_checkpoint(self.config.sparsity().to_dict())
-        chosen.check_model(
-            self.config.text_config.num_attention_heads, self.config.image_seq_length
-        )
+        plan = chosen.plan(self.config.text_config.num_hidden_layers)
+        check_predictors(plan, self.config.sparsity())
+        plan.check_model(self.config.text_config.num_attention_heads, self.config.image_seq_length)
         self.method = chosen
 
     @property
-    def last_report(self) -> CallReport | None:
-        """What this thread's latest ``generate()`` or ``forward()`` did."""
-        return self._reports.get()
+    def method(self) -> Method:
+        """The compression method."""
+        return self.program.method
 
-    @last_report.setter
-    def last_report(self, report: CallReport | None) -> None:
-        self._reports.set(report)
+    @method.setter
+    def method(self, method: Method) -> None:
+        self.program = Program(method, self.config.text_config.num_hidden_layers)
 
     def set_compile(self, enabled: bool = True, backend: str = "inductor") -> None:
         """Compile decode steps with ``torch.compile``, or stop doing so.
@@ -262,7 +262,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 )
             return cache
         if use_cache is None:
-            use_cache = not self.training and labels is None and self.method.uses_cache()
+            use_cache = not self.training and labels is None and self.program.plan.uses_cache
         return self.new_cache() if use_cache else None
 
     def _run(
@@ -273,7 +273,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         policy_hook: PolicyHook | None,
     ) -> tuple[DecoderResult, dict[str, Any]]:
         continuing = cache is not None and not cache.is_empty
-        ctx = make_context(
+        view = make_view(
             stream,
             self.config.text_config.num_hidden_layers,
             sample_ids,
@@ -281,11 +281,11 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             decoding=continuing,
             predictors={"image": self.image_predictor, "output": self.output_predictor},
         )
-        step = self.compiled_steps.of(self.method) if self.compiled_steps is not None else None
-        run = Pass(self.model.language_model, self.method, ctx, cache, self.kernel, step)
+        step = self.compiled_steps.of(self.program) if self.compiled_steps is not None else None
+        run = Pass(self.model.language_model, self.program, view, cache, self.kernel, step)
         if not continuing:
-            return run.prompt(policy_hook), ctx.record
-        return (run.step() if stream.size == 1 else run.extend()), ctx.record
+            return run.prompt(policy_hook), view.record
+        return (run.step() if stream.size == 1 else run.extend()), view.record
 
     def _commit(
         self,
@@ -355,7 +355,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             mask = kwargs.get("attention_mask")
             mask = torch.ones(first.shape[:2], device=first.device) if mask is None else mask
             kwargs["prompt_length"] = mask.long().sum(1)
-        if not self.method.uses_cache():
+        if not self.program.plan.uses_cache:
             kwargs["use_cache"] = False
         return super().generate(inputs, **kwargs)
 
@@ -410,7 +410,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """
         mask = torch.ones_like(continuation_ids) if continuation_mask is None else continuation_mask
         check_continuation(input_ids, continuation_ids, mask)
-        if not self.method.uses_cache():
+        if not self.program.plan.uses_cache:
             stacked = self._logits_without_cache(
                 input_ids, continuation_ids, pixel_values, attention_mask, sample_ids
             )
@@ -426,7 +426,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         ).logits
         logits = [first]
         fed, fed_mask = continuation_ids[:, :-1], mask[:, :-1]
-        if fed.shape[1] and self.method.scores_stepwise():
+        if fed.shape[1] and self.program.plan.stepwise:
             for column in range(fed.shape[1]):
                 logits.append(
                     self(
@@ -485,6 +485,20 @@ def default_method(config: DynamicLlavaConfig) -> Method:
         ),
         output_threshold=sparsity.output_threshold,
     )
+
+
+def check_predictors(plan: Plan, sparsity: SparsityConfig) -> None:
+    """Refuse an output keep rate that the checkpoint's predictor was not trained for."""
+    trained = sparsity.output_text_keep_rate
+    for look in plan.looks:
+        if not isinstance(look, Predictor) or look.rate is None:
+            continue
+        if sparsity.use_output_text_predictor and look.rate != trained:
+            raise UserError(
+                f"output_keep_rate={look.rate}: the checkpoint's output predictor was trained for "
+                f"{trained}; accepted are {trained}, 1.0 (predictor off), or any rate together "
+                "with a calibrated output_threshold"
+            )
 
 
 def check_kernel(name: str | None) -> str:

@@ -53,7 +53,8 @@ def cells(
     found = []
     for text in dict.fromkeys(names):
         name, own = _own_parameters(text, params)
-        if not budgets or ("+" not in name and methods.registry()[name].reference):
+        plan = methods.create(name, **own).plan(spec.dims.layers)
+        if not budgets or plan.is_reference:
             found.append(Cell(name, own))
         else:
             found += _solved(name, budgets, own, spec)

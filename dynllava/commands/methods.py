@@ -9,6 +9,9 @@ from typing import Any
 
 HELP = "list the compression methods"
 
+LAYERS = 32
+"""Decoder layers of the model that the defaults are read for (LLaVA-1.5-7B)."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -21,14 +24,15 @@ def run(args: argparse.Namespace) -> int:
 
     rows: list[dict[str, Any]] = []
     for name, method in registry().items():
+        plan = method().plan(LAYERS)
         rows.append(
             {
                 "name": name,
                 "summary": method.summary,
                 "parameters": dataclasses.asdict(method()),
-                "prunes": method.prunes,
-                "saves": list(method.saves),
-                "positions": method.positions,
+                "prunes": plan.prunes,
+                "saves": list(plan.saves),
+                "positions": plan.positions,
                 "certificate": method.certificate or "none (no official code)",
                 "source": method.source,
             }

@@ -23,8 +23,8 @@ from dynllava.conformance.h2o_simulation import (
 )
 from dynllava.engine.attention import LayerCall
 from dynllava.engine.eviction import EvictingStore
-from dynllava.methods import h2o
 from dynllava.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.plan import PerHead
 
 LOGITS = 2e-4
 SCORES = 1e-5
@@ -210,8 +210,8 @@ def check_fastv(case: dict[str, Any], folder: Path, variant: str, result: CaseRe
     session = Session(case, folder, variant, "fastv", k=k, keep=keep, decoder=decoder)
     ours: dict[str, Any] = {}
     logits = session.prefill(cache=cached)
-    ours["scores"] = session.image_values(session.record["fastv_scores"])
-    ours["keep_img"] = session.image_positions(session.record["fastv_kept"])
+    ours["scores"] = session.image_values(session.record[f"L{k}.scores"])
+    ours["keep_img"] = session.image_positions(session.record[f"L{k}.kept"])
     ours["position_ids_after"] = session.trace.positions[k][0]
     ours["layer_seq_len"] = torch.tensor(session.trace.sizes)
     # Re-ranking hides tokens but computes them all, and so does its recording.
@@ -225,9 +225,9 @@ def check_fastv(case: dict[str, Any], folder: Path, variant: str, result: CaseRe
         steps.setdefault("decode_position_ids", []).append(session.trace.positions[k][0, -1])
         if decoder != "static":
             record = session.record
-            scores = session.image_values(record["fastv_scores"])
+            scores = session.image_values(record[f"L{k}.scores"])
             steps.setdefault("decode_scores", []).append(scores)
-            kept = session.image_positions(record["fastv_kept"])
+            kept = session.image_positions(record[f"L{k}.kept"])
             steps.setdefault("decode_keep_img", []).append(kept)
         if cached:
             steps.setdefault("decode_kv_len", []).append(session.kv_lengths())
@@ -299,13 +299,13 @@ def check_sparsevlm(case: dict[str, Any], folder: Path, variant: str, result: Ca
 def sparsevlm_layer(session: Session, layer: int, origin: torch.Tensor) -> dict[str, Any]:
     """Return our values of one pruning layer; ``origin`` [v] names the image tokens before it."""
     record = {
-        name.removeprefix(f"sparsevlm.L{layer}."): value[0]
+        name.removeprefix(f"L{layer + 1}."): value[0]
         for name, value in session.record.items()
-        if name.startswith(f"sparsevlm.L{layer}.")
+        if name.startswith(f"L{layer + 1}.")
     }
     before = len(origin)
     span = slice(session.start, session.start + before)
-    kept, recycled = int(record["kept"]), int(record["recycled"])
+    kept, recycled = int(record["count"]), int(record.get("recycled", 0))
     order = record["order"] - session.start
     keep = order[:kept].sort().values
     merged = record["merged"] if "merged" in record else torch.empty(0)
@@ -359,7 +359,7 @@ def check_h2o(case: dict[str, Any], folder: Path, variant: str, result: CaseResu
         position=position,
         first_full_layers=params["first_full_layers"],
     )
-    heavy, recent = cast(h2o.H2O, session.model.method).budget(session.length)
+    heavy, recent = cast(PerHead, session.model.program.plan.store).budget(session.length)
     logits = session.prefill()
     sums = [call.observed and call.observed.sums[0] for call in session.trace.calls]
     total = session.length + len(session.tokens)

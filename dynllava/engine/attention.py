@@ -7,65 +7,149 @@ column sums, or the training policy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from dynllava.engine import flash
-from dynllava.methods.base import Observed, Probe
+from ..plan import QUERY_BLOCK
+from . import flash
+
+if TYPE_CHECKING:
+    from .cache import LayerStore
 
 NAME = "dynllava"
 KERNELS = ("sdpa", "eager", flash.NAME)
-QUERY_BLOCK = 256
 FLOAT_PRODUCTS = "dtype" in torch.ops.aten.bmm.overloads()
 
 
 @dataclass
-class LayerCall:
-    """What one layer's attention must do in this call.
+class Probe:
+    """What must be observed in one layer's attention; nothing else is computed.
+
+    Attributes
+    ----------
+    query_rows : Tensor [B, R] int64 or None
+        Query rows whose softmax probabilities over all keys are wanted.  Observed as
+        ``rows`` float32 [B, H, R, L].  While decoding, rows count this call's tokens and L covers
+        the cached entries, then this call's tokens.
+    column_sums : bool
+        Sum over the valid queries of the causal attention, per head.  Observed as ``sums``
+        float32 [B, H, L].
+    keys : bool
+        The rotated keys as they are, observed as ``keys`` [B, Hkv, L, d].
+    sizes : tuple of int
+        How the query rows divide among those who asked.
+    asked : bool
+        Whether a cut asked (a store that evicts needs column sums of its own).
+    """
+
+    query_rows: torch.Tensor | None = None
+    column_sums: bool = False
+    keys: bool = False
+    sizes: tuple[int, ...] = ()
+    asked: bool = False
+
+
+@dataclass
+class Observed:
+    """What a :class:`Probe` saw (see there for shapes).
+
+    ``output`` [B, H, L, d] is the attention's output, where the column sums brought it along.
+    """
+
+    rows: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
+    output: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
+
+
+@dataclass
+class PromptCall:
+    """What one layer's attention must do with a prompt: the keys are this call's own.
 
     Attributes
     ----------
     kernel : str
         One of :data:`KERNELS`.
-    phase : str
-        ``"prompt"`` (the keys are this call's own), ``"step"`` (one token on a cache) or
-        ``"extend"`` (several tokens on a cache).
-    store : LayerStore or None
-        Where K/V goes; None without a cache.
+    position : Tensor [B, L] int64
+        Rotary positions that queries and keys were given.
+    rotary : callable
+        ``rotary(x, position_ids) -> (cos, sin)``.
     length : Tensor [B] int64
         Valid tokens of this call per row.
-    slots : Tensor [B, 1, q] int64 or None
-        Cache slots that the new entries are written to (step, extend).
-    mask : Tensor bool, broadcastable to [B, H, q, keys], or None
-        Visible keys; None = causal (prompt) or everything (step).
-    span : int
-        Cached entries that a step or extension looks at.
+    store : LayerStore or None
+        Where K/V goes; None without a cache.
+    mask : Tensor bool, broadcastable to [B, H, L, L], or None
+        Visible keys; None = causal.
     probe, observed : Probe or None, Observed or None
         What to observe, and what was observed.
     policy : Tensor [B, L] float or None
         Training's key policy (masked softmax, paper Eq. 7).
-    position : Tensor [B, q] int64 or None
-        Rotary positions that queries and keys were given.
-    rotary : callable or None
-        ``rotary(x, position_ids) -> (cos, sin)``, for stores that re-rotate keys.
     """
 
     kernel: str
-    phase: str
-    store: Any = None
-    length: torch.Tensor | None = None
+    position: torch.Tensor
+    rotary: Rotary
+    length: torch.Tensor
+    store: LayerStore | None = None
+    mask: torch.Tensor | None = None
+    probe: Probe | None = None
+    policy: torch.Tensor | None = None
+    observed: Observed | None = None
+
+
+@dataclass
+class StepCall:
+    """What one layer's attention must do with one further token a row.
+
+    ``slots`` [B, 1, 1] int64 are the cache slots of the new entries (None: the store knows them),
+    ``mask`` hides cached entries (None = all are visible), ``span`` is the number of entries looked
+    at; the rest as in :class:`PromptCall`.
+    """
+
+    kernel: str
+    position: torch.Tensor
+    rotary: Rotary
+    store: LayerStore
     slots: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     span: int = 0
     probe: Probe | None = None
     observed: Observed | None = None
-    policy: torch.Tensor | None = None
-    position: torch.Tensor | None = None
-    rotary: Any = None
+
+    def on(self, device: torch.device) -> None:
+        """Move what the kernel reads to the layer's device."""
+        self.slots = None if self.slots is None else self.slots.to(device)
+        self.mask = None if self.mask is None else self.mask.to(device)
+
+
+@dataclass
+class ExtendCall:
+    """What one layer's attention must do with several further tokens a row.
+
+    ``length`` [B] are the valid ones; the rest as in :class:`StepCall`.
+    """
+
+    kernel: str
+    position: torch.Tensor
+    rotary: Rotary
+    length: torch.Tensor
+    store: LayerStore
+    slots: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    span: int = 0
+    probe: Probe | None = None
+    observed: Observed | None = None
+
+    on = StepCall.on
+
+
+LayerCall = PromptCall | StepCall | ExtendCall
+Rotary = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def register() -> None:
@@ -112,15 +196,14 @@ def sparse_attention(
     if call is None:
         raise RuntimeError("this attention runs inside dynllava's decoder only")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if call.phase == "prompt":
+    if isinstance(call, PromptCall):
         out = _prompt(query, key, value, scaling, dropout, call)
     else:
-        if call.slots is not None:
-            call.slots = call.slots.to(query.device)
-        if call.mask is not None:
-            call.mask = call.mask.to(query.device)
-        attend_cache = call.store.step if call.phase == "step" else call.store.extend
-        out = attend_cache(query, key, value, scaling, call)
+        call.on(query.device)
+        if isinstance(call, StepCall):
+            out = call.store.step(query, key, value, scaling, call)
+        else:
+            out = call.store.extend(query, key, value, scaling, call)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -130,7 +213,7 @@ def _prompt(
     value: torch.Tensor,
     scaling: float,
     dropout: float,
-    call: LayerCall,
+    call: PromptCall,
 ) -> torch.Tensor:
     if call.policy is not None:
         # Training imports inference nowhere; the seam is this one lazily imported function.
@@ -268,7 +351,7 @@ def observe(
     value : Tensor [B, Hkv, L, d], optional
         Where given, column sums bring the attention's output along.
     """
-    key = per_query_head(key, query.shape[1])
+    own, key = key, per_query_head(key, query.shape[1])
     rows = sums = output = None
     if probe.query_rows is not None:
         index = probe.query_rows.to(query.device)
@@ -280,7 +363,7 @@ def observe(
     if probe.column_sums:
         value = None if value is None else per_query_head(value, query.shape[1])
         sums, output = summed_attention(query, key, value, scaling, length)
-    return Observed(rows=rows, sums=sums, output=output)
+    return Observed(rows, sums, output, own if probe.keys else None)
 
 
 def per_query_head(entries: torch.Tensor, heads: int) -> torch.Tensor:
@@ -308,6 +391,8 @@ def observe_cached(
     """
     heads = query.shape[1]
     key = per_query_head(key, heads)
+    if probe.query_rows is None:
+        return Observed()
     index = probe.query_rows.to(query.device)[:, None, :, None]
     chosen = query.gather(2, index.expand(-1, heads, -1, query.shape[-1]))
     if mask is not None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache
 
-from dynllava.engine import flash
-from dynllava.engine.attention import LayerCall, attend, observe_cached
+from . import flash
+from .attention import ExtendCall, PromptCall, StepCall, attend, observe_cached
 
 DEFAULT_CHUNK = 128
 
@@ -81,7 +81,7 @@ class LayerStore:
         """Allocated entries per row."""
         return 0 if self.key is None else self.key.shape[2]
 
-    def fill_prompt(self, key: torch.Tensor, value: torch.Tensor, call: LayerCall) -> None:
+    def fill_prompt(self, key: torch.Tensor, value: torch.Tensor, call: PromptCall) -> None:
         """Store the first tokens, [B, Hkv, L, d]; entries past a row's length get overwritten."""
         self.key, self.value = self._allocated(key), self._allocated(value)
 
@@ -91,7 +91,7 @@ class LayerStore:
         key: torch.Tensor,
         value: torch.Tensor,
         scaling: float,
-        call: LayerCall,
+        call: StepCall,
     ) -> torch.Tensor:
         """Write one token [B, H, 1, d] behind each row's entries and attend to them and itself."""
         self.write(call.slots, key, value)
@@ -115,7 +115,7 @@ class LayerStore:
         key: torch.Tensor,
         value: torch.Tensor,
         scaling: float,
-        call: LayerCall,
+        call: ExtendCall,
     ) -> torch.Tensor:
         """Attend q tokens [B, H, q, d] to the cache and among themselves, then write them."""
         keys = torch.cat([self.key[:, :, : call.span], key], 2)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from dynllava.engine.decoder import Pass
-from dynllava.errors import UserError
-from dynllava.methods.base import Method
+from ..errors import UserError
+from .decoder import Pass
+from .program import Program
 
 
 class CompiledSteps:
@@ -33,11 +33,11 @@ class CompiledSteps:
         self.backend = backend
         self._steps: dict[str, Callable[..., Any]] = {}
 
-    def of(self, method: Method) -> Callable[..., Any] | None:
-        """Return the step for ``method``; None where its shapes change from step to step."""
-        if method.needs_whole_cache():
+    def of(self, program: Program) -> Callable[..., Any] | None:
+        """Return the step of a method; None where its shapes change from step to step."""
+        if program.hides:
             return None
-        key = f"{method.name} {method.parameters()}"
+        key = f"{program.method.name} {program.method.parameters()}"
         if key not in self._steps:
             self._steps[key] = self._compiled()
         return self._steps[key]

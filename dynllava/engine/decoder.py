@@ -1,6 +1,6 @@
 """The layer loop that every method shares.
 
-It walks the stock decoder layers.  Before each one the method may say which tokens go on; the
+It walks the stock decoder layers.  Before each one the method's plan may say that tokens leave; the
 loop gathers hidden states and positions, keeps the cache's books and goes on.  Nothing here knows a
 method by name.
 """
@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynllava.engine.attention import LayerCall
-from dynllava.engine.cache import LayerStore, Lengths, SparseCache
-from dynllava.engine.stream import Segment, TokenStream
-from dynllava.methods.base import Method, Observed, Selection, StepContext
+from ..plan import PerHead, Segment
+from .attention import ExtendCall, LayerCall, Observed, PromptCall, StepCall
+from .cache import LayerStore, Lengths, SparseCache
+from .eviction import EvictingStore
+from .own_input import own_attention
+from .program import Decision, Program, Selection, query_rows
+from .stream import TokenStream
+from .view import View
 
 
 @dataclass
@@ -46,25 +50,25 @@ class DecoderResult:
 class PolicyHook:
     """Training's entry: builds the key policy at the input of layer ``layer``.
 
-    ``build(ctx) -> Tensor [B, L]`` gets the :class:`StepContext` of that layer; all layers from
+    ``build(view) -> Tensor [B, L]`` gets the :class:`View` of that layer; all layers from
     there on use the masked softmax with the policy, and nothing is dropped.
     """
 
     layer: int
-    build: Callable[[StepContext], torch.Tensor]
+    build: Callable[[View], torch.Tensor | None]
 
 
 class Pass:
-    """One forward pass of the language model's layers under a method.
+    """One forward pass of the language model's layers under a method's plan.
 
     Parameters
     ----------
     language_model : Module
         Stock decoder with ``layers``, ``norm`` and ``rotary_emb``.
-    method : Method
+    program : Program
         Decides which tokens go on and which K/V stay.
-    ctx : StepContext
-        What the method may look at; its stream is the input.
+    view : View
+        What a method may look at; its stream is the input.
     cache : SparseCache or None
         Filled by a prompt, continued otherwise.
     kernel : str
@@ -76,8 +80,8 @@ class Pass:
     def __init__(
         self,
         language_model: nn.Module,
-        method: Method,
-        ctx: StepContext,
+        program: Program,
+        view: View,
         cache: SparseCache | None,
         kernel: str,
         compiled: Callable[..., Any] | None = None,
@@ -85,58 +89,65 @@ class Pass:
         self.compiled = compiled
         self.fixed = False
         self.model = language_model
-        self.method = method
-        self.ctx = ctx
-        ctx.rotary = language_model.rotary_emb
+        self.program = program
+        self.view = view
+        view.rotary = language_model.rotary_emb
         self.cache = cache
         self.kernel = kernel
-        self.result = DecoderResult(ctx.stream)
+        self.result = DecoderResult(view.stream)
         self.hidden_keys: torch.Tensor | None = None
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def stream(self) -> TokenStream:
         """The tokens at the current layer's input."""
-        return self.ctx.stream
+        return self.view.stream
 
     @stream.setter
     def stream(self, stream: TokenStream) -> None:
-        if stream.position is not self.ctx.stream.position:
+        if stream.position is not self.view.stream.position:
             self._rotary = None
-        self.ctx.stream = stream
+        self.view.stream = stream
 
     def prompt(self, policy_hook: PolicyHook | None = None) -> DecoderResult:
         """Run a whole sequence: a prompt, or prompt and output without a cache."""
+        program, view = self.program, self.view
+        if policy_hook is None:
+            program.check_cache(self.cache)
+        if program.plan.needs_embeddings:
+            view.embeds = view.stream
         group: Lengths | None = None
-        observed: Observed | None = None
         policy: torch.Tensor | None = None
+        selection: Selection | None
         for index, layer in enumerate(self.model.layers):
+            selection = None
             if policy_hook is not None:
                 if index == policy_hook.layer:
-                    policy = policy_hook.build(self.ctx)
-                selection = None
-            else:
-                selection = self.method.select(index, self.ctx, observed)
-            if selection is not None:
-                self._apply_to_prompt(index, selection)
+                    policy = policy_hook.build(view)
+            elif decisions := program.prompt[index]:
+                self._look_at_input(decisions, layer)
+                selection = program.decide(decisions, view)
+                if selection is not None:
+                    self._apply_to_prompt(index, selection)
             store = None
             if self.cache is not None:
                 opens = group is None or selection is not None
-                if opens or index == self.method.output_layer():
-                    group = self._open_group()
-                store = self._open_store(index, group)
-            call = LayerCall(
+                if opens or index == program.plan.first_output_layer:
+                    group = self._open_group(self.cache)
+                store = self._open_store(self.cache, index, group)
+            stream = view.stream
+            call = PromptCall(
                 self.kernel,
-                "prompt",
-                store=store,
-                length=self.stream.length,
-                mask=self._hiding_mask(),
-                probe=self.method.probe(index, self.ctx),
-                policy=policy,
-                rotary=self.model.rotary_emb,
+                stream.position,
+                self.model.rotary_emb,
+                stream.length,
+                store,
+                self._hiding_mask(),
+                None if policy_hook is not None else program.probe(index, view),
+                policy,
             )
             self._run_layer(layer, call)
-            observed = call.observed
+            program.hand_out(index, view, call.probe, call.observed)
         return self._finish()
 
     def step(self) -> DecoderResult:
@@ -162,7 +173,7 @@ class Pass:
         if selection.renumber:
             stream = stream.renumbered()
         self.stream = stream
-        self.ctx.output_index = output_ordinals(stream)
+        self.view.output_index = output_ordinals(stream)
         self.result.selections.append((index, stream))
 
     def _hiding_mask(self) -> torch.Tensor | None:
@@ -177,26 +188,43 @@ class Pass:
         # A hidden token does not see itself either, unless it would see nothing at all.
         return (visible | (own & ~visible.any(-1, keepdim=True)))[:, None]
 
-    def _open_group(self) -> Lengths:
+    def _look_at_input(self, decisions: tuple[Decision, ...], layer: nn.Module) -> None:
+        """Observe what the layer itself would attend to, were nothing dropped before it."""
+        for decision in decisions:
+            if decision.own is not None:
+                rows = query_rows(decision.own, self.view)
+                seen = own_attention(layer, self.view.stream, rows, self._tables())
+                self.view.keep_for(decision.index, Observed(seen))
+
+    def _open_group(self, cache: SparseCache) -> Lengths:
         lengths = self.stream.host_lengths
-        group = self.cache.new_group(
+        group = cache.new_group(
             self.stream.length, max(lengths), exact=min(lengths) == max(lengths)
         )
-        group.compact = self.method.compact_positions()
+        group.compact = self.program.plan.compact
         return group
 
-    def _open_store(self, index: int, group: Lengths) -> LayerStore:
-        store = self.method.make_store(index, self.stream, group, self.cache.chunk)
-        self.cache.stores.append(store)
+    def _open_store(self, cache: SparseCache, index: int, group: Lengths) -> LayerStore:
+        plan = self.program.plan
+        store = LayerStore(group, cache.chunk)
+        if isinstance(plan.store, PerHead) and index >= plan.store.first_full:
+            store = EvictingStore.of(plan, self.stream.host_lengths, group.compact, cache.chunk)
+        cache.stores.append(store)
         return store
 
     def _continue(self, phase: str) -> DecoderResult:
         size = self.stream.size
-        self.cache.make_room(size)
-        walk = self.compiled if self.fixed else Pass._walk
+        cache = self._continued()
+        cache.make_room(size)
+        walk = self.compiled if self.fixed and self.compiled is not None else Pass._walk
         for group, kept_count in walk(self, phase):
             group.advance(size, kept_count)
         return self._finish()
+
+    def _continued(self) -> SparseCache:
+        if self.cache is None:
+            raise RuntimeError("nothing to continue: this pass has no cache")
+        return self.cache
 
     def _walk(self, phase: str) -> list[tuple[Lengths, torch.Tensor | None]]:
         """Run the layers on a cache; return each group of layers with its kept tokens [B].
@@ -204,61 +232,65 @@ class Pass:
         Whatever the host decides from numbers that change from step to step stays outside, so that
         a step with ``fixed`` shapes can be compiled.
         """
-        stream = self.stream
+        program, view, stores = self.program, self.view, self._continued().stores
+        stream, rotary = self.stream, self.model.rotary_emb
         kept: torch.Tensor | None = None
-        observed: Observed | None = None
         group: Lengths | None = None
         plan: _GroupPlan | None = None
         plans: list[tuple[Lengths, torch.Tensor | None]] = []
         for index, layer in enumerate(self.model.layers):
-            selection = self.method.select(index, self.ctx, observed)
+            decisions = program.steps[index]
+            selection = program.decide(decisions, view) if decisions else None
             if selection is not None and selection.hide:
                 self.hidden_keys = ~selection.keep
             elif selection is not None:
                 kept = selection.keep & stream.valid()
                 self.result.kept = kept
-            store = self.cache.stores[index]
-            call = LayerCall(
-                # Flash's cached kernel knows lengths only, not hidden entries in between.
-                self.kernel if self.hidden_keys is None else "sdpa",
-                phase,
-                store=store,
-                length=stream.length,
-                probe=self.method.probe(index, self.ctx),
-                rotary=self.model.rotary_emb,
-            )
+            store = stores[index]
             if store.shares_lengths:
-                if store.lengths is not group or selection is not None:
+                if plan is None or store.lengths is not group or selection is not None:
                     group = store.lengths
                     span = store.capacity if self.fixed else None
                     plan = _GroupPlan.make(group, stream, kept, phase, self.hidden_keys, span)
                     plans.append((group, plan.kept_count))
                     if plan.position is not None:
                         self.stream = replace(self.stream, position=plan.position)
-                call.slots, call.mask, call.span = plan.slots, plan.mask, plan.span
             elif store.lengths.compact:
                 offsets = torch.arange(stream.size, device=stream.position.device)
                 position = store.next_position().to(offsets.device)[:, None] + offsets
                 self.stream = replace(self.stream, position=position)
+            # Flash's cached kernel knows lengths only, not hidden entries in between.
+            kernel = self.kernel if self.hidden_keys is None else "sdpa"
+            position, probe = self.stream.position, program.probe(index, view)
+            call: StepCall | ExtendCall
+            if phase == "step":
+                call = StepCall(kernel, position, rotary, store, probe=probe)
+            else:
+                call = ExtendCall(kernel, position, rotary, stream.length, store, probe=probe)
+            if store.shares_lengths and plan is not None:
+                call.slots, call.mask, call.span = plan.slots, plan.mask, plan.span
             self._run_layer(layer, call)
-            observed = call.observed
+            program.hand_out(index, view, call.probe, call.observed)
         return plans
+
+    def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rotary tables of the current positions."""
+        if self._rotary is None:
+            stream = self.stream
+            self._rotary = self.model.rotary_emb(stream.hidden, position_ids=stream.position)
+        return self._rotary
 
     def _run_layer(self, layer: nn.Module, call: LayerCall) -> None:
         stream = self.stream
-        hidden = stream.hidden
-        if self._rotary is None:
-            self._rotary = self.model.rotary_emb(hidden, position_ids=stream.position)
         self.result.layer_tokens.append(stream.length)
-        call.position = stream.position
         hidden = layer(
-            hidden,
+            stream.hidden,
             attention_mask=None,
             position_ids=stream.position,
-            position_embeddings=self._rotary,
+            position_embeddings=self._tables(),
             sparse_call=call,
         )
-        self.ctx.stream = replace(stream, hidden=hidden)
+        self.view.stream = replace(stream, hidden=hidden)
 
     def _finish(self) -> DecoderResult:
         hidden = self.model.norm(self.stream.hidden)
@@ -351,24 +383,23 @@ def output_ordinals(stream: TokenStream, before: torch.Tensor | None = None) -> 
     return ordinal if before is None else ordinal + before[:, None]
 
 
-def make_context(
+def make_view(
     stream: TokenStream,
-    num_layers: int,
+    layers: int,
     sample_ids: torch.Tensor,
     cache: SparseCache | None,
     *,
     decoding: bool,
     predictors: dict[str, Any],
-) -> StepContext:
-    """Return the context of one call."""
+) -> View:
+    """Return the view of one call."""
     before = cache.outputs if decoding and cache is not None else None
-    return StepContext(
+    return View(
         stream=stream,
-        image_predictor=predictors.get("image"),
-        output_predictor=predictors.get("output"),
         decoding=decoding,
-        num_layers=num_layers,
+        layers=layers,
         sample_ids=sample_ids,
         output_index=output_ordinals(stream, before),
+        predictors=predictors,
         cache=cache,
     )

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dynllava.engine.attention import LayerCall, softmax_weights
-from dynllava.engine.cache import LayerStore, Lengths, round_up, row_and_head
+from ..plan import PerHead, Plan
+from .attention import ExtendCall, LayerCall, PromptCall, StepCall, softmax_weights
+from .cache import LayerStore, Lengths, round_up, row_and_head
 
 ABSENT = -1
 
@@ -97,11 +98,27 @@ class EvictingStore(LayerStore):
         self.place = torch.empty(0)
         self.free = torch.empty(0)
 
+    @classmethod
+    def of(cls, plan: Plan, lengths: list[int], compact: bool, chunk: int) -> EvictingStore:
+        """Return the store of a layer that ``lengths`` prompt tokens per row enter."""
+        rule = plan.store
+        if not isinstance(rule, PerHead):
+            raise TypeError(f"{rule}: a plan that evicts per head")
+        heavy, recent = zip(*(rule.budget(length) for length in lengths), strict=True)
+        return cls(
+            Budget(heavy, recent),
+            list(lengths),
+            compact=compact,
+            rolled=rule.rolled,
+            masks_prompt=plan.prompt == "own_budget",
+            chunk=chunk,
+        )
+
     def next_position(self) -> torch.Tensor:
         """Return [B] int64: position of the next token if positions are compact."""
         return self.seen
 
-    def fill_prompt(self, key: torch.Tensor, value: torch.Tensor, call: LayerCall) -> None:
+    def fill_prompt(self, key: torch.Tensor, value: torch.Tensor, call: PromptCall) -> None:
         """Score the prompt's entries by their column sums and keep what the budget allows."""
         device, heads = key.device, key.shape[1]
         for name in ("heavy", "recent", "seen"):
@@ -117,7 +134,7 @@ class EvictingStore(LayerStore):
         self._hold(keep, key, value, ordinal, score, place)
 
     def _prompt_mask(
-        self, score: torch.Tensor, ordinal: torch.Tensor, call: LayerCall
+        self, score: torch.Tensor, ordinal: torch.Tensor, call: PromptCall
     ) -> torch.Tensor:
         """Return [B, H, L, L] bool: causal, and heavy or within ``recent``."""
         none = torch.zeros_like(self.recent)
@@ -142,7 +159,7 @@ class EvictingStore(LayerStore):
         key: torch.Tensor,
         value: torch.Tensor,
         scaling: float,
-        call: LayerCall,
+        call: StepCall,
     ) -> torch.Tensor:
         """Write one token into each head's free slot, attend, score, evict one entry a head."""
         slot = self.free[..., None]
@@ -185,7 +202,7 @@ class EvictingStore(LayerStore):
         key: torch.Tensor,
         value: torch.Tensor,
         scaling: float,
-        call: LayerCall,
+        call: ExtendCall,
     ) -> torch.Tensor:
         """Attend q tokens to the cache and among themselves, then evict once, as one forward."""
         batch, heads, count, _ = query.shape

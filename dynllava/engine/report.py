@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from dynllava.engine.cache import LayerStore, Lengths, SparseCache
-from dynllava.engine.decoder import DecoderResult
-from dynllava.engine.stream import Segment, TokenStream
+from ..plan import Segment
+from .cache import LayerStore, Lengths, SparseCache
+from .decoder import DecoderResult
+from .stream import TokenStream
 
 
 @dataclass(frozen=True)

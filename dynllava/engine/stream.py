@@ -124,6 +124,52 @@ class TokenStream:
             host_lengths=host_lengths,
         )
 
+    def with_images(
+        self, hidden: torch.Tensor, count: torch.Tensor, index: torch.Tensor, place: torch.Tensor
+    ) -> TokenStream:
+        """Return the stream with each row's image tokens replaced, where its image began.
+
+        Parameters
+        ----------
+        hidden : Tensor [B, C, D]
+            New tokens.
+        count : Tensor [B] int64
+            How many of them each row has.
+        index : Tensor [B, C] int64
+            Their ``image_index``.
+        place : Tensor [B, C] int64
+            Place in the image whose position each takes.
+        """
+        size, new = self.size, hidden.shape[1]
+        image = self.is_segment(Segment.IMAGE)
+        columns = torch.arange(size, device=image.device).expand_as(self.segment)
+        first = torch.where(image, columns, size).amin(1, keepdim=True)
+        start = first.clamp(max=size - 1)
+        steps = torch.arange(new, device=image.device)
+        present = steps < count[:, None]
+        kind = torch.where(present, int(Segment.IMAGE), int(Segment.PAD)).to(self.segment.dtype)
+        segment = torch.cat([self.segment.masked_fill(image, int(Segment.PAD)), kind], 1)
+        key = torch.cat([columns.double(), first + (steps + 1).double() / (new + 1)], 1)
+        order = torch.argsort(key.masked_fill(segment == Segment.PAD, float("inf")), dim=1)
+        length = self.length - image.sum(1) + count
+        host_lengths = length.tolist()
+        order = order[:, : max(*host_lengths, 1)]
+        column = torch.where(index >= 0, self.column.gather(1, start) + index, -1)
+        none = segment.gather(1, order) == Segment.PAD
+
+        def joined(old: torch.Tensor, added: torch.Tensor, empty: int) -> torch.Tensor:
+            return torch.cat([old, added], 1).gather(1, order).masked_fill(none, empty)
+
+        return TokenStream(
+            hidden=take_rows(torch.cat([self.hidden, hidden.to(self.hidden.dtype)], 1), order),
+            segment=segment.gather(1, order),
+            position=joined(self.position, self.position.gather(1, start) + place, 0),
+            column=joined(self.column, column, -1),
+            image_index=joined(self.image_index, index, -1),
+            length=length,
+            host_lengths=host_lengths,
+        )
+
 
 def take_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return ``tensor`` [B, L, D] at ``index`` [B, R] as [B, R, D]."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .smaller import Smaller
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass
+
+@dataclass(frozen=True)
 class Downsample(Smaller):
     """Shrinks the picture to ``rows`` x ``columns`` patches; position embeddings are interpolated.
 
@@ -23,6 +24,8 @@ class Downsample(Smaller):
 
     def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
         """Return the tokens [images, rows * columns, D] of the shrunk pictures."""
+        import torch
+
         patch = model.config.vision_config.patch_size
         rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
         size = [patch * edge for edge in self.grid(rows, columns)]

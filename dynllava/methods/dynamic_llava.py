@@ -7,29 +7,21 @@ Conventions follow the official code: predictor logit 0 means keep, the layer co
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from ..errors import UserError
+from ..plan import Cut, ModelDims, Operation, Plan, Predictor, Segment, Shape, Share, Stage
+from .base import Method, check_fraction, check_layer, share
 
-from dynllava.engine.stream import Segment, take_rows
-from dynllava.errors import UserError
-from dynllava.methods.base import (
-    Method,
-    ModelDims,
-    Observed,
-    Operation,
-    PromptShape,
-    Schedule,
-    Selection,
-    StepContext,
-    check_fraction,
-    check_layer,
-    top_image_tokens,
-)
+if TYPE_CHECKING:
+    import torch
+
+    from ..engine.view import View
 
 
-@dataclass
+@dataclass(frozen=True)
 class DynamicLlava(Method):
     """Learned sparsification of image tokens (I), output tokens (T), or both (I|T).
 
@@ -52,146 +44,99 @@ class DynamicLlava(Method):
     name: ClassVar[str] = "dynamic_llava"
     summary: ClassVar[str] = "learned image and output predictors after layer 2"
     source: ClassVar[str] = "arXiv 2412.00876, official repository Osilly/dynamic_llava"
-    prunes: ClassVar[str] = "image and output tokens"
-    saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
     certificate: ClassVar[str] = "golden/dynamic_llava"
-    single_cut: ClassVar[tuple[str, str] | None] = ("sparse_layer", "vision_keep_rate")
 
     sparse_layer: int = 2
-    vision_keep_rate: float = 0.2
+    vision_keep_rate: float = share(0.2)
     output_keep_rate: float = 0.5
     output_threshold: float | None = None
     strict_official: bool = False
 
-    def validate(self, num_layers: int) -> None:
-        """See :meth:`Method.validate`."""
-        check_layer("sparse_layer", self.sparse_layer, num_layers)
+    def plan(self, layers: int) -> Plan:
+        """See :meth:`Method.plan`."""
+        check_layer("sparse_layer", self.sparse_layer, layers)
         check_fraction("vision_keep_rate", self.vision_keep_rate)
         check_fraction("output_keep_rate", self.output_keep_rate)
-        threshold = self.output_threshold
+        threshold, output = self.output_threshold, self.output_keep_rate
         if threshold is not None and not math.isfinite(threshold):
             raise UserError(f"output_threshold={threshold!r}: accepted is a finite number")
+        cuts = []
+        if self.vision_keep_rate < 1:
+            keep = Share(self.vision_keep_rate, rounding="truncate")
+            cuts.append(Cut(self.sparse_layer, keep, by=Predictor("image")))
+        if output < 1:
+            # With a threshold of its own the predictor may be used at any rate.
+            look = Predictor("output", output if threshold is None else None)
+            cuts.append(Cut(self.sparse_layer, Share(output), by=look, of=Segment.OUTPUT))
+        return Plan(tuple(cuts), work=(self._work,))
 
-    def check_checkpoint(self, sparse_config: dict[str, Any]) -> None:
-        """Refuse an output keep rate that the predictor was not trained for."""
-        trained, chosen = sparse_config["output_text_keep_rate"], self.output_keep_rate
-        if not sparse_config["use_output_text_predictor"] or self.output_threshold is not None:
-            return
-        if chosen not in (1.0, trained):
-            raise UserError(
-                f"output_keep_rate={chosen}: the checkpoint's output predictor was trained for "
-                f"{trained}; accepted are {trained}, 1.0 (predictor off), or any rate together "
-                "with a calibrated output_threshold"
-            )
+    def score(self, view: View) -> torch.Tensor:
+        """Return the image predictor's log-probability of keeping a token."""
+        import torch
 
-    def output_layer(self) -> int | None:
-        """See :meth:`Method.output_layer`."""
-        return self.sparse_layer if self.output_keep_rate < 1 else None
+        is_image = view.is_image
+        counts = is_image.sum(1)
+        host_counts = counts.tolist()
+        most = max(host_counts)
+        order = torch.argsort((~is_image).to(torch.uint8), dim=1, stable=True)[:, :most]
+        hidden, mask = view.take(order), None
+        if min(host_counts) != most:
+            mask = torch.arange(most, device=counts.device) < counts.clamp(min=1)[:, None]
+        logits = view.predictor("image")(hidden, mask)
+        view.record.update(image_predictor_input=hidden, image_predictor_logits=logits)
+        scores = logits.float().log_softmax(-1)[..., 0]
+        return scores.new_full(is_image.shape, float("-inf")).scatter(1, order, scores)
 
-    def select(self, layer: int, ctx: StepContext, observed: Observed | None) -> Selection | None:
-        """Decide on image tokens (prompt) and output tokens at the sparse layer's input."""
-        if layer != self.sparse_layer:
-            return None
-        stream = ctx.stream
-        keep = None
-        if not ctx.decoding and self.vision_keep_rate < 1:
-            keep = self._keep_image_tokens(ctx)
-        if self.output_keep_rate < 1 and self._has_outputs(ctx):
-            logits = self._judge_outputs(ctx)
-            ctx.record["output_predictor_logits"] = logits
-            is_output = stream.is_segment(Segment.OUTPUT)
-            stays = self.decide(logits)
-            if self.strict_official and not ctx.decoding:
-                stays = official_nocache_choice(logits, stays, stream.length, is_output)
-            stays = stays.to(is_output.device) | ~is_output
-            keep = stays if keep is None else keep & stays
-        return None if keep is None else Selection(keep)
+    def choose(self, view: View) -> torch.Tensor:
+        """Keep the output tokens that the output predictor keeps."""
+        logits = self._judge_outputs(view)
+        view.record["output_predictor_logits"] = logits
+        stays = self.decide(logits)
+        if self.strict_official and not view.decoding:
+            stays = official_nocache_choice(logits, stays, view.stream.length, view.is_output)
+        return stays
 
     def decide(self, logits: torch.Tensor) -> torch.Tensor:
         """Return bool [...] from output predictor logits [..., 2]; a tie drops."""
         margin = logits[..., 0].float() - logits[..., 1].float()
         return margin > (self.output_threshold or 0.0)
 
-    def _judge_outputs(self, ctx: StepContext) -> torch.Tensor:
+    def _judge_outputs(self, view: View) -> torch.Tensor:
         """Return output predictor logits [B, L, 2]; zero for tokens that are no output tokens."""
-        if ctx.output_predictor is None:
-            raise UserError("the model has no output predictor: set output_keep_rate=1.0")
-        hidden = ctx.stream.hidden
-        if ctx.stream.size == 1:
-            return ctx.output_predictor(hidden)
+        import torch
+
+        predictor = view.predictor("output")
+        if view.stream.size == 1:
+            return predictor(view.hidden)
         # A call without a cache has the prompt in front of them: judge output tokens only.
-        is_output = ctx.stream.is_segment(Segment.OUTPUT)
+        is_output = view.is_output
         most = int(is_output.sum(1).max())
         order = torch.argsort((~is_output).to(torch.uint8), dim=1, stable=True)[:, :most]
-        judged = ctx.output_predictor(take_rows(hidden, order))
+        judged = predictor(view.take(order))
         logits = judged.new_zeros(*is_output.shape, 2)
         return logits.scatter(1, order[..., None].expand(-1, -1, 2).to(judged.device), judged)
 
-    def _has_outputs(self, ctx: StepContext) -> bool:
-        # A decode step is one token a row and always an output token; asking the tensor
-        # would cost a host synchronisation.
-        if ctx.decoding and ctx.stream.size == 1:
-            return True
-        return bool(ctx.stream.is_segment(Segment.OUTPUT).any())
-
-    def _keep_image_tokens(self, ctx: StepContext) -> torch.Tensor | None:
-        stream = ctx.stream
-        is_image = stream.is_segment(Segment.IMAGE)
-        counts = is_image.sum(1)
-        host_counts = counts.tolist()
-        most = max(host_counts)
-        if most == 0:
-            return None
-        if ctx.image_predictor is None:
-            raise UserError("the model has no image predictor: set vision_keep_rate=1.0")
-        order = torch.argsort((~is_image).to(torch.uint8), dim=1, stable=True)[:, :most]
-        hidden = take_rows(stream.hidden, order)
-        mask = None
-        if min(host_counts) != most:
-            mask = torch.arange(most, device=counts.device) < counts.clamp(min=1)[:, None]
-        logits = ctx.image_predictor(hidden, mask)
-        ctx.record["image_predictor_input"] = hidden
-        ctx.record["image_predictor_logits"] = logits
-        scores = logits.float().log_softmax(-1)[..., 0]
-        full = scores.new_full(is_image.shape, float("-inf")).scatter(1, order, scores)
-        kept_counts = [int(count * self.vision_keep_rate) for count in host_counts]
-        return top_image_tokens(full, stream, torch.tensor(kept_counts, device=full.device))
-
-    def schedule(self, shape: PromptShape, num_layers: int) -> Schedule:
-        """See :meth:`Method.schedule`."""
-        dense, sparse = self.sparse_layer, num_layers - self.sparse_layer
-        reduced = shape.total - shape.image + int(shape.image * self.vision_keep_rate)
-        rows = (shape.total,) * dense + (reduced,) * sparse
-        drops = (False,) * dense + (self.output_keep_rate < 1,) * sparse
-        return Schedule(rows, rows, drops, (None,) * num_layers, self.output_keep_rate)
-
-    def overhead(self, shape: PromptShape, dims: ModelDims) -> list[Operation]:
+    def _work(
+        self, shape: Shape, dims: ModelDims, stages: tuple[Stage, ...]
+    ) -> Iterator[Operation]:
         """Return the predictors' linear layers and attention (paper A.4.1)."""
-        d, n = dims.predictor_dim, shape.image
-        operations: list[Operation] = []
-
-        def add(name: str, component: str, phase: str, m: int, k: int, n: int, count: int = 1):
-            operations.append(Operation(name, component, self.sparse_layer, phase, m, k, n, count))
-
-        if self.vision_keep_rate < 1 and n > 0:
-            part, heads, blocks = "image_predictor", dims.predictor_heads, dims.predictor_blocks
-            add("down", part, "prefill", n, dims.hidden, d)
-            add("qkv", part, "prefill", n, d, 3 * d, blocks)
-            add("scores", part, "prefill", n, d // heads, n, heads * blocks)
-            add("values", part, "prefill", n, n, d // heads, heads * blocks)
-            add("proj", part, "prefill", n, d, d, blocks)
-            add("fc1", part, "prefill", n, d, dims.predictor_feedforward, blocks)
-            add("fc2", part, "prefill", n, dims.predictor_feedforward, d, blocks)
-            add("head1", part, "prefill", n, d, d // 2)
-            add("head2", part, "prefill", n, d // 2, d // 4)
-            add("head3", part, "prefill", n, d // 4, 2)
+        d, deep = dims.predictor_dim, dims.predictor_feedforward
+        heads, blocks = dims.predictor_heads, dims.predictor_blocks
+        head = [("head1", d, d // 2), ("head2", d // 2, d // 4), ("head3", d // 4, 2)]
+        linear = [("down", dims.hidden, d), *head]
+        inner = [("qkv", d, 3 * d), ("proj", d, d), ("fc1", d, deep), ("fc2", deep, d)]
+        for stage in stages:
+            if stage.cut.looks != (Predictor("image"),):
+                continue
+            n, where = stage.before, ("image_predictor", self.sparse_layer, "prefill")
+            for count, parts in ((1, linear), (blocks, inner)):
+                for name, k, width in parts:
+                    yield Operation(name, *where, n, k, width, count)
+            yield Operation("scores", *where, n, d // heads, n, heads * blocks)
+            yield Operation("values", *where, n, n, d // heads, heads * blocks)
         if self.output_keep_rate < 1:
-            part = "output_predictor"
-            add("down", part, "decode", 1, dims.hidden, d)
-            add("head1", part, "decode", 1, d, d // 2)
-            add("head2", part, "decode", 1, d // 2, d // 4)
-            add("head3", part, "decode", 1, d // 4, 2)
-        return operations
+            for name, k, width in linear:
+                yield Operation(name, "output_predictor", self.sparse_layer, "decode", 1, k, width)
 
 
 def official_nocache_choice(
@@ -210,6 +155,8 @@ def official_nocache_choice(
     is_output : Tensor [B, L] bool
         Output tokens; the newest one is not judged.
     """
+    import torch
+
     rows = torch.arange(is_output.shape[1], device=is_output.device)
     judged = is_output & (rows < (length - 1)[:, None])
     # In a batch every sample keeps the largest count.

@@ -1,19 +1,18 @@
-"""The dense model: every token in every layer."""
+"""Dense: the stock model, nothing dropped."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dynllava.methods.base import Method
+from .base import Method
 
 
-@dataclass
+@dataclass(frozen=True)
 class Full(Method):
-    """Keeps everything; the reference that all other methods are compared with."""
+    """Keeps every token in every layer."""
 
     name: ClassVar[str] = "full"
     summary: ClassVar[str] = "dense model, nothing dropped"
     source: ClassVar[str] = "stock transformers LLaVA"
-    reference: ClassVar[bool] = True
     certificate: ClassVar[str] = "equal to the stock model to float tolerance"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .smaller import Smaller
 
+if TYPE_CHECKING:
+    import torch
 
-@dataclass
+
+@dataclass(frozen=True)
 class Pool(Smaller):
     """Averages the projected tokens to a grid of ``rows`` x ``columns``; the tower runs whole."""
 
@@ -20,6 +21,8 @@ class Pool(Smaller):
 
     def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
         """Return the pooled tokens [images, rows * columns, D]."""
+        import torch
+
         features = super().encode_images(model, pixel_values, **options)
         patch = model.config.vision_config.patch_size
         rows, columns = (edge // patch for edge in pixel_values.shape[-2:])

@@ -7,27 +7,20 @@ output tokens (``output_keep_rate=0.5,layer=0``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from ..plan import Cut, Plan, Segment, Share
+from .base import Method, check_fraction, check_layer, share
 
-from dynllava.engine.stream import Segment
-from dynllava.methods.base import (
-    Method,
-    Observed,
-    PromptShape,
-    Schedule,
-    Selection,
-    StepContext,
-    check_fraction,
-    check_layer,
-    top_image_tokens,
-)
+if TYPE_CHECKING:
+    import torch
+
+    from ..engine.view import View
 
 DEFAULT_IMAGE_SHARE = 0.2
 
 
-@dataclass
+@dataclass(frozen=True)
 class Random(Method):
     """Keeps a random share of image tokens, of output tokens, or of both: what is named.
 
@@ -51,21 +44,11 @@ class Random(Method):
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "random image tokens, or output tokens, or both"
     source: ClassVar[str] = "static baseline of arXiv 2412.00876, table 3 (no official code)"
-    prunes: ClassVar[str] = "image tokens, output tokens"
-    saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
-    single_cut: ClassVar[tuple[str, str] | None] = ("layer", "image_keep_rate")
 
     output_keep_rate: float = 1.0
-    image_keep_rate: float | None = None
+    image_keep_rate: float | None = share(None)
     layer: int = 2
     seed: int = 0
-
-    def validate(self, num_layers: int) -> None:
-        """See :meth:`Method.validate`."""
-        check_layer("layer", self.layer, num_layers)
-        check_fraction("output_keep_rate", self.output_keep_rate)
-        if self.image_keep_rate is not None:
-            check_fraction("image_keep_rate", self.image_keep_rate)
 
     @property
     def image_share(self) -> float:
@@ -74,44 +57,23 @@ class Random(Method):
             return self.image_keep_rate
         return DEFAULT_IMAGE_SHARE if self.output_keep_rate == 1 else 1.0
 
-    def output_layer(self) -> int | None:
-        """See :meth:`Method.output_layer`."""
-        return self.layer if self.output_keep_rate < 1 else None
+    def plan(self, layers: int) -> Plan:
+        """See :meth:`Method.plan`."""
+        check_layer("layer", self.layer, layers)
+        check_fraction("output_keep_rate", self.output_keep_rate)
+        check_fraction("image_keep_rate", self.image_share)
+        wanted = {Segment.IMAGE: self.image_share, Segment.OUTPUT: self.output_keep_rate}
+        cuts = [Cut(self.layer, Share(rate), of=kind) for kind, rate in wanted.items() if rate < 1]
+        return Plan(tuple(cuts))
 
-    def select(self, layer: int, ctx: StepContext, observed: Observed | None) -> Selection | None:
-        """Draw by hash."""
-        if layer != self.layer:
-            return None
-        stream = ctx.stream
-        draw = hash_uniform(self.seed, ctx.sample_ids, stream.position)
-        keep = torch.ones_like(stream.valid())
-        if not ctx.decoding and self.image_share < 1:
-            counts = stream.is_segment(Segment.IMAGE).sum(1)
-            kept = torch.floor(counts.double() * self.image_share + 1e-9).long()
-            keep &= top_image_tokens(-draw, stream, kept)
-        if self.output_keep_rate < 1:
-            keep &= (draw < self.output_keep_rate) | ~stream.is_segment(Segment.OUTPUT)
-        return Selection(keep)
+    def score(self, view: View) -> torch.Tensor:
+        """Return the draws, the smallest best."""
+        return -hash_uniform(self.seed, view.sample_ids, view.stream.position)
 
-    def schedule(self, shape: PromptShape, num_layers: int) -> Schedule:
-        """See :meth:`Method.schedule`."""
-        return static_schedule(
-            shape,
-            num_layers,
-            self.layer,
-            int(shape.image * self.image_share + 1e-9),
-            self.output_keep_rate,
-        )
-
-
-def static_schedule(
-    shape: PromptShape, num_layers: int, layer: int, image_kept: int, output_keep: float | str
-) -> Schedule:
-    """Return the schedule of one cut at ``layer``'s input."""
-    reduced = shape.total - shape.image + image_kept
-    rows = (shape.total,) * layer + (reduced,) * (num_layers - layer)
-    drops = (False,) * layer + (output_keep != 1.0,) * (num_layers - layer)
-    return Schedule(rows, rows, drops, (None,) * num_layers, output_keep)
+    def choose(self, view: View) -> torch.Tensor:
+        """Keep the output tokens whose draw is below the rate."""
+        draw = hash_uniform(self.seed, view.sample_ids, view.stream.position)
+        return draw < self.output_keep_rate
 
 
 def hash_uniform(seed: int, sample_ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

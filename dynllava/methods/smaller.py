@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import UserError
-from .base import Method, PromptShape, Schedule
-from .random import static_schedule
+from ..plan import Cut, Plan, Rule, Shape
+from .base import Method
 from .uniform import square_rows
 
 
-@dataclass
+@dataclass(frozen=True)
 class Smaller(Method):
     """Gives the language model ``rows`` x ``columns`` image tokens, at positions without holes.
 
@@ -21,20 +21,27 @@ class Smaller(Method):
         Grid of image tokens that is left; None = half of the picture's.
     """
 
-    prunes: ClassVar[str] = "image tokens"
-    saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
-    positions: ClassVar[str] = "as of a smaller picture"
     sets_grid: ClassVar[bool] = True
 
     rows: int | None = None
     columns: int | None = None
 
-    def validate(self, num_layers: int) -> None:
-        """See :meth:`Method.validate`."""
+    def plan(self, layers: int) -> Plan:
+        """See :meth:`Method.plan`."""
         for name in ("rows", "columns"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or value < 1):
                 raise UserError(f"{name}={value!r}: accepted is None or a number from 1")
+        keep = Rule(_resized, self._declared)
+        return Plan((Cut(0, keep, stage="pixels", positions="compact"),))
+
+    def _declared(self, shape: Shape, present: int) -> int:
+        """Return the tokens left; the patches are taken as the most nearly square grid."""
+        if not present:
+            return 0
+        before = square_rows(present)
+        rows, columns = self.grid(before, present // before)
+        return rows * columns
 
     def grid(self, rows: int, columns: int) -> tuple[int, int]:
         """Return the grid that is left of ``rows`` x ``columns``.
@@ -51,10 +58,6 @@ class Smaller(Method):
             )
         return left
 
-    def schedule(self, shape: PromptShape, num_layers: int) -> Schedule:
-        """See :meth:`Method.schedule`; the patches are taken as the most nearly square grid."""
-        if not shape.image:
-            return static_schedule(shape, num_layers, 0, 0, 1.0)
-        before = square_rows(shape.image)
-        rows, columns = self.grid(before, shape.image // before)
-        return static_schedule(shape, num_layers, 0, rows * columns, 1.0)
+
+def _resized(view: Any) -> Any:
+    raise RuntimeError("the picture itself was made smaller: nothing is left to count")

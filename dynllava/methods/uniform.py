@@ -5,26 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from ..engine.stream import Segment
 from ..errors import UserError
-from .base import (
-    Method,
-    Observed,
-    PromptShape,
-    Schedule,
-    Selection,
-    StepContext,
-    check_fraction,
-    check_layer,
-)
-from .random import static_schedule
+from ..plan import Cut, Plan, Share
+from .base import Method, check_fraction, check_layer, check_number, share
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..engine.view import View
 
 
-@dataclass
+@dataclass(frozen=True)
 class Uniform(Method):
     """Keeps ``int(n * image_keep_rate)`` image tokens on a regular grid over the picture.
 
@@ -41,32 +34,28 @@ class Uniform(Method):
     name: ClassVar[str] = "uniform"
     summary: ClassVar[str] = "image tokens on a regular grid over the picture"
     source: ClassVar[str] = "static control"
-    prunes: ClassVar[str] = "image tokens"
-    saves: ClassVar[tuple[str, ...]] = ("prefill", "decode with cache", "decode without cache")
-    single_cut: ClassVar[tuple[str, str] | None] = ("layer", "image_keep_rate")
 
-    image_keep_rate: float = 0.2
+    image_keep_rate: float = share(0.2)
     layer: int = 2
     columns: int | None = None
 
-    def validate(self, num_layers: int) -> None:
-        """See :meth:`Method.validate`."""
-        check_layer("layer", self.layer, num_layers)
+    def plan(self, layers: int) -> Plan:
+        """See :meth:`Method.plan`."""
+        check_layer("layer", self.layer, layers)
         check_fraction("image_keep_rate", self.image_keep_rate)
-        if self.columns is not None and (isinstance(self.columns, bool) or self.columns < 1):
-            raise UserError(f"columns={self.columns!r}: accepted is None or a number from 1")
+        check_number("columns", self.columns, optional=True)
+        return Plan((Cut(self.layer, Share(self.image_keep_rate)),))
 
-    def select(self, layer: int, ctx: StepContext, observed: Observed | None) -> Selection | None:
+    def choose(self, view: View) -> torch.Tensor:
         """Keep the image tokens at the grid's places."""
-        if layer != self.layer or ctx.decoding:
-            return None
-        index = ctx.stream.image_index
-        is_image = ctx.stream.is_segment(Segment.IMAGE)
-        keep = ~is_image
+        import torch
+
+        index, is_image = view.stream.image_index, view.is_image
+        keep = torch.zeros_like(is_image)
         for row, count in enumerate(is_image.sum(1).tolist()):
             places = torch.tensor(self.places(count), dtype=index.dtype, device=index.device)
-            keep[row] |= torch.isin(index[row], places)
-        return Selection(keep)
+            keep[row] = torch.isin(index[row], places)
+        return keep
 
     def places(self, count: int) -> list[int]:
         """Return which of ``count`` image tokens are kept, ascending."""
@@ -77,11 +66,6 @@ class Uniform(Method):
         if count % columns:
             raise UserError(f"columns={columns}: {count} image tokens do not fill such rows")
         return grid_places(kept, count // columns, columns)
-
-    def schedule(self, shape: PromptShape, num_layers: int) -> Schedule:
-        """See :meth:`Method.schedule`."""
-        kept = int(shape.image * self.image_keep_rate + 1e-9)
-        return static_schedule(shape, num_layers, self.layer, kept, 1.0)
 
 
 def grid_places(kept: int, rows: int, columns: int) -> list[int]:

@@ -11,8 +11,9 @@ from .looks import NOTHING, Look
 from .segments import Segment
 from .shapes import Shape
 
-#: In order: before the projector, behind it and before layer 0, at the input of a layer.
-STAGES = ("features", "embedded", "decoder")
+#: In order: before the vision tower (the picture itself shrinks), before the projector, behind it
+#: and before layer 0, at the input of a layer.
+STAGES = ("pixels", "features", "embedded", "decoder")
 
 
 @dataclass(frozen=True)

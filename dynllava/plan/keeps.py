@@ -46,10 +46,14 @@ class Share:
 
 @dataclass(frozen=True)
 class Count:
-    """A number of tokens; a row that has fewer keeps all but ``spare``."""
+    """A number of tokens; a row that has fewer keeps all but ``spare``.
+
+    ``name`` is what a message calls it.
+    """
 
     number: int
     spare: int = 0
+    name: str = "keep"
 
     def count(self, shape: Shape, original: int, present: int) -> int:
         """Return the tokens that stay."""

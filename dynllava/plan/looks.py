@@ -64,6 +64,8 @@ class Attention:
         cut's own layer would attend to without it, from its own norm, projections and rotary.
     count : int or callable
         Rows, or their expected number ``count(shape)``; for the cost.
+    heads : int or None
+        Heads that vote, at most the model's; None = the method does not say.
     component : str
         The ledger's name of the work.
     """
@@ -71,11 +73,12 @@ class Attention:
     rows: str | Callable[[Any], Any] = "last_prompt"
     of: str = "output"
     count: int | Callable[[Shape], int] = 1
+    heads: int | None = None
     component: str = "ranking"
 
     def operations(self, stage: Stage, dims: ModelDims, phase: str) -> Iterator[Operation]:
         """Return the products of the query rows and all keys, per head."""
-        if not stage.before:
+        if not stage.shape.image:
             return
         count = self.count(stage.shape) if callable(self.count) else self.count
         own = self.of == "own_input"
@@ -128,17 +131,16 @@ class Tower:
     layer: str | int = PRODUCING
 
     def operations(self, stage: Stage, dims: ModelDims, phase: str) -> Iterator[Operation]:
-        """Return the class token's row; keys of a layer that runs anyway are free."""
+        """Return the projections that the look computes beside the tower, and the class row."""
         tower = dims.tower
-        if tower is None or not stage.before:
+        if tower is None or not stage.shape.image:
             return
         rows, width = tower.patches + 1, tower.hidden
-        if self.layer == NEXT:
-            made = {"class_row": 1 + rows, "keys": rows, "class_query": 1}[self.what]
-            yield Operation(self.what, "tower_look", None, phase, made, width, width)
+        made = {"class_row": rows + 1, "keys": rows, "class_query": 1}[self.what]
+        yield Operation(self.what, "tower_look", None, phase, made, width, width)
         if self.what == "class_row":
             depth = width // tower.heads
-            yield Operation("class_row", "tower_look", None, phase, 1, depth, rows, tower.heads)
+            yield Operation("class_scores", "tower_look", None, phase, 1, depth, rows, tower.heads)
 
 
 Look = Nothing | Hidden | Predictor | Attention | ColumnSums | Keys | Tower

@@ -93,6 +93,37 @@ class Plan:
         """Whether a look chooses its rows by what entered layer 0."""
         return any(isinstance(look, Attention) and callable(look.rows) for look in self.looks)
 
+    def check_model(self, heads: int, image_tokens: int) -> None:
+        """Refuse numbers that the model does not have.
+
+        Parameters
+        ----------
+        heads : int
+            Attention heads of a decoder layer.
+        image_tokens : int
+            Image tokens of one image.
+
+        Raises
+        ------
+        UserError
+            For more tokens or heads than there are, or a share that keeps none.
+        """
+        for cut in self.cuts:
+            keep = cut.keep
+            if isinstance(keep, Count) and keep.number > image_tokens:
+                raise _beyond(keep.name, keep.number, image_tokens, "image tokens")
+        for look in self.looks:
+            if isinstance(look, Attention) and look.heads is not None and look.heads > heads:
+                raise _beyond("priority_heads", look.heads, heads, "attention heads")
+        if isinstance(self.store, PerHead):
+            for name in ("heavy", "recent"):
+                value = getattr(self.store, name)
+                if 0 < value < 1 and int(value * image_tokens) == 0:
+                    raise UserError(
+                        f"{name}={value!r}: keeps none of {image_tokens} tokens; accepted is 0 or "
+                        f"a share from {1 / image_tokens:.2g}"
+                    )
+
     # ------------------------------------------------------------------ what follows for the costs
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
@@ -248,3 +279,7 @@ class Plan:
     @property
     def _changes_cache(self) -> bool:
         return self.first_output_layer is not None or not isinstance(self.store, Dense)
+
+
+def _beyond(name: str, value: int, most: int, what: str) -> UserError:
+    return UserError(f"{name}={value!r}: accepted is a number from 1 to {most}, the model's {what}")

@@ -19,7 +19,7 @@ from transformers import StaticCache
 
 from dynllava.methods import create
 from dynllava.methods.base import Method
-from dynllava.plan import Shape
+from dynllava.plan import Predictor, Shape
 from dynllava.profiling.bench_model import Bench
 from dynllava.profiling.ledger import Run, evicts
 
@@ -268,10 +268,11 @@ def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subje
     threshold that was asked for stays.
     """
     method = subject.method
-    rate = getattr(method, "output_keep_rate", 1.0)
-    if method is None or method.name != "dynamic_llava" or rate >= 1 or outputs < 2:
+    if method is None or outputs < 2 or not hasattr(method, "output_threshold"):
         return subject
-    if getattr(method, "output_threshold", None) is not None:
+    looks = method.plan(subject.bench.spec.dims.layers).looks
+    rates = [look.rate for look in looks if isinstance(look, Predictor) and look.rate is not None]
+    if not rates:
         return subject
     margins = []
     # Without a threshold a checkpoint refuses every rate but the one it was trained for.
@@ -286,7 +287,7 @@ def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subje
             out = model(input_ids=token, past_key_values=out.past_key_values, logits_to_keep=1)
             logits = model.last_report.record["output_predictor_logits"].float()
             margins.append((logits[..., 0] - logits[..., 1]).flatten())
-    threshold = float(torch.cat(margins).quantile(1 - rate))
+    threshold = float(torch.cat(margins).quantile(1 - rates[0]))
     calibrated = create(method.name, **{**method.parameters(), "output_threshold": threshold})
     return Subject(subject.bench, subject.name, calibrated, subject.compiled)
 

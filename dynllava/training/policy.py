@@ -132,12 +132,12 @@ class TrainingPolicy:
         self.output: Decision | None = None
         self.policy: torch.Tensor | None = None
 
-    def build(self, ctx: Any) -> torch.Tensor | None:
-        """Return the key policy [B, L] float32 for the stream of ``ctx`` (see ``PolicyHook``).
+    def build(self, view: Any) -> torch.Tensor | None:
+        """Return the key policy [B, L] float32 for the stream of ``view`` (see ``PolicyHook``).
 
-        None where the masking is ``"zero"``: the stream of ``ctx`` is then masked instead.
+        None where the masking is ``"zero"``: the stream of ``view`` is then masked instead.
         """
-        stream = ctx.stream
+        stream = view.stream
         image = stream.is_segment(Segment.IMAGE)
         # Only records with an image train the predictors.
         rows = image.any(1)
@@ -145,14 +145,14 @@ class TrainingPolicy:
             rows = rows & ~self.dense.to(rows.device)
         policy = torch.ones(image.shape, dtype=torch.float32, device=image.device)
         if self.targets.vision_keep_rate < 1:
-            self.image, policy = self._decide_image(ctx, policy, image, rows)
+            self.image, policy = self._decide_image(view, policy, image, rows)
         if self.targets.output_keep_rate < 1:
-            self.output, policy = self._decide_output(ctx, policy, rows)
+            self.output, policy = self._decide_output(view, policy, rows)
         self.policy = policy
         if self.targets.masking == "softmax":
             return policy
         hidden = stream.hidden * policy[..., None].to(stream.hidden.dtype)
-        ctx.stream = replace(stream, hidden=hidden)
+        view.stream = replace(stream, hidden=hidden)
         return None
 
     def mask_loss(self) -> torch.Tensor | float:
@@ -161,25 +161,25 @@ class TrainingPolicy:
         return self.targets.mask_loss_weight * sum(terms)
 
     def _decide_image(
-        self, ctx: Any, policy: torch.Tensor, image: torch.Tensor, rows: torch.Tensor
+        self, view: Any, policy: torch.Tensor, image: torch.Tensor, rows: torch.Tensor
     ) -> tuple[Decision, torch.Tensor]:
         order, present = gather_order(image)
-        hidden = take_rows(ctx.stream.hidden, order)
+        hidden = take_rows(view.stream.hidden, order)
         # A row without image would mask every key of the predictor: let it see what is there.
         seen = present | ~present.any(1, keepdim=True)
-        logits = ctx.image_predictor(hidden, None if bool(present.all()) else seen)
+        logits = view.predictor("image")(hidden, None if bool(present.all()) else seen)
         decided = present & rows[:, None]
         rate = self.targets.vision_keep_rate
         return self._decision("image", logits, order, present, decided, rows, rate, policy)
 
     def _decide_output(
-        self, ctx: Any, policy: torch.Tensor, rows: torch.Tensor
+        self, view: Any, policy: torch.Tensor, rows: torch.Tensor
     ) -> tuple[Decision, torch.Tensor]:
-        spans = self._answers(ctx.stream)
+        spans = self._answers(view.stream)
         if self.targets.answers == "last":
             spans = spans * (spans == spans.amax(1, keepdim=True))
         order, present = gather_order(spans > 0)
-        logits = ctx.output_predictor(take_rows(ctx.stream.hidden, order))
+        logits = view.predictor("output")(take_rows(view.stream.hidden, order))
         long = answer_lengths(spans) >= max(1, self.targets.min_answer_length)
         decided = present & long.gather(1, order) & rows[:, None]
         rate = self.targets.output_keep_rate

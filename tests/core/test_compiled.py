@@ -98,7 +98,7 @@ def test_a_step_is_compiled_once_a_method(model, monkeypatch):
 def test_steps_of_changing_shape_stay_ordinary(model):
     model.set_compile(True, "eager")
     model.set_method("fastv", k=2, keep_ratio=0.5, decoder="rerank")
-    assert model.compiled_steps.of(model.method) is None
+    assert model.compiled_steps.of(model.program) is None
 
 
 def test_a_backend_that_fails_is_one_clear_line(model):

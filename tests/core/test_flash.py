@@ -16,10 +16,9 @@ from tiny import batch, pixels, prompts, tiny_model
 from torch.nn import functional as F
 
 from dynllava.engine import flash
-from dynllava.engine.attention import exact_scores, observe, summed_attention
+from dynllava.engine.attention import Probe, exact_scores, observe, summed_attention
 from dynllava.errors import UserError
 from dynllava.loading import load_model
-from dynllava.methods.base import Probe
 
 
 def _attend(query, key, value, scale, mask=None, causal=False):

@@ -8,7 +8,7 @@ from method_cases import CASES, MethodCase
 from tiny import batch, pixels, prompts, stock_model, tiny_model
 
 from dynllava import wrap
-from dynllava.methods.base import Method
+from dynllava.engine.program import Program
 from dynllava.plan import PromptShape
 from dynllava.profiling.syncs import count_syncs
 
@@ -190,30 +190,25 @@ def test_scored_continuation_equals_stepwise_decoding(model, case):
     torch.testing.assert_close(scored.transpose(0, 1), logits, atol=TOLERANCE, rtol=0)
 
 
-class Replay(Method):
-    """Records a method's selections, and gives them back in a second run."""
+class Replay(Program):
+    """Records what a program decides, and gives it back in a second run."""
 
-    def __init__(self, inner: Method):
-        self.inner, self.recorded, self.replaying = inner, {}, False
+    def __init__(self, method, layers):
+        super().__init__(method, layers)
+        self.recorded, self.replaying = {}, False
 
-    def __getattribute__(self, name):
-        own = ("inner", "recorded", "replaying", "select", "__class__", "__dict__")
-        if name in own:
-            return object.__getattribute__(self, name)
-        return getattr(object.__getattribute__(self, "inner"), name)
-
-    def select(self, layer, ctx, observed):
-        if self.replaying:
-            return self.recorded[layer]
-        self.recorded[layer] = self.inner.select(layer, ctx, observed)
-        return self.recorded[layer]
+    def decide(self, decisions, view):
+        key = decisions[0].cut.layer
+        if not self.replaying:
+            self.recorded[key] = super().decide(decisions, view)
+        return self.recorded[key]
 
 
 @pytest.mark.parametrize("case", cases("bfloat16 close to float32"))
 def test_bfloat16_with_forced_decisions_is_close_to_float32(case):
     model = tiny_model(kv_heads=2)
     use(model, case)
-    model.method = replay = Replay(model.method)
+    model.program = replay = Replay(model.method, len(model.model.language_model.layers))
     inputs = batch(prompts(seed=6), pixels(seed=6))
     with torch.no_grad():
         exact = model(**inputs, logits_to_keep=1).logits

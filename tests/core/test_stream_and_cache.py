@@ -7,13 +7,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynllava.engine.attention import LayerCall, observe, softmax_weights, summed_attention
+from dynllava.engine.attention import (
+    Probe,
+    PromptCall,
+    StepCall,
+    observe,
+    softmax_weights,
+    summed_attention,
+)
 from dynllava.engine.cache import LayerStore, Lengths, SparseCache
 from dynllava.engine.stream import Segment, align_left, restore_columns
-from dynllava.methods.base import Probe
 from dynllava.methods.random import hash_uniform
 
 ROWS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=4)
+
+
+def prompt_call():
+    return PromptCall("sdpa", torch.zeros(1, 1), None, torch.ones(1))
 
 
 def stream_of(rows, side):
@@ -64,14 +74,15 @@ def test_cache_equals_plain_lists(lengths, decisions, chunk):
     group = cache.new_group(torch.tensor(lengths), width, exact=exact)
     store = LayerStore(group, chunk)
     cache.stores.append(store)
-    store.fill_prompt(first, first, LayerCall("sdpa", "prompt"))
+    store.fill_prompt(first, first, prompt_call())
     plain = [[first[row, :, slot] for slot in range(length)] for row, length in enumerate(lengths)]
     for keep in decisions:
         new = torch.randn(batch, 2, 1, 4, generator=generator)
         cache.reserve(group, 2)
         span = group.bound + 1
         mask = (torch.arange(span) <= group.length[:, None])[:, None, None, :]
-        call = LayerCall("eager", "step", slots=group.length[:, None, None], mask=mask, span=span)
+        slots, place = group.length[:, None, None], group.length[:, None]
+        call = StepCall("eager", place, None, store, slots, mask, span)
         query = torch.randn(batch, 2, 1, 4, generator=generator)
         out = store.step(query, new, new, 0.5, call)
         for row in range(batch):
@@ -98,7 +109,7 @@ def test_reordering_moves_every_tensor():
     store = LayerStore(group)
     cache.stores.append(store)
     key = torch.arange(2 * 1 * 2 * 1, dtype=torch.float32).view(2, 1, 2, 1)
-    store.fill_prompt(key, key + 10, LayerCall("sdpa", "prompt"))
+    store.fill_prompt(key, key + 10, prompt_call())
     cache.seen = torch.tensor([1, 2])
     cache.outputs = torch.tensor([3, 4])
     cache.sample_ids = torch.tensor([5, 6])

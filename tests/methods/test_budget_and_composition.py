@@ -20,7 +20,7 @@ SEVEN_B = PromptShape(35, 576, 40)
 def test_published_sparsevlm_settings_process_more_than_they_say(retain, mean):
     method = create("sparsevlm", retain=retain)
     assert processed(method, SEVEN_B, 32) == pytest.approx(mean, abs=0.05)
-    listed = "/".join(str(round(budget * 576)) for budget in method._budgets)
+    listed = "/".join(str(round(budget * 576)) for budget in method.targets)
     assert target(listed, SEVEN_B, 32) == processed(method, SEVEN_B, 32)
 
 

@@ -76,7 +76,7 @@ def test_a_budget_of_image_tokens_drops_no_output_token(name):
     shape = PromptShape(9, 144, 12)
     parameters = {} if name == "no_image" else solve(name, 72, shape, 6, **_layer(name))
     method = create(name, **parameters)
-    assert method.output_layer() is None
+    assert method.plan(6).first_output_layer is None
     assert not any(method.schedule(shape, 6).drops_output)
     assert method.schedule(shape, 6).nocache_rows(10) == [
         rows + 10 for rows in method.schedule(shape, 6).prefill_rows

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from tiny import batch, pixels, prompts, tiny_model
 
 from dynllava.conformance.h2o_simulation import PlainDecoder
-from dynllava.engine.attention import LayerCall, observe
+from dynllava.engine.attention import ExtendCall, Probe, PromptCall, StepCall, observe
 from dynllava.engine.eviction import Budget, EvictingStore, kept_entries
 from dynllava.errors import UserError
 from dynllava.inputs import embed
 from dynllava.methods import create
-from dynllava.methods.base import Probe
 
 
 class Reference:
@@ -61,7 +60,7 @@ def test_steps_and_a_second_turn_equal_the_plain_reference(heavy, recent):
             model(part, past_key_values=cache, logits_to_keep=1).logits[:, -1] for part in parts
         ]
         for row, (one, image) in enumerate(zip(ids, images, strict=True)):
-            budget = model.method.budget(len(one))
+            budget = model.program.plan.store.budget(len(one))
             decoder = PlainDecoder(model.model.language_model, Reference(*budget, kv_heads=2))
             single = batch([one], [image])
             embeds, _ = embed(model, single["input_ids"], None, single.get("pixel_values"), None)
@@ -155,8 +154,7 @@ def test_the_store_keeps_what_a_full_recomputation_keeps(
     query, key, value = queries_of(width), keys_of(width), random(width)
     if ties:
         key[:, :, 0] = 1.0
-    call = LayerCall("sdpa", "prompt", length=length)
-    call.position = torch.arange(width).expand(rows, -1)
+    call = PromptCall("sdpa", torch.arange(width).expand(rows, -1), None, length)
     call.observed = observe(query, key, Probe(column_sums=True), 0.5, length)
     store.fill_prompt(key, value, call)
     books = [[FullRecomputation(heavy, recent) for _ in range(heads)] for _ in range(rows)]
@@ -186,8 +184,10 @@ def test_the_store_keeps_what_a_full_recomputation_keeps(
             continue
         count = 1 if operation == "step" else 3
         seen = store.seen.clone()
-        call = LayerCall("sdpa", operation, length=torch.full((rows,), count))
-        call.position = store.seen[:, None] + torch.arange(count)
+        place = store.seen[:, None] + torch.arange(count)
+        call = StepCall("sdpa", place, None, store)
+        if operation != "step":
+            call = ExtendCall("sdpa", place, None, torch.full((rows,), count), store)
         store.prepare(count)
         query, key, value = queries_of(count), keys_of(count), random(count)
         act = store.step if operation == "step" else store.extend

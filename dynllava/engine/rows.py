@@ -1,0 +1,111 @@
+"""Rows of an image before layer 0: what a method sees of one image, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..plan import Cut, Tower
+
+#: Origins of rows that are no single patch.
+CLASS_TOKEN, GROUP = -2, -3
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one image that reach the language model, in order.
+
+    Attributes
+    ----------
+    features : Tensor [K, C]
+        Before the projector at the stage ``features``, behind it at ``embedded``.
+    origin : Tensor [K] int64
+        The patch that a row is (or is built around); :data:`CLASS_TOKEN` or :data:`GROUP` for a
+        row that stands for no single patch.
+    weights : Tensor [K, N] or None
+        Weight of each patch in each row, where rows are merged.
+    place : Tensor [K] int64 or None
+        Raster index whose position a row takes where positions stay; default: its origin, for other
+        rows the weighted mean of their patches' indices.
+    """
+
+    features: torch.Tensor
+    origin: torch.Tensor
+    weights: torch.Tensor | None = None
+    place: torch.Tensor | None = None
+
+    def places(self, patches: int) -> torch.Tensor:
+        """Return [K] int64: the raster index whose position each row takes."""
+        if self.place is not None:
+            return self.place
+        centre = torch.full_like(self.origin, (patches - 1) // 2)
+        if self.weights is not None:
+            weights = self.weights.abs().double()
+            index = torch.arange(patches, device=weights.device).double()
+            mean = (weights @ index) / weights.sum(1).clamp(min=1e-12)
+            centre = mean.round().long().clamp(0, patches - 1)
+        return torch.where(self.origin >= 0, self.origin, centre)
+
+
+@dataclass
+class ImageView:
+    """What a method may look at before layer 0: one image.
+
+    Attributes
+    ----------
+    features : Tensor [N, C]
+        Its patches in raster order; before the projector or behind it, as the cut's stage says.
+    class_token : Tensor [C] or None
+        The tower's class token at the selected feature layer.
+    tower : dict
+        What the cut's :class:`~dynllava.plan.Tower` looks saw, by look.
+    cut : Cut
+        The cut that is being decided.
+    """
+
+    features: torch.Tensor
+    cut: Cut
+    class_token: torch.Tensor | None = None
+    tower: dict[Tower, torch.Tensor] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    _memo: dict[str, Any] = field(default_factory=dict)
+
+    def count(self) -> int:
+        """Return how many rows the cut's keep rule wants of this image."""
+        keep, present = self.cut.keep, self.features.shape[0]
+        function = getattr(keep, "function", None)
+        if function is not None:
+            return int(function(self))
+        return keep.count(None, present, present)
+
+    def memo(self, name: str, build: Callable[[], Any]) -> Any:
+        """Return what ``build`` returned when ``name`` was first asked for of this image."""
+        if name not in self._memo:
+            self._memo[name] = build()
+        return self._memo[name]
+
+    def take(self, index: torch.Tensor) -> Rows:
+        """Return the given patches [K] as rows."""
+        return Rows(self.features[index], index)
+
+
+def decide_rows(method: Any, view: ImageView) -> Rows:
+    """Return the rows of one image: a method's own, or the patches that it scores or chooses.
+
+    Patches stay in raster order; of equal scores the earlier one stays.
+    """
+    if method.has("rows"):
+        return method.rows(view)
+    if method.has("score"):
+        scores = method.score(view)
+        order = torch.argsort(scores, descending=True, stable=True)[: view.count()]
+        return view.take(order.sort().values)
+    if method.has("choose"):
+        return view.take(method.choose(view).nonzero().flatten())
+    if view.count() == 0:
+        return view.take(torch.zeros(0, dtype=torch.int64, device=view.features.device))
+    raise UserError(f"{method.name}: a cut before layer 0 needs rows, score or choose")
