@@ -58,9 +58,12 @@ def runs(values: Any) -> list[list[Any]]:
     return [[value, len(list(group))] for value, group in itertools.groupby(values)]
 
 
-def entry(method: Any, shape: PromptShape, layers: int) -> dict[str, Any]:
-    """Return what a method promises for one prompt and depth."""
-    schedule = method.schedule(shape, layers)
+def entry(method: Any, shape: Any, layers: int) -> dict[str, Any] | None:
+    """Return what a method promises for one prompt and depth, None where it refuses them."""
+    try:
+        schedule = method.schedule(shape, layers)
+    except UserError:
+        return None
     grouped: dict[tuple, list[int]] = {}
     for op in method.overhead(shape, dims(layers)):
         key = (op.phase, op.component, op.name, op.m, op.k, op.n, op.count)
