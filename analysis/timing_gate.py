@@ -94,8 +94,8 @@ def collect(
             reason = f"different unit: {before.unit} against {after.unit}"
         elif before.higher_is_better != after.higher_is_better:
             reason = "different direction"
-        sides = [_processes(side, name, before.unit) for side in (base, candidate)]
-        found.append(Timing(cell, name, before.unit, before.higher_is_better, *sides, reason))
+        old, new = (_processes(side, name, before.unit) for side in (base, candidate))
+        found.append(Timing(cell, name, before.unit, before.higher_is_better, old, new, reason))
     return found
 
 

@@ -144,7 +144,8 @@ def check_device(device: str | torch.device) -> torch.device:
             torch.empty(0, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # Without a CUDA build, torch answers with an assertion.
-        raise UserError(f"device={str(device)!r}: not available here ({reason(error)})") from None
+        why = f"not available here ({reason(error)}); accepted are cpu, cuda, cuda:0 ..."
+        raise UserError(f"device={str(device)!r}: {why}") from None
     return found
 
 

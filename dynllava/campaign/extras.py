@@ -110,7 +110,7 @@ def run_memory(session: Session, step: Step) -> None:
     fit_overhead(session)
 
 
-def fit_overhead(session: Session) -> dict[str, float] | None:
+def fit_overhead(session: Session) -> dict[str, Any] | None:
     """Fit ``peak - estimate = constant + factor x working set`` to all that was measured.
 
     Written to ``memory_fit.json`` (bytes; ``residual`` is the largest deviation).  None with
@@ -126,8 +126,13 @@ def fit_overhead(session: Session) -> dict[str, float] | None:
     table = np.stack([np.ones_like(working), working], 1)
     solution, *_ = np.linalg.lstsq(table, over, rcond=None)
     residual = float(np.abs(table @ solution - over).max())
-    fit = {"constant": float(solution[0]), "factor": float(solution[1]), "residual": residual,
-           "measurements": len(found), "device": session.environment().device}  # fmt: skip
+    fit: dict[str, Any] = {
+        "constant": float(solution[0]),
+        "factor": float(solution[1]),
+        "residual": residual,
+        "measurements": len(found),
+        "device": session.environment().device,
+    }
     (session.folder / "memory_fit.json").write_text(json.dumps(fit, indent=2) + "\n")
     print(
         f"memory: peak = estimate {fit['constant'] / 2**20:+.0f} MiB "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def run_nocache(session: Session, step: Step) -> None:
         )  # fmt: skip
         ready, inputs = bench.prepare(session.subjects(spec, METHODS), plan)
         ready = [item for item in ready if not item.evicts(inputs.shape)]
-        ready = _warm(session, step, ready, lambda one, i=inputs, n=length: _call(one, i, n))
+        ready = _warm(session, step, ready, functools.partial(_call, inputs=inputs, fed=length))
 
         def one(
             number: int,

@@ -50,6 +50,12 @@ class Inputs:
     fed: torch.Tensor | None = None
 
 
+@functools.cache
+def process_name() -> str:
+    """Return a name of this process under which names sort by when they were first asked for."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}"
+
+
 @dataclass
 class Times:
     """Seconds of one run, and what it did.
@@ -83,12 +89,6 @@ class Times:
         for suffix, begin, stop in zip(("", CPU_SUFFIX), start, end, strict=True):
             key = name + suffix
             self.seconds[key] = self.seconds.get(key, 0.0) + (stop - begin) / parts
-
-
-@functools.cache
-def process_name() -> str:
-    """Return a name of this process under which names sort by when they were first asked for."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}"
 
 
 def make_inputs(bench: Bench, shape: Shape, batch: int, outputs: int = 0, seed: int = 0) -> Inputs:

@@ -302,7 +302,7 @@ def _completed(kind: Any, value: Any) -> Any:
         kind = next(item for item in arguments if item is not type(None))
     if origin is dict and isinstance(value, dict):
         return {key: _completed(arguments[1], item) for key, item in value.items()}
-    if not dataclasses.is_dataclass(kind) or not isinstance(value, dict):
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict)):
         return value
     later = {}
     for item in dataclasses.fields(kind):
