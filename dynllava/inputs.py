@@ -77,8 +77,12 @@ def embed(
     inputs_embeds: torch.Tensor | None,
     pixel_values: torch.Tensor | None,
     image_mask: torch.Tensor | None,
+    *,
+    placed_later: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Return embeddings [B, L, D] with image features in place, and the image mask [B, L].
+
+    ``placed_later``: a cut before the projector puts its own rows there.
 
     The third is None, or [B, L] bool: False for placeholders beyond the tokens of a method that
     makes pictures smaller (:meth:`dynllava.methods.base.Method.encode_images`).
@@ -97,6 +101,8 @@ def embed(
     if pixel_values is None:
         if input_ids is not None and input_ids.shape[1] > 1 and bool(image_mask.any()):
             raise UserError("the prompt has an image placeholder but no image was given")
+        return inputs_embeds, image_mask, None
+    if placed_later:
         return inputs_embeds, image_mask, None
     features = model.method.encode_images(model, pixel_values)
     count = features.shape[1]

@@ -14,6 +14,8 @@ from dynllava.engine import attention
 from dynllava.engine.cache import DEFAULT_CHUNK, SparseCache
 from dynllava.engine.compiled import CompiledSteps
 from dynllava.engine.decoder import DecoderResult, Pass, PolicyHook, make_view
+from dynllava.engine.early import cut_early
+from dynllava.engine.family import Llava
 from dynllava.engine.program import Program
 from dynllava.engine.report import CallReport, detached
 from dynllava.engine.stream import TokenStream, restore_columns
@@ -219,7 +221,10 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             labels=labels, image_mask=image_mask, prompt_length=prompt_length,
             sample_ids=sample_ids,
         )  # fmt: skip
-        embeds, is_image, present = embed(self, input_ids, inputs_embeds, pixel_values, image_mask)
+        cuts_features = self.program.features is not None and policy_hook is None
+        embeds, is_image, present = embed(
+            self, input_ids, inputs_embeds, pixel_values, image_mask, placed_later=cuts_features
+        )
         if continuing and pixel_values is not None:
             raise UserError("a second image on an existing cache is not supported: start anew")
         batch, columns = embeds.shape[:2]
@@ -235,9 +240,15 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             sample_ids = (
                 cache.sample_ids if continuing else prompt_hash(input_ids, stream, is_prompt)
             )
+        seen, early = stream.length, {}
+        if not continuing and policy_hook is None:
+            stream, seen = cut_early(
+                self.program, Llava(self.model, self.config), stream, pixel_values, early
+            )
         result, record = self._run(stream, cache, sample_ids, policy_hook)
+        record.update(early)
         if cache is not None:
-            self._commit(cache, result, stream, sample_ids, columns, continuing)
+            self._commit(cache, result, stream, sample_ids, columns, continuing, seen)
         self._report(result, record, cache, continuing)
 
         hidden = self._select_hidden(result.stream, columns, logits_to_keep)
@@ -295,12 +306,13 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         sample_ids: torch.Tensor,
         columns: int,
         continuing: bool,
+        seen: torch.Tensor,
     ) -> None:
         cache.columns += columns
         is_output = stream.is_segment(Segment.OUTPUT)
         outputs = is_output.sum(1)
         if not continuing:
-            cache.seen, cache.outputs = stream.length.clone(), outputs
+            cache.seen, cache.outputs = seen.clone(), outputs
             cache.sample_ids = sample_ids.to(stream.length.device)
             return
         cache.seen = cache.seen + stream.length

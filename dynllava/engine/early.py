@@ -15,6 +15,43 @@ from .rows import ImageView, Rows, decide_rows
 from .stream import TokenStream
 
 
+def cut_early(
+    program: Program,
+    family: Family,
+    stream: TokenStream,
+    pixels: torch.Tensor | None,
+    record: dict[str, Any],
+) -> tuple[TokenStream, torch.Tensor]:
+    """Return the stream behind all cuts before layer 0, and [B] the next token's position.
+
+    Raises
+    ------
+    UserError
+        If a cut before the projector has no images to look at.
+    """
+    position = stream.length
+    if program.features is not None:
+        has_image = stream.is_segment(Segment.IMAGE).any(1).tolist()
+        if any(has_image):
+            if pixels is None:
+                raise UserError(f"{program.method.name} looks at images: pass pixel_values")
+            rows, patches = cut_features(program, family, pixels, record)
+            counts = stream.is_segment(Segment.IMAGE).sum(1).tolist()
+            if sum(has_image) != len(rows) or any(n not in (0, patches) for n in counts):
+                raise UserError(
+                    f"{len(rows)} images of {patches} tokens for rows of {counts} image positions"
+                )
+            found = iter(rows)
+            placed = [next(found) if has else None for has in has_image]
+            compact = program.features.cut.positions == "compact"
+            stream = place_rows(stream, placed, compact=compact, patches=patches)
+            position = stream.length if compact else position
+    if program.embedded is not None:
+        stream = cut_embedded(program, stream, record)
+        position = stream.length if program.embedded.cut.positions == "compact" else position
+    return stream, position
+
+
 def cut_features(
     program: Program, family: Family, pixels: torch.Tensor, record: dict[str, Any]
 ) -> tuple[list[Rows], int]:
