@@ -56,7 +56,6 @@ def check_cells(source: str, grid: Callable[[ModelSpec], Sequence[Cell]]) -> Non
     for cell in grid(spec):
         method = methods.create(cell.method, **cell.params)
         try:
-            method.validate(spec.dims.layers)
-            method.check_model(spec.dims.heads, spec.image_tokens)
+            method.plan(spec.dims.layers).check_model(spec.dims.heads, spec.image_tokens)
         except UserError as error:
             raise UserError(f"{cell}: {error}") from None

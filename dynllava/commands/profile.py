@@ -165,7 +165,7 @@ def _run_of(args: argparse.Namespace) -> Run:
 
     spec = load_spec(args.model)
     method = parse_with(args.method, args.method_args).create()
-    method.check_model(spec.dims.heads, spec.image_tokens)
+    method.plan(spec.dims.layers).check_model(spec.dims.heads, spec.image_tokens)
     for name, most in LARGEST.items():
         check_count(f"--{name.replace('_', '-')}", getattr(args, name), most)
     shape = spec.prompt(args.prompt_tokens, images=0 if args.no_image else 1)

@@ -145,8 +145,7 @@ def make_subjects(
     parsed = []
     for item in chosen:
         method = methods.create(item)
-        method.validate(spec.dims.layers)
-        method.check_model(spec.dims.heads, spec.image_tokens)
+        method.plan(spec.dims.layers).check_model(spec.dims.heads, spec.image_tokens)
         parsed.append((item, method))
     bench = build()
     return [
