@@ -113,6 +113,15 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.method = chosen
 
     @property
+    def last_report(self) -> CallReport | None:
+        """What this thread's latest ``generate()`` or ``forward()`` did."""
+        return self._reports.get()
+
+    @last_report.setter
+    def last_report(self, report: CallReport | None) -> None:
+        self._reports.set(report)
+
+    @property
     def method(self) -> Method:
         """The compression method."""
         return self.program.method

@@ -249,9 +249,11 @@ def _methods(
                     "output_keep_rate": trained["output_text_keep_rate"],
                 }
             method = create(chosen.name, **parameters)
-            method.validate(layers)
+            plan = method.plan(layers)
             if trained:
-                method.check_checkpoint(trained)
+                from dynllava.modeling import check_predictors
+
+                check_predictors(plan, SparsityConfig.from_dict(trained))
             return method
 
         try:
