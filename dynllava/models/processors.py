@@ -121,7 +121,8 @@ def _assemble(checkpoint: Checkpoint, tokenizer: Any, values: dict[str, Any], ba
 
 
 def _image_processor(checkpoint: Checkpoint, values: dict[str, Any], backend: str) -> Any:
-    from transformers import AutoImageProcessor
+    # transformers 5.17 offers this class at its top level only beside torchvision.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.llava import image_processing_pil_llava as pil
 
     if any((checkpoint.folder / name).is_file() for name in PROCESSOR_FILES):
