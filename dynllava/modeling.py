@@ -249,7 +249,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             sample_ids = (
                 cache.sample_ids if continuing else prompt_hash(input_ids, stream, is_prompt)
             )
-        seen, early = stream.length, {}
+        seen = stream.length
+        early: dict[str, Any] = {}
         if not continuing and policy_hook is None:
             stream, seen = cut_early(
                 self.program, Llava(self.model, self.config), stream, pixel_values, early
@@ -377,8 +378,30 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             mask = torch.ones(first.shape[:2], device=first.device) if mask is None else mask
             kwargs["prompt_length"] = mask.long().sum(1)
         if not self.program.plan.uses_cache:
+            if embeds is not None:
+                # transformers always generates from embeddings with a cache.
+                raise UserError(
+                    f"{self.method.name} runs without a cache here: inputs_embeds cannot be "
+                    "generated from, accepted are input_ids"
+                )
             kwargs["use_cache"] = False
         return super().generate(inputs, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of one of ``generate``'s calls."""
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration:
+            # The prompt's: what is generated is text.
+            prepared.pop("image_mask", None)
+        return prepared
 
     def _prepare_cache_for_generation(
         self,

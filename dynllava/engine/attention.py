@@ -123,8 +123,7 @@ class StepCall:
 
     def on(self, device: torch.device) -> None:
         """Move what the kernel reads to the layer's device."""
-        self.slots = None if self.slots is None else self.slots.to(device)
-        self.mask = None if self.mask is None else self.mask.to(device)
+        _move(self, device)
 
 
 @dataclass
@@ -145,7 +144,14 @@ class ExtendCall:
     probe: Probe | None = None
     observed: Observed | None = None
 
-    on = StepCall.on
+    def on(self, device: torch.device) -> None:
+        """Move what the kernel reads to the layer's device."""
+        _move(self, device)
+
+
+def _move(call: StepCall | ExtendCall, device: torch.device) -> None:
+    call.slots = None if call.slots is None else call.slots.to(device)
+    call.mask = None if call.mask is None else call.mask.to(device)
 
 
 LayerCall = PromptCall | StepCall | ExtendCall

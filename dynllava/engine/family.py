@@ -83,7 +83,10 @@ class Llava:
     def _look(self, look: Tower, states: tuple[torch.Tensor, ...], selected: int) -> torch.Tensor:
         layers = self.tower.encoder.layers
         producing = max(selected - 1, 0)
-        named = {PRODUCING: producing, NEXT: min(selected, len(layers) - 1)}
+        named: dict[str | int, int | str] = {
+            PRODUCING: producing,
+            NEXT: min(selected, len(layers) - 1),
+        }
         number = named.get(look.layer, look.layer)
         if not isinstance(number, int) or not 0 <= number < len(layers):
             raise UserError(f"tower layer {look.layer!r}: accepted are 0 to {len(layers) - 1}")

@@ -93,7 +93,7 @@ class Decision:
                 raise UserError(f"{method.name}: a cut of {cut.of.name.lower()} tokens, no {verb}")
             verb = "none"
         attention = [look for look in cut.looks if isinstance(look, Attention)]
-        before = [look for look in cut.looks if isinstance(look, (ColumnSums, Keys))]
+        before: list[Look] = [look for look in cut.looks if isinstance(look, (ColumnSums, Keys))]
         own = [look for look in attention if look.of == "own_input"]
         before += [look for look in attention if look.of == "output"]
         if before and cut.layer == 0:

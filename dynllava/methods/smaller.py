@@ -23,7 +23,8 @@ class Smaller(Method):
 
     sets_grid: ClassVar[bool] = True
 
-    rows: int | None = None
+    # The verb of this name is not needed: the picture is smaller before there are rows.
+    rows: int | None = None  # type: ignore[assignment]
     columns: int | None = None
 
     def plan(self, layers: int) -> Plan:

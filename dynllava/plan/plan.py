@@ -160,7 +160,8 @@ class Plan:
                 rows[stage.cut.layer :] = [left] * (layers - stage.cut.layer)
         first, keep = self.first_output_layer, self._output_keep()
         drops = [first is not None and layer >= first for layer in range(layers)]
-        stored, limits = list(rows), [None] * layers
+        stored = list(rows)
+        limits: list[int | None] = [None] * layers
         if isinstance(self.store, PerHead):
             limits = [self.store.limit(layer, held) for layer, held in enumerate(rows)]
             stored = [

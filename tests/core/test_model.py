@@ -8,6 +8,7 @@ from tiny import IMAGE_TOKEN, batch, pixels, prompts, stock_model, tiny_model
 
 import dynllava
 from dynllava.errors import UserError
+from dynllava.inputs import embed
 from dynllava.loading import load_model
 from dynllava.methods import create, names
 
@@ -247,6 +248,32 @@ def test_continuing_a_conversation_through_generate_equals_stepping(model):
             tokens.append(step[:, -1].argmax(-1))
             step = model(tokens[-1][:, None], past_key_values=again, logits_to_keep=1).logits
     assert second[0, ids.shape[1] :].tolist() == [int(token) for token in tokens]
+
+
+def embedded(model, inputs):
+    with torch.no_grad():
+        embeds, mask, _ = embed(model, inputs["input_ids"], None, inputs["pixel_values"], None)
+    mask_of_rows = inputs["attention_mask"]
+    return {"inputs_embeds": embeds, "image_mask": mask, "attention_mask": mask_of_rows}
+
+
+def test_generating_from_embeddings_equals_generating_from_tokens(model):
+    """Later steps feed tokens, to which the prompt's image mask does not belong."""
+    model.set_method("dynamic_llava", vision_keep_rate=0.3)
+    inputs = batch(prompts(rows=2), pixels(rows=2))
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    expected = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    kept = model.last_report.kept_image_indices
+    found = model.generate(**embedded(model, inputs), **options)
+    assert torch.equal(found, expected)
+    assert str(model.last_report.kept_image_indices) == str(kept)
+
+
+def test_generating_from_embeddings_without_a_cache_is_refused(model):
+    model.set_method("fastv", k=2, decoder="reprune")
+    inputs = batch(prompts(rows=2), pixels(rows=2))
+    with pytest.raises(UserError, match="inputs_embeds cannot be generated from"):
+        model.generate(**embedded(model, inputs), max_new_tokens=3)
 
 
 def test_moving_to_another_dtype(model):
