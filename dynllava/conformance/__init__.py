@@ -1,7 +1,8 @@
 """Is this port faithful?  Compare the library with tensors recorded from official code.
 
-A golden folder holds ``cases.json`` (an index) and safetensors files.  Two index formats are
-read: ``kind / inputs / outputs`` (Dynamic-LLaVA) and ``method / variants / tensors`` (baselines).
+A golden folder holds ``cases.json`` (an index) and safetensors files.  Three index formats are
+read: ``kind / inputs / outputs`` (Dynamic-LLaVA), ``method / variants / tensors`` (baselines) and
+``system / kind / tensors`` (projectors and stages).
 """
 
 from __future__ import annotations
@@ -222,6 +223,9 @@ def handler_for(case: dict[str, Any]) -> Handler | None:
         baselines = _optional("dynllava.conformance.baselines")
         known = baselines is not None and baselines.covers(case)
         return baselines.check if known else None
+    if "system" in case:
+        stages = _optional("dynllava.conformance.stages")
+        return None if stages is None else stages.HANDLERS.get(case["system"])
     from dynllava.conformance import dynamic
 
     kind = case.get("kind", "")

@@ -191,7 +191,7 @@ class Pass:
     def _look_at_input(self, decisions: tuple[Decision, ...], layer: nn.Module) -> None:
         """Observe what the layer itself would attend to, were nothing dropped before it."""
         for decision in decisions:
-            if decision.own is not None:
+            if decision.own is not None and self.program.has_candidates(self.view):
                 rows = query_rows(decision.own, self.view)
                 seen = own_attention(layer, self.view.stream, rows, self._tables())
                 self.view.keep_for(decision.index, Observed(seen))

@@ -139,6 +139,8 @@ class Program:
         looking = [item for item in found if item.looks]
         self._prompt_looks = _by_layer(looking, layers, before=True)
         self._step_looks = _by_layer(looking if self.hides else [], layers, before=True)
+        if self.hides and any(item.own for item in found):
+            raise UserError(f"{method.name}: a re-ranking cut cannot look at its own layer's input")
         store = self.plan.store
         first = store.first_full if isinstance(store, PerHead) else layers
         self._sums = [layer >= first for layer in range(layers)]
@@ -156,7 +158,7 @@ class Program:
         """Return what must be observed in the attention of ``layer``, or None."""
         looks = (self._step_looks if view.decoding else self._prompt_looks)[layer]
         sums = self._sums[layer] and not view.decoding
-        if not looks or not self._has_candidates(view):
+        if not looks or not self.has_candidates(view):
             return Probe(column_sums=True) if sums else None
         rows: list[torch.Tensor] = []
         keys = False
@@ -195,7 +197,7 @@ class Program:
                 if not view.has_outputs():
                     continue
                 found = Selection(self._choose_outputs(decision, view))
-            elif not self._has_candidates(view):
+            elif not self.has_candidates(view):
                 continue
             else:
                 found = self._choose_images(decision, view)
@@ -207,7 +209,7 @@ class Program:
             selection = found
         return selection
 
-    def _has_candidates(self, view: View) -> bool:
+    def has_candidates(self, view: View) -> bool:
         """Return whether there is any image token to choose among."""
         if view.decoding and self.hides:
             # What the prompt had: asking the tensor would be a host synchronisation in every step.

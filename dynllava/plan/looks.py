@@ -86,7 +86,9 @@ class Attention:
         if own:
             width = dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim
             yield Operation("query", self.component, layer, phase, count, dims.hidden, width[0])
-            yield Operation("keys", self.component, layer, phase, keys, dims.hidden, width[1])
+            yield Operation(
+                "keys", self.component, layer, phase, width[1], dims.hidden, keys, grows=1
+            )
         # Tokens that come later are keys too.
         yield Operation(
             "scores", self.component, layer, phase, count, dims.head_dim, keys, dims.heads, grows=1

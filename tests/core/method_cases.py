@@ -88,6 +88,17 @@ CASES = [
     MethodCase(
         "fastv-reprune", "fastv", {"k": 2, "keep_ratio": 0.5, "decoder": "reprune"}, None, REPRUNE
     ),
+    MethodCase(
+        "pyramiddrop",
+        "pyramiddrop",
+        {"layers": "1/2/4", "ratios": "0.6/0.3/0.1"},
+        {"layers": "1/2/4", "ratios": "1/1/1"},
+    ),
+    MethodCase(
+        "pyramiddrop-original",
+        "pyramiddrop",
+        {"layers": "0/3", "ratios": "0.5/0", "positions": "original"},
+    ),
     MethodCase("sparsevlm-1.5", "sparsevlm", {"pruning_layers": "1/3", "budgets": "8/4"}),
     MethodCase(
         "sparsevlm-2.0",

@@ -38,12 +38,15 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "h2o-prefill": ("h2o", {"heavy": 0.1, "recent": 0.1, "phase": "prefill+decode"}),
     "sparsevlm+h2o": ("sparsevlm+h2o", {"h2o_first_full_layers": 2}),
     "fastv+structure": ("fastv+structure", {"fastv_k": 2, "structure_layer": 2}),
+    "pyramiddrop-default": ("pyramiddrop", {}),
+    "pyramiddrop-13b": ("pyramiddrop", {"strict_official": True}),
     "random+h2o": ("random+h2o", {"random_image_keep_rate": 0.4}),
 }  # fmt: skip
 OUTPUTS = (0, 1, 2, 9, 64)
 BUDGETED = {
     "dynamic_llava": {}, "fastv": {"k": 2}, "random": {}, "uniform": {"layer": 1},
-    "sparsevlm": {}, "h2o": {}, "fastv+h2o": {"fastv_k": 2, "h2o_heavy": 0.4},
+    "sparsevlm": {}, "h2o": {}, "pyramiddrop": {"layers": "1/3/5"},
+    "fastv+h2o": {"fastv_k": 2, "h2o_heavy": 0.4},
 }  # fmt: skip
 SHARES = (0.7, 1 / 3)
 

@@ -19,6 +19,7 @@ BLOCK = 256
 CASES = {
     "fastv": {"k": 2, "keep_ratio": 0.3},
     "fastv-rerank": {"k": 3, "keep_ratio": 0.3, "decoder": "rerank"},
+    "pyramiddrop": {"ratios": "0.5/0.25/0.125"},
     "random": {"image_keep_rate": 0.4},
     "uniform": {"image_keep_rate": 0.4},
     "h2o": {"heavy": 0.3, "recent": 0.1},
