@@ -112,8 +112,8 @@ def mismatch_markdown(tables: Sequence[TableData]) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is: no HTML, no cell borders, one line."""
-    escaped = one_line(text).replace("\\", "\\\\").replace("|", "\\|")
+    """Return text that Markdown shows as it is: no HTML, no links, no cell borders, one line."""
+    escaped = one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("](", "]\\(")
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 

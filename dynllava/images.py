@@ -67,7 +67,8 @@ def open_image(source: Any) -> Image.Image:
         In one line: no picture, torn, too large, or values of unknown range.
     """
     if isinstance(source, dict):
-        source = source.get("bytes") or source.get("path")
+        data = source.get("bytes")
+        source = source.get("path") if data is None else data
     if not isinstance(source, Image.Image | bytes | bytearray | str | Path):
         raise UserError(f"{type(source).__name__} is no image: accepted are PIL images and files")
     name = f"{source}: " if isinstance(source, str | Path) else ""
@@ -82,6 +83,9 @@ def open_image(source: Any) -> Image.Image:
                 return _upright(image)
     except UserError as error:
         raise UserError(f"{name}{error}") from None
+    except UnidentifiedImageError as error:
+        # Pillow's own text names the buffer, by its address.
+        raise UserError(f"{name}not a readable image (of no known format)") from error
     except UNREADABLE as error:
         raise UserError(f"{name}not a readable image ({reason(error)})") from error
 

@@ -154,13 +154,7 @@ def load_tasks(
         raise UserError(f"prompts={prompts!r}: accepted are {', '.join(PROMPTS)}")
     check_folders(folders)
     include = [str(folder) for folder in folders]
-    # Indexing upstream's 2,000 task files takes seconds, so only what is asked for is indexed.
-    try:
-        manager = TaskManager(include_path=include, include_defaults=False)
-    except Exception as error:
-        # A task file that is no YAML ends the whole index.
-        raise UserError(f"--data {', '.join(include)}: {one_line(error)}") from error
-    known = set(manager.all_subtasks) | set(manager.task_index)
+    known = _known(folders)
     for name in names:
         if name not in known and name in BENCHMARKS:
             write_overlay(
@@ -189,15 +183,25 @@ def check_folders(folders: Sequence[Path]) -> None:
 
 
 def check_names(names: Iterable[str], folders: Sequence[Path]) -> None:
-    """Raise :class:`UserError` for names that no suite, benchmark or folder can have.
-
-    Without folders all names are known; with one, only loading them can tell.
-    """
-    if folders:
-        return
+    """Raise :class:`UserError` for names that no suite, benchmark or folder has."""
+    known = {*BENCHMARKS, *embedded_tasks(), *(_known(folders) if folders else ())}
     for name in expand(names):
-        if name not in BENCHMARKS and not name.startswith("embedded_"):
+        if name not in known:
             raise _unknown(name)
+
+
+def _known(folders: Sequence[Path]) -> set[str]:
+    """Return the names of the tasks and groups in ``folders``."""
+    from lmms_eval.tasks import TaskManager
+
+    include = [str(folder) for folder in folders]
+    # Indexing upstream's 2,000 task files takes seconds, so only what is asked for is indexed.
+    try:
+        manager = TaskManager(include_path=include, include_defaults=False)
+    except Exception as error:
+        # A task file that is no YAML ends the whole index.
+        raise UserError(f"--data {', '.join(include)}: {one_line(error)}") from error
+    return {*manager.all_subtasks, *manager.task_index}
 
 
 def _unknown(name: str) -> UserError:

@@ -16,6 +16,7 @@ import yaml
 from dynllava.errors import UserError
 from dynllava.training.policy import SparsityTargets
 
+PREDICTOR_SIZES = ("d_model", "nhead", "dim_feedforward", "num_layers")
 CONFIGS = Path(__file__).parent / "configs"
 """Shipped configurations, and accelerate's (``accelerate-*.yaml``)."""
 
@@ -196,6 +197,14 @@ class TrainingConfig:
             value = getattr(optim, name)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"optim.{name}={value}: accepted is a finite number above 0")
+        for name, value in self.predictor.items():
+            if name not in PREDICTOR_SIZES:
+                raise UserError(
+                    f"unknown key predictor.{name}: known: {', '.join(PREDICTOR_SIZES)}"
+                )
+            _checked(value, int, f"predictor.{name}")
+            if value < 1:
+                raise UserError(f"predictor.{name}={value}: accepted is 1 or more")
         if not (math.isfinite(run.epochs) and run.epochs > 0):
             raise UserError(f"run.epochs={run.epochs}: accepted is a finite number above 0")
         if self.data.max_length < 1:

@@ -33,7 +33,8 @@ def open_image(source: Any, folder: Path | None, where: str) -> Image.Image:
     UserError
         If it lies outside of ``folder`` or cannot be read (:func:`dynllava.images.open_image`).
     """
-    if isinstance(source, Image.Image) or (isinstance(source, dict) and source.get("bytes")):
+    stored = isinstance(source, dict) and source.get("bytes") is not None
+    if isinstance(source, Image.Image) or stored:
         return images.open_image(source)
     name = source.get("path") if isinstance(source, dict) else source
     return images.open_image(inside(folder or Path(), str(name), where))

@@ -106,6 +106,39 @@ def test_hostile_text_is_escaped():
     assert r"\textless{}script\textgreater{}\textbar{}x\_\%" in table_render.render(table, "latex")
 
 
+@pytest.mark.parametrize("kind", table_render.FORMATS)
+def test_a_label_stays_text_in_whatever_opens_the_table(kind):
+    hostile = [
+        "=HYPERLINK(1)", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1",
+        "a\n\\input{/etc/passwd}", "\\immediate\\write18{id}", "$x$%_&#{}~^",
+        "<img src=x onerror=alert(1)>", "[a](javascript:alert(1))", "![a](http://example.org)",
+        "| --- | `x`", "a\r\n\r\n# heading",
+    ]  # fmt: skip
+    rows = tuple((Cell(text), Cell("1.5")) for text in hostile)
+    table = TableData(1, hostile[5], ("a\n=b", hostile[8]), rows, (), (hostile[5], hostile[8]))
+    text = table_render.render(table, kind, heading=True)
+    if kind == "csv":
+        read = list(csv.reader(io.StringIO(text)))
+        assert len(read) == len(hostile) + 1
+        cells = [cell for row in read for cell in row]
+        assert not [cell for cell in cells if cell.lstrip()[:1] in ("=", "+", "@")]
+        assert "'-2+3" in cells
+    elif kind == "latex":
+        # No command that the text brought, no line that leaves its cell or its comment.
+        read = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+        for live in ("\\input", "\\immediate", "\\write18"):
+            assert live not in read
+        assert text.count("{") - text.count("\\{") == text.count("}") - text.count("\\}")
+    else:
+        assert "<img" not in text
+        if kind == "markdown":
+            assert "\n# heading" not in text
+            assert "](" not in text
+            bars = {line.replace("\\|", "").count("|") for line in text.splitlines()
+                    if line.startswith("|")}  # fmt: skip
+            assert len(bars) == 1
+
+
 def test_own_runs_table(small_store):
     points = measured_points(read_stores(small_store)[0], samples=False)
     made = tables.ours(points)

@@ -54,14 +54,14 @@ METHODS = [
     ("a number is infinite", "random:output_keep_rate=inf", "accepted is a number"),
     ("a truth value is a number", "dynamic_llava:strict_official=7", "true or false"),
     ("a list is empty", "sparsevlm:pruning_layers=[]", "pruning_layers"),
-    ("the version is unknown", "sparsevlm:version=9", "accepted are 1.5, rank, 2.0"),
-    ("the setting is not published", "sparsevlm:retain=100", "accepted are 192"),
     ("a part of a composition is empty", "fastv+", "accepted "),
     ("a composition of one method with itself", "fastv+fastv", "two different methods"),
-    ("both parts drop image tokens", "fastv+sparsevlm", "both parts drop image tokens"),
 ]
 # (what is wrong, the text, part of the line): what the sizes of a model refuse.
 RANGES = [
+    ("the version is unknown", "sparsevlm:version=9", "accepted are 1.5, rank, 2.0"),
+    ("the setting is not published", "sparsevlm:retain=100", "accepted are 192"),
+    ("both parts drop image tokens", "fastv+sparsevlm", "both parts drop image tokens"),
     ("a layer is beyond the model", "fastv:k=99", "k=99: accepted is a layer index from 1 to"),
     ("a layer is before the first", "fastv:k=0", "k=0: accepted is a layer index"),
     ("a share is 0", "fastv:keep_ratio=0", "keep_ratio=0.0: accepted is a number in (0, 1]"),
@@ -111,7 +111,6 @@ cases += [
 cases += [
     Case("show {tmp}/p.png what --pretrained /nowhere --method " + method, wrong, line, 2, picture)
     for wrong, method, line in METHODS
-    if wrong != "both parts drop image tokens"  # said once the model's depth is known
 ]
 
 # ---------------------------------------------------------------- show
@@ -181,7 +180,7 @@ cases += [
     Case("compare --tasks mine --data {tmp}/a", "the task's data are missing",
          "its data cannot be loaded", 1,
          text("a/mine.yaml", TASK + "test_split: test\ndataset_kwargs:\n  data_files:\n"
-              "    test: none.parquet\n")),
+              "    test: none.parquet\n"), leaves="results"),
     Case("compare --tasks other --data {tmp}/a", "the folder holds another task",
          "unknown task 'other'", 2, text("a/mine.yaml", TASK)),
     Case(COMPARE + " --limit 0", "no document", "accepted is a number from 1"),
@@ -629,7 +628,9 @@ SECTIONS = [
     ("both keep rates are 1", "sparsity.vision_keep_rate=1 sparsity.output_keep_rate=1",
      "no predictor would be trained"),
     ("the sparse layer is beyond the model", "sparse_layer=99", "sparse_layer=99"),
-    ("the predictor's size is unknown", "predictor.depth=3", "predictor.depth"),
+    ("the predictor's size is unknown", "predictor.depth=3", "unknown key predictor.depth"),
+    ("the predictor's size is 0", "predictor.nhead=0", "predictor.nhead=0: accepted is 1 or more"),
+    ("the predictor's size is a fraction", "predictor.d_model=1.5", "accepted is int"),
 ]  # fmt: skip
 cases += [
     Case(f"{TRAIN} data.path=embedded:1:4 {override} run.output_dir={{tmp}}/out", wrong, line)

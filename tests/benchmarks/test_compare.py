@@ -42,6 +42,20 @@ def test_bad_arguments_are_one_clear_line(arguments, message, capsys):
     assert message in lines[0]
 
 
+@pytest.mark.parametrize("method", ["fastv:k=77", "fastv:keep=99999", "h2o:recent=0.0001"])
+def test_cells_are_checked_before_anything_is_loaded(method, capsys, monkeypatch, tmp_path):
+    def load(*arguments, **options):
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr("dynllava.benchmarks.runner.ModelRunner.__init__", load)
+    monkeypatch.setattr("dynllava.benchmarks.sweep.load_tasks", load)
+    out = tmp_path / "store"
+    arguments = ["compare", "--suite", "smoke", "--methods", "full", method, "--out", str(out)]
+    assert cli.main(arguments) == 2
+    assert "accepted is" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_parameters_have_their_own_types():
     items = [
         "sparsevlm.pruning_layers=[2, 6]",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -99,7 +101,26 @@ def test_finished_runs_are_not_made_again(tasks, tmp_path):
     assert len(_stored(tmp_path)) == 9
 
 
-@pytest.mark.parametrize("change", ["parameters", "limit", "checkpoint", "code", "prompts", "data"])
+class _Elsewhere(ScriptedRunner):
+    """Runs in an environment with changes."""
+
+    changes: ClassVar[dict] = {}
+
+    def environment(self):
+        return dataclasses.replace(super().environment(), **self.changes)
+
+
+ELSEWHERE = {
+    "device": {"device": "cuda (NVIDIA H100)"},
+    "library": {"versions": {"dynllava": "test", "torch": "9.9"}},
+    "image back-end": {"image_backend": "torchvision"},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["parameters", "limit", "checkpoint", "code", "prompts", "data", *ELSEWHERE],
+)
 def test_what_changes_an_answer_is_run_again(tasks, tmp_path, monkeypatch, change):
     cells, names, options, runner = [Cell("random")], ["gqa"], {}, ScriptedRunner(ANSWERS)
     _sweep(tasks, tmp_path / "store", cells=cells, names=names)
@@ -107,6 +128,9 @@ def test_what_changes_an_answer_is_run_again(tasks, tmp_path, monkeypatch, chang
         cells = [Cell("random", {"seed": 1})]
     elif change == "limit":
         options["limit"] = 3
+    elif change in ELSEWHERE:
+        runner = _Elsewhere(ANSWERS)
+        runner.changes = ELSEWHERE[change]
     elif change == "checkpoint":
         runner = ScriptedRunner(ANSWERS, checkpoint="two")
     elif change == "code":
@@ -165,6 +189,14 @@ def test_impossible_parameters_fail_their_cells_only(tasks, tmp_path):
     assert [record.status for record in records] == ["failed", "ok"]
     assert "layer=99" in records[0].error
     assert records[0].scores == {}
+
+
+def test_a_cell_that_json_cannot_hold_is_recorded_and_the_others_go_on(tasks, tmp_path):
+    cells = [Cell("fastv", {"keep_ratio": float("nan")}), Cell("full")]
+    records, _ = _sweep(tasks, tmp_path, cells=cells, names=["gqa"])
+    assert [record.status for record in records] == ["failed", "ok"]
+    assert "keep_ratio=nan: accepted is" in records[0].error
+    assert [record.record_id for record in _stored(tmp_path)] == [r.record_id for r in records]
 
 
 class _Small(ScriptedRunner):
@@ -226,6 +258,30 @@ def test_killed_half_way_and_resumed(tasks, tmp_path):
     assert len(runner.asked) == 9 - len(before)
     assert records[: len(before)] == before
     assert len({record.record_id.partition("-")[0] for record in _stored(store)}) == 9
+    assert all(record.status == "ok" for record in records)
+
+
+def test_two_sweeps_on_one_folder_do_the_work_once(tasks, tmp_path):
+    store = tmp_path / "store"
+    command = [sys.executable, str(SCRIPT), str(store), str(tasks), "0.3"]
+    process = subprocess.Popen(
+        command, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not RecordStore(store).read()[0]:
+            assert process.poll() is None, "the sweep ended by itself"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        records, runner = _sweep(tasks, store)
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+        process.wait()
+    stored = _stored(store)
+    # Each saw all nine runs through, and together they made nine.
+    assert len(records) == len(stored) == len({item.record_id for item in stored}) == 9
+    assert 0 < len(runner.asked) < 9
     assert all(record.status == "ok" for record in records)
 
 

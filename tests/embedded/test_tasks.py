@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -117,3 +120,46 @@ def test_chat_messages(utils):
     (message,) = utils.doc_to_messages(doc)
     assert [part["type"] for part in message["content"]] == ["image", "text"]
     assert message["content"][1]["text"] == question.text
+
+
+OFFLINE = """
+import socket, sys
+
+touched = []
+
+def blocked(*arguments, **options):
+    touched.append(str(arguments))
+    raise OSError("no network")
+
+socket.socket.connect = socket.socket.connect_ex = blocked
+socket.getaddrinfo = socket.gethostbyname = blocked
+
+from pathlib import Path
+from dynllava.benchmarks.tasks import LoadedTask, load_tasks
+
+names = ["embedded_attribute", "embedded_caption", "embedded_caption_ppl"]
+for task in load_tasks(names, Path(sys.argv[1])):
+    assert isinstance(task, LoadedTask), task
+    assert task.samples(None) > 0
+    doc = task.task.eval_docs_no_media[0]
+    assert task.task.doc_to_text(doc), task.name
+    assert task.image_ids(1)[0].startswith("image:")
+    print(task.name, task.metric)
+assert not touched, touched
+"""
+
+
+def test_embedded_tasks_touch_no_network_even_where_the_hub_is_allowed(tmp_path):
+    pytest.importorskip("lmms_eval")
+    environment = {key: value for key, value in os.environ.items() if "OFFLINE" not in key}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # The overlay scores the same captions by perplexity.
+    assert done.stdout.splitlines()[-1] == "embedded_caption_ppl ppl"

@@ -92,6 +92,23 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(
     assert (Path(tiny_config().run.output_dir) / "checkpoint-2" / "complete").is_file()
 
 
+def test_weights_that_are_no_numbers_are_no_result(tiny_config, monkeypatch):
+    honest = DynamicTrainer.train
+
+    def last_update_fails(self, **options):
+        honest(self, **options)
+        # No loss is computed after the last update, so none can notice.
+        with torch.no_grad():
+            next(self.model.parameters()).view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(DynamicTrainer, "train", last_update_fails)
+    config = tiny_config("run.max_steps=1", "run.save_steps=1")
+    with pytest.raises(UserError, match="no finite numbers") as error:
+        train(config)
+    assert error.value.exit_code == 1
+    assert not (Path(config.run.output_dir) / "final").exists()
+
+
 def test_a_full_disk_leaves_the_old_checkpoint(tiny_config, monkeypatch):
     honest = DynamicTrainer._save_optimizer_and_scheduler
 
