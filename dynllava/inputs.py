@@ -32,7 +32,7 @@ def check_call(
     cache : SparseCache, optional
         Of as many rows, if it is not empty.
     **others : Tensor, optional
-        By name: [B], or [B, L] for ``labels`` and ``image_mask``.
+        By name: [B], or [B, L] for ``labels`` and the masks.
     """
     batch, columns = first.shape[:2]
     if attention_mask is not None:
@@ -42,7 +42,7 @@ def check_call(
                 f"attention_mask has shape {shape}: accepted is ({batch}, {columns} or more)"
             )
     for name, tensor in others.items():
-        wanted = (batch, columns) if name in ("labels", "image_mask") else (batch,)
+        wanted = (batch, columns) if name in ("labels", "image_mask", "learned_mask") else (batch,)
         if tensor is not None and tuple(tensor.shape) != wanted:
             raise UserError(f"{name} has shape {tuple(tensor.shape)}: accepted is {wanted}")
     continuing = cache is not None and not cache.is_empty
@@ -132,6 +132,23 @@ def check_images(image_mask: torch.Tensor, images: int, tokens: int) -> None:
         raise UserError(f"{with_image} rows have an image placeholder but {images} were given")
 
 
+def learned_positions(model: Any, input_ids: torch.Tensor, token: int | None) -> Any:
+    """Return [B, L] bool, True at learned tokens that stand for an image; None without any.
+
+    Raises
+    ------
+    UserError
+        If the model has no such token, or uses it for images.
+    """
+    if token is None:
+        return None
+    rows, image = model.get_input_embeddings().num_embeddings, model.config.image_token_id
+    if token >= rows or token == image:
+        what = f"its vocabulary has {rows} tokens" if token >= rows else "it stands for the image"
+        raise UserError(f"token_id={token} is no learned token of this model: {what}")
+    return input_ids == token
+
+
 def build_stream(
     embeds: torch.Tensor,
     valid: torch.Tensor,
@@ -139,6 +156,7 @@ def build_stream(
     prompt_length: torch.Tensor | None,
     cache: SparseCache | None,
     outputs_fed: bool | None,
+    is_learned: torch.Tensor | None = None,
 ) -> TokenStream:
     """Return the left-aligned stream of one call.
 
@@ -152,13 +170,24 @@ def build_stream(
         Continued if not empty: positions go on where its rows ended.
     outputs_fed : bool, optional
         Whether tokens fed on a cache are output tokens; default: one column is, several are not.
+    is_learned : Tensor [B, L] bool, optional
+        Learned tokens that stand for an image.
+
+    Raises
+    ------
+    UserError
+        If learned tokens are fed on a cache.
     """
     batch, columns = valid.shape
     segment = torch.where(is_image, int(Segment.IMAGE), int(Segment.TEXT))
+    if is_learned is not None:
+        segment = torch.where(is_learned.to(segment.device), int(Segment.VOCO), segment)
     if cache is not None and not cache.is_empty:
         start = cache.seen.to(embeds.device)
         if outputs_fed if outputs_fed is not None else columns == 1:
             segment = torch.full_like(segment, int(Segment.OUTPUT))
+        elif is_learned is not None and bool((is_learned & valid).any()):
+            raise UserError("learned tokens on an existing cache are not supported: start anew")
     else:
         start = torch.zeros(batch, dtype=torch.int64, device=embeds.device)
         if prompt_length is not None:

@@ -20,7 +20,14 @@ from dynllava.engine.program import Program
 from dynllava.engine.report import CallReport, detached
 from dynllava.engine.stream import TokenStream, restore_columns
 from dynllava.errors import UserError
-from dynllava.inputs import build_stream, check_call, check_continuation, embed, prompt_hash
+from dynllava.inputs import (
+    build_stream,
+    check_call,
+    check_continuation,
+    embed,
+    learned_positions,
+    prompt_hash,
+)
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.per_thread import PerThread
@@ -176,6 +183,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         logits_to_keep: int | torch.Tensor = 0,
         use_cache: bool | None = None,
         image_mask: torch.Tensor | None = None,
+        learned_mask: torch.Tensor | None = None,
         prompt_length: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
         outputs_fed: bool | None = None,
@@ -197,7 +205,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             Continued if not empty: one token a row is an output token, several are a new turn
             and are all stored.
         inputs_embeds : Tensor [B, L, D], optional
-            Instead of ``input_ids``; then ``image_mask`` [B, L] bool marks image positions.
+            Instead of ``input_ids``; then ``image_mask`` [B, L] bool marks image positions, and
+            ``learned_mask`` [B, L] bool the learned tokens that stand for an image.
         labels : Tensor [B, L] int64, optional
             -100 = no loss.
         logits_to_keep : int
@@ -227,8 +236,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         continuing = cache is not None and not cache.is_empty
         check_call(
             first, self.get_input_embeddings().num_embeddings, attention_mask, cache,
-            labels=labels, image_mask=image_mask, prompt_length=prompt_length,
-            sample_ids=sample_ids,
+            labels=labels, image_mask=image_mask, learned_mask=learned_mask,
+            prompt_length=prompt_length, sample_ids=sample_ids,
         )  # fmt: skip
         cuts_features = self.program.features is not None and policy_hook is None
         embeds, is_image, present = embed(
@@ -243,7 +252,12 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             valid = attention_mask[:, -columns:].bool().to(embeds.device)
         if present is not None:
             valid = valid & present
-        stream = build_stream(embeds, valid, is_image, prompt_length, cache, outputs_fed)
+        if input_ids is not None and columns > 1:
+            token = self.program.plan.learned_token
+            learned_mask = learned_positions(self, input_ids, token)
+        stream = build_stream(
+            embeds, valid, is_image, prompt_length, cache, outputs_fed, learned_mask
+        )
         if sample_ids is None:
             is_prompt = (stream.segment != Segment.OUTPUT) & stream.valid()
             sample_ids = (

@@ -1,4 +1,4 @@
-"""PyramidDrop against tensors recorded from its official code.
+"""PyramidDrop and VoCo-LLaMA against tensors recorded from their official code.
 
 Nothing here knows a case: sizes and parameters come from ``cases.json``.  Every recorded tensor is
 either compared or listed as excluded with a reason; one that is neither fails the case.
@@ -92,4 +92,101 @@ def check_pyramiddrop(case: dict[str, Any], folder: Path) -> CaseResult:
     return result
 
 
-HANDLERS = {"pyramiddrop": check_pyramiddrop}
+#: Recorded VoCo-LLaMA tensors that are evidence of something else, by the start of their name.
+VOCO_EXCLUDED = {
+    "twostage_slot.": "documents positions counted from the cut cache, which are wrong",
+    "onepass.kv_len_after_prefill": "the released program stores everything and cannot go on",
+    "twostage.stage1_kv_len": "the cache before it is cut; here it is never stored",
+}
+
+
+@torch.no_grad()
+def check_voco(case: dict[str, Any], folder: Path) -> CaseResult:
+    """One pass, whole sequences at each step, and a prefix followed by the rest on its cache."""
+    image = next((span for span in spans_of(case) if span[0] == "image"), ("image", 0, 0))
+    session = Session(
+        {**case, "image_start": image[1], "image_length": image[2]},
+        folder, "", "voco_llama", token_id=case["voco_token_id"],
+    )  # fmt: skip
+    learned = torch.zeros(1, session.length, dtype=torch.bool)
+    learned[:, session.tensors["voco_index"]] = True
+    tokens = session.model.get_input_embeddings()(session.tokens)[None]
+    result = CaseResult(case["name"])
+    ours: dict[str, Any] = {"voco_index": voco_index(case)}
+
+    def call(embeds: torch.Tensor, cache: Any = None) -> torch.Tensor:
+        width = embeds.shape[1]
+        mask = torch.nn.functional.pad(learned, (0, max(0, width - session.length)))[:, :width]
+        with session.trace as trace:
+            for seen in (trace.hidden, trace.positions, trace.calls):
+                seen.clear()
+            out = session.model(
+                inputs_embeds=embeds,
+                learned_mask=mask if cache is None or cache.is_empty else None,
+                prompt_length=torch.tensor([min(width, session.length)]),
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        return out.logits[0]
+
+    def visible() -> torch.Tensor:
+        shown = session.trace.calls[-1].mask
+        size = session.trace.sizes[-1]
+        return torch.ones(size, size).tril() > 0 if shown is None else shown[0, 0]
+
+    session.model.set_method("full")
+    ours["plain_causal.last_logits"] = call(session.embeds)[-1]
+    session.model.set_method("voco_llama", token_id=case["voco_token_id"])
+    ours["onepass.prefill_logits"] = call(session.embeds)
+    ours["onepass.visible"] = visible()
+    ours["onepass.position_ids"] = session.trace.positions[0][0]
+    steps: list[dict[str, torch.Tensor]] = []
+    total = session.length + len(session.tokens)
+    for index in range(len(session.tokens)):
+        logits = call(torch.cat([session.embeds, tokens[:, : index + 1]], 1))[-1]
+        row = visible()[-1]
+        row = torch.nn.functional.pad(row, (0, total - len(row)))
+        steps.append({"rerun.decode_logits": logits, "rerun.visible_last_row": row})
+    session.cache = session.model.new_cache()
+    split = int(learned.nonzero().amax() + 1) if learned.any() else session.length
+    ours["twostage.stage1_logits_last"] = call(session.embeds[:, :split], session.cache)[-1]
+    held = int(session.kv_lengths()[0])
+    ours["twostage.cached_index"] = torch.arange(split - held, split)
+    if split < session.length:
+        ours["twostage.stage2_logits"] = call(session.embeds[:, split:], session.cache)
+        ours["twostage.stage2_position_ids"] = session.trace.positions[0][0]
+    ours["twostage.kv_len_after_prefill"] = session.kv_lengths()
+    for index, step in enumerate(steps):
+        step["twostage.decode_logits"] = call(tokens[:, index : index + 1], session.cache)[-1]
+        step["twostage.decode_position"] = session.trace.positions[0][0, -1]
+        step["twostage.decode_kv_len"] = session.kv_lengths()
+    collect(ours, steps)
+    for name in session.tensors:
+        for start, reason in VOCO_EXCLUDED.items():
+            if name.startswith(start):
+                result.exclude(reason, name)
+    left = {name: value for name, value in session.tensors.items() if name not in result.excluded}
+    compare(result, left, ours)
+    return result
+
+
+def spans_of(case: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Return (kind, start, length) of each span of a case's layout."""
+    found, start = [], 0
+    for span in case["layout"]:
+        found.append((span["kind"], start, span["length"]))
+        start += span["length"]
+    return found
+
+
+def voco_index(case: dict[str, Any]) -> torch.Tensor:
+    """Return the places of the learned tokens."""
+    places = [
+        torch.arange(start, start + length)
+        for kind, start, length in spans_of(case)
+        if kind == "voco"
+    ]
+    return torch.cat([torch.zeros(0, dtype=torch.int64), *places])
+
+
+HANDLERS = {"pyramiddrop": check_pyramiddrop, "voco_llama": check_voco}

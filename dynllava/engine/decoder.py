@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..plan import PerHead, Segment
+from ..plan import PerHead, Segment, Span
 from .attention import ExtendCall, LayerCall, Observed, PromptCall, StepCall
 from .cache import LayerStore, Lengths, SparseCache
 from .eviction import EvictingStore
 from .own_input import own_attention
 from .program import Decision, Program, Selection, query_rows
+from .split import SpanStore, first_seen, split_mask
 from .stream import TokenStream
 from .view import View
 
@@ -96,6 +97,7 @@ class Pass:
         self.kernel = kernel
         self.result = DecoderResult(view.stream)
         self.hidden_keys: torch.Tensor | None = None
+        self.split: torch.Tensor | None = None
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -116,6 +118,8 @@ class Pass:
             program.check_cache(self.cache)
         if program.plan.needs_embeddings:
             view.embeds = view.stream
+        if program.plan.prompt == "split":
+            self.split = split_mask(view.stream)
         group: Lengths | None = None
         policy: torch.Tensor | None = None
         selection: Selection | None
@@ -177,9 +181,9 @@ class Pass:
         self.result.selections.append((index, stream))
 
     def _hiding_mask(self) -> torch.Tensor | None:
-        """Return [B, 1, L, L] visibility where a method hides keys, else None (causal)."""
+        """Return [B, 1, L, L] visibility where a method hides keys or splits, else None."""
         if self.hidden_keys is None:
-            return None
+            return self.split
         size = self.stream.size
         device = self.hidden_keys.device
         causal = torch.ones(size, size, dtype=torch.bool, device=device).tril()
@@ -197,10 +201,11 @@ class Pass:
                 self.view.keep_for(decision.index, Observed(seen))
 
     def _open_group(self, cache: SparseCache) -> Lengths:
-        lengths = self.stream.host_lengths
-        group = cache.new_group(
-            self.stream.length, max(lengths), exact=min(lengths) == max(lengths)
-        )
+        length, lengths = self.stream.length, self.stream.host_lengths
+        if self.split is not None:
+            length = length - first_seen(self.stream)
+            lengths = length.tolist()
+        group = cache.new_group(length, max(lengths), exact=min(lengths) == max(lengths))
         group.compact = self.program.plan.compact
         return group
 
@@ -209,6 +214,8 @@ class Pass:
         store = LayerStore(group, cache.chunk)
         if isinstance(plan.store, PerHead) and index >= plan.store.first_full:
             store = EvictingStore.of(plan, self.stream.host_lengths, group.compact, cache.chunk)
+        elif isinstance(plan.store, Span):
+            store = SpanStore(group, first_seen(self.stream), cache.chunk)
         cache.stores.append(store)
         return store
 

@@ -21,6 +21,7 @@ from ..plan import (
 )
 from .attention import Observed, Probe
 from .ranking import Dropped, kept_counts, ranked
+from .split import check_split
 from .view import View
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class Program:
     def __init__(self, method: Method, layers: int) -> None:
         self.method, self.layers = method, layers
         self.plan = method.plan(layers)
+        check_split(method.name, self.plan)
         cuts = [(cut, part) for part in method.parts for cut in part.plan(layers).cuts]
         found = [
             Decision.of(index, cut, part) for index, (cut, part) in enumerate(cuts) if not cut.early

@@ -84,6 +84,11 @@ class Plan:
         return self.evicts or self.decode == "rerank"
 
     @property
+    def learned_token(self) -> int | None:
+        """Id of the learned tokens that a prompt is split at, None if it is not."""
+        return self.store.token if isinstance(self.store, Span) else None
+
+    @property
     def compact(self) -> bool:
         """Whether a decode query's position is the layer's own cache length."""
         return any(cut.positions == "compact" and not cut.early for cut in self.cuts)
@@ -169,8 +174,7 @@ class Plan:
                 for held, limit in zip(rows, limits, strict=True)
             ]
         elif isinstance(self.store, Span):
-            learned, behind = shape.last(Voco)
-            stored = [learned + behind] * layers if learned else stored
+            stored = [shape.since(Voco) or shape.total] * layers
         return Schedule(tuple(rows), tuple(stored), tuple(drops), tuple(limits), keep)
 
     def _output_keep(self) -> float | str:
@@ -267,6 +271,8 @@ class Plan:
             )
         changed = [decode for decode in decodes if decode != "static"]
         prompts = [plan.prompt for plan in (self, other) if plan.prompt != "causal"]
+        if "split" in prompts:
+            raise UserError("learned tokens stand for the image: nothing else may be dropped")
         if len(changed) > 1 or len(prompts) > 1:
             raise UserError("both parts change how prompts or steps run; one of them may")
         return Plan(

@@ -90,10 +90,9 @@ class Shape:
         """Text tokens behind the last image (none, if there is no image)."""
         return self._tokens(Text, self.spans[self._ends(Image)[1] :])
 
-    def last(self, kind: type) -> tuple[int, int]:
-        """Return the tokens of all spans of a kind, and the text tokens behind the last one."""
-        behind = self.spans[self._ends(kind)[1] :]
-        return self._tokens(kind, self.spans), self._tokens(Text, behind)
+    def since(self, kind: type) -> int:
+        """Return the tokens from the first span of a kind on (0 if there is none)."""
+        return sum(span.tokens for span in self.spans[self._ends(kind)[0] :])
 
     def _ends(self, kind: type) -> tuple[int, int]:
         """Return the index of the first span of a kind and the one behind the last."""

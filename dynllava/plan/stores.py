@@ -43,9 +43,13 @@ class PerHead:
 
 @dataclass(frozen=True)
 class Span:
-    """The tokens of ``segment`` and all that come behind the last of them."""
+    """Everything from the first token of ``segment`` on; a row without one keeps everything.
+
+    ``token`` is its id in ``input_ids``.
+    """
 
     segment: Segment = Segment.VOCO
+    token: int | None = None
 
 
 Store = Dense | PerHead | Span

@@ -53,6 +53,12 @@ RANK = {
     for name in ("schedule = lengths seen", "schedule without a cache")
 }
 
+VOCO = {
+    name: "the closed form needs to know where the learned tokens are; "
+    "tests/methods/test_voco_llama.py compares counts of shapes that say so"
+    for name in ("schedule = lengths seen",)
+}
+
 CASES = [
     MethodCase("full", "full", {}, {}),
     MethodCase(
@@ -99,6 +105,7 @@ CASES = [
         "pyramiddrop",
         {"layers": "0/3", "ratios": "0.5/0", "positions": "original"},
     ),
+    MethodCase("voco_llama", "voco_llama", {"token_id": 54}, {"token_id": 0}, VOCO),
     MethodCase("sparsevlm-1.5", "sparsevlm", {"pruning_layers": "1/3", "budgets": "8/4"}),
     MethodCase(
         "sparsevlm-2.0",

@@ -40,6 +40,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "fastv+structure": ("fastv+structure", {"fastv_k": 2, "structure_layer": 2}),
     "pyramiddrop-default": ("pyramiddrop", {}),
     "pyramiddrop-13b": ("pyramiddrop", {"strict_official": True}),
+    "voco_llama-default": ("voco_llama", {}),
     "random+h2o": ("random+h2o", {"random_image_keep_rate": 0.4}),
 }  # fmt: skip
 OUTPUTS = (0, 1, 2, 9, 64)

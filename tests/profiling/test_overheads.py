@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dynllava import methods
+from dynllava.plan import Image, Shape, Text, Voco
 from dynllava.profiling import flops, ledger, speed
 from dynllava.profiling.counters import flop_counter
 from dynllava.profiling.speed import Subject
@@ -179,3 +180,25 @@ def test_a_prompt_without_an_image_costs_exactly_what_the_ledger_says(case, tiny
     run = ledger.Run(tiny_spec, subject.method, shape, 1, 2)
     total = counted(subject, speed.make_inputs(tiny_bench, shape, 2), 1)
     assert total == declared(run, "prefill")
+
+
+def test_learned_tokens_cost_exactly_what_the_ledger_says(tiny_bench, tiny_spec):
+    shape = Shape((Text(2), Image(6, 6), Voco(3), Text(9)))
+    subject = Subject(tiny_bench, "voco", methods.create("voco_llama", token_id=7))
+    model, outputs = subject.prepare(), 5
+    embeds = torch.randn(2, shape.total, tiny_spec.dims.hidden)
+    learned = torch.zeros(embeds.shape[:2], dtype=torch.bool)
+    learned[:, 38:41] = True
+    seen = []
+    with torch.inference_mode():
+        for tokens in (1, outputs):
+            with flop_counter() as counter:
+                out = model(inputs_embeds=embeds, learned_mask=learned, logits_to_keep=1)
+                for _ in range(tokens - 1):
+                    token = out.logits[:, -1:].argmax(-1)
+                    cache = out.past_key_values
+                    out = model(input_ids=token, past_key_values=cache, logits_to_keep=1)
+            seen.append(counter.get_total_flops() // 2)
+    run = ledger.Run(tiny_spec, subject.method, shape, outputs, 2)
+    assert seen == [declared(run, "prefill"), declared(run, "prefill", "decode")]
+    assert set(model.last_report.kv_lengths[0]) == {3 + 9 + outputs - 1}
