@@ -14,12 +14,13 @@ Exit status: 0 if every drawn mutant was killed, 1 if one survived.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import tokenize
@@ -30,28 +31,35 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 _ENGINE = ["tests/core/test_cache_rows.py", "tests/core/test_stream_and_cache.py"]
-_METHODS = ["tests/methods/test_counts.py", "tests/methods/test_plans.py"]
+_RUNS = [*_ENGINE, "tests/core/test_invariants.py", "tests/methods/test_counts.py"]
+_PLANS = ["tests/methods/test_plans.py", "tests/methods/test_selection.py"]
 _PLUGIN = ["tests/plugins/test_request_rules.py", "tests/plugins/test_adapter.py"]
-_COSTS = ["tests/profiling/test_overheads.py", "tests/profiling/test_components.py"]
+_COSTS = ["tests/profiling/test_components.py", "tests/profiling/test_estimates.py"]
 TESTS: dict[str, list[str]] = {
-    "dynllava/engine/attention.py": [*_ENGINE, *_METHODS, "tests/core/test_invariants.py"],
-    "dynllava/engine/cache.py": [*_ENGINE, "tests/core/test_invariants.py"],
-    "dynllava/engine/decoder.py": [*_ENGINE, *_METHODS, "tests/core/test_invariants.py"],
+    "dynllava/engine/attention.py": _RUNS,
+    "dynllava/engine/cache.py": _RUNS,
+    "dynllava/engine/decoder.py": _RUNS,
     "dynllava/engine/eviction.py": ["tests/methods/test_h2o.py", *_ENGINE],
-    "dynllava/engine/stream.py": [*_ENGINE, *_METHODS, "tests/core/test_invariants.py"],
-    "dynllava/inputs.py": [*_METHODS, "tests/core/test_invariants.py", "tests/core/test_model.py"],
+    "dynllava/engine/program.py": [*_RUNS, *_PLANS],
+    "dynllava/engine/ranking.py": ["tests/methods/test_counts.py", *_PLANS],
+    "dynllava/engine/rows.py": [*_RUNS, *_PLANS],
+    "dynllava/engine/stream.py": _RUNS,
+    "dynllava/plan/plan.py": [*_PLANS, "tests/methods/test_budget_and_composition.py"],
+    "dynllava/plan/keeps.py": ["tests/methods/test_counts.py", *_PLANS],
+    "dynllava/plan/looks.py": [*_PLANS, "tests/profiling/test_overheads.py"],
+    "dynllava/plan/schedule.py": [*_PLANS, "tests/profiling/test_ledger.py"],
+    "dynllava/plan/stores.py": ["tests/methods/test_h2o.py", *_PLANS],
     "dynllava/predictors.py": ["tests/methods/test_counts.py", "tests/core/test_conformance.py"],
-    "dynllava/methods/dynamic_llava.py": [*_METHODS, "tests/core/test_conformance.py"],
-    "dynllava/methods/fastv.py": [*_METHODS, "tests/methods/test_selection.py", *_COSTS],
-    "dynllava/methods/h2o.py": ["tests/methods/test_h2o.py", *_METHODS, *_COSTS],
-    "dynllava/methods/sparsevlm.py": [*_METHODS, "tests/methods/test_golden_baselines.py"],
-    "dynllava/methods/budget.py": ["tests/methods/test_budget_rounding.py", *_METHODS],
+    "dynllava/methods/dynamic_llava.py": ["tests/methods/test_counts.py", *_PLANS],
+    "dynllava/methods/sparsevlm.py": [*_PLANS, "tests/methods/test_golden_baselines.py"],
+    "dynllava/methods/uniform.py": ["tests/methods/test_controls.py", *_PLANS],
+    "dynllava/methods/budget.py": ["tests/methods/test_budget_rounding.py", *_PLANS],
     "dynllava/profiling/ledger.py": [*_COSTS, "tests/profiling/test_ledger.py"],
-    "dynllava/profiling/kv.py": [
-        "tests/profiling/test_components.py",
-        "tests/profiling/test_estimates.py",
-        "tests/profiling/test_real_runs.py",
-    ],
+    "dynllava/profiling/kv.py": _COSTS,
+    "dynllava/profiling/roofline.py": _COSTS,
+    "dynllava/images.py": ["tests/test_images.py"],
+    "dynllava/exports.py": ["tests/test_inputs_and_provenance.py"],
+    "dynllava/finite_logits.py": ["tests/test_inputs_and_provenance.py"],
     "dynllava/benchmarks/text_metrics.py": ["tests/benchmarks/test_main_scores.py"],
     "dynllava/records/store.py": ["tests/test_record_durability.py", "tests/test_records.py"],
     "dynllava/uncertainty/paired.py": ["tests/uncertainty/test_paired.py"],
@@ -59,7 +67,7 @@ TESTS: dict[str, list[str]] = {
     "plugins/lmms_eval_dynllava/adapter.py": _PLUGIN,
     "plugins/lmms_eval_dynllava/efficiency.py": _PLUGIN,
     "plugins/lmms_eval_dynllava/engine.py": _PLUGIN,
-    "plugins/lmms_eval_dynllava/prompts.py": _PLUGIN,
+    "plugins/lmms_eval_dynllava/prompts.py": [*_PLUGIN, "tests/test_images.py"],
 }
 """Module -> the quick tests that must notice a change of it."""
 
@@ -121,28 +129,68 @@ def applied(source: str, mutant: Mutant) -> str:
     return "".join(lines)
 
 
+def warm_up() -> None:
+    """Import what every test needs once: each mutant runs in a fork of this process."""
+    import accelerate  # noqa: F401
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+    import safetensors.torch  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch
+    import transformers.models.llava.modeling_llava  # noqa: F401
+
+    with contextlib.suppress(ImportError):
+        import lmms_eval.tasks  # noqa: F401
+    torch.set_num_threads(1)
+    loaded = [name for name in sys.modules if name.partition(".")[0] == "dynllava"]
+    assert not loaded, f"the fork would run the installed {loaded}"
+
+
+def copy_repository(folder: Path) -> None:
+    """Copy the repository to ``folder``, so that its packages are imported from there."""
+    ignored = shutil.ignore_patterns(".git", ".tox", ".hypothesis", "__pycache__", "runs")
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    # Packages that live elsewhere in the tree are found through their parent before the installed
+    # ones are.
+    (folder / "dynllava" / "analysis").symlink_to(folder / "analysis")
+    (folder / "dynllava" / "paper").symlink_to(folder / "results" / "paper")
+
+
+def run_tests(folder: Path, arguments: list[str], timeout: float) -> str:
+    """Return ``killed`` (a test failed), ``survived`` or ``timeout``."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setsid()
+            os.chdir(folder)
+            os.nice(15)
+            signal.alarm(int(timeout))
+            sink = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(sink, descriptor)
+            sys.path[:0] = [str(folder), str(folder / "plugins")]
+            sys.dont_write_bytecode = True
+            import pytest
+
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments])
+        finally:
+            os._exit(int(code))
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        return "timeout" if os.WTERMSIG(status) == signal.SIGALRM else "killed"
+    return "survived" if os.WEXITSTATUS(status) == 0 else "killed"
+
+
 def killed(folder: Path, mutant: Mutant, timeout: float) -> str:
     """Return ``killed``, ``survived`` or ``timeout`` (which counts as killed)."""
     target = folder / mutant.path
     source = target.read_text()
     target.write_text(applied(source, mutant))
-    paths = os.pathsep.join([str(folder), str(folder / "plugins")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
     try:
-        done = subprocess.run(
-            [*command, *TESTS[mutant.path]],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            timeout=timeout,
-            preexec_fn=lambda: os.nice(15),
-        )
-    except subprocess.TimeoutExpired:
-        return "timeout"
+        return run_tests(folder, TESTS[mutant.path], timeout)
     finally:
         target.write_text(source)
-    return "survived" if done.returncode == 0 else "killed"
 
 
 def main() -> int:
@@ -171,8 +219,12 @@ def main() -> int:
     known = {entry["key"]: entry["outcome"] for entry in map(json.loads, lines)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "repository"
-        ignored = shutil.ignore_patterns(".git", ".tox", ".hypothesis", "__pycache__", "runs")
-        shutil.copytree(ROOT, folder, ignore=ignored)
+        copy_repository(folder)
+        warm_up()
+        for tests in {tuple(TESTS[mutant.path]) for mutant in drawn if mutant.key not in known}:
+            # A test that fails anyway would kill every mutant.
+            if run_tests(folder, list(tests), arguments.timeout) != "survived":
+                raise SystemExit(f"without any mutant, a test fails in {', '.join(tests)}")
         for mutant in drawn:
             if mutant.key not in known:
                 known[mutant.key] = killed(folder, mutant, arguments.timeout)

@@ -153,6 +153,20 @@ def test_scores_without_samples_use_standard_errors(store, record):
     assert any("unpaired" in check.detail for check in checks)
 
 
+@pytest.mark.parametrize("higher_is_better", [True, False])
+@pytest.mark.parametrize("rises", [True, False])
+def test_scores_without_samples_know_their_direction(store, record, higher_is_better, rises):
+    first, second = record(value=0.3), record(value=0.8)
+    task = dataclasses.replace(first.task, higher_is_better=higher_is_better)
+    low, high = (dataclasses.replace(item, task=task) for item in (first, second))
+    base, new = (low, high) if rises else (high, low)
+    checks = compare(store("a", [(base, None)]), store("b", [(new, None)]))
+    (verdict,) = verdicts(checks, "accuracy")
+    assert (verdict == "regression") is (rises != higher_is_better)
+    (effect,) = (check.effect for check in checks if check.family == "accuracy")
+    assert effect == pytest.approx(0.5 if rises == higher_is_better else -0.5)
+
+
 def test_empty_store_cannot_be_compared(store, tmp_path, record, capsys):
     (tmp_path / "empty").mkdir()
     full = store("a", [(record(), [1, 0])])
