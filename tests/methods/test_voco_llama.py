@@ -103,7 +103,8 @@ def test_text_sees_the_learned_tokens_and_nothing_before_them(rows):
     learned = (ids == VOCO)[None]
     behind = int(learned[0].nonzero()[-1]) + 1
     # In a single layer nothing else can carry what lies before.
-    model = wrap(stock_model(kv_heads=2, layers=1), "voco_llama", token_id=VOCO)
+    model = tiny_model(kv_heads=2, layers=1, sparse_layer=0)
+    model.set_method("voco_llama", token_id=VOCO)
     with torch.no_grad():
         embeds = model.get_input_embeddings()(ids)[None]
 
