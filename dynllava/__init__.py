@@ -9,7 +9,7 @@ _LAZY = {
     "DynamicLlavaConfig": "dynllava.config",
     "DynamicLlavaForConditionalGeneration": "dynllava.modeling",
     "load_model": "dynllava.loading",
-    "wrap": "dynllava.wrapping",
+    "wrap": "dynllava.models.wrapping",
 }
 
 __all__ = ["__version__", *_LAZY]

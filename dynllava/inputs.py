@@ -157,6 +157,8 @@ def build_stream(
     cache: SparseCache | None,
     outputs_fed: bool | None,
     is_learned: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    axes: int = 1,
 ) -> TokenStream:
     """Return the left-aligned stream of one call.
 
@@ -172,6 +174,10 @@ def build_stream(
         Whether tokens fed on a cache are output tokens; default: one column is, several are not.
     is_learned : Tensor [B, L] bool, optional
         Learned tokens that stand for an image.
+    position_ids : Tensor [axes or axes + 1, B, L] int64, optional
+        Rotary positions where they have several axes (a first row of text positions is left out).
+    axes : int
+        How many axes rotary positions have.
 
     Raises
     ------
@@ -194,7 +200,13 @@ def build_stream(
             rank = valid.cumsum(1) - 1
             is_output = rank >= prompt_length.to(rank.device)[:, None]
             segment = torch.where(is_output, int(Segment.OUTPUT), segment)
-    return align_left(embeds, valid, segment, start)
+    rotary = None
+    if axes > 1:
+        if position_ids is None or position_ids.ndim == 2:
+            rank = (valid.cumsum(1) - 1).clamp(min=0) + start[:, None]
+            position_ids = rank.expand(axes, -1, -1)
+        rotary = position_ids[-axes:].to(embeds.device)
+    return align_left(embeds, valid, segment, start, rotary)
 
 
 def prompt_hash(

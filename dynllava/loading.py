@@ -10,14 +10,13 @@ import torch
 
 from dynllava.checkpoints import check_state, hf_config, official_state
 from dynllava.config import DynamicLlavaConfig, SparsityConfig
-from dynllava.engine import flash
+from dynllava.engine import attention, flash
 from dynllava.errors import UserError
 from dynllava.files import reason
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.modeling import (
     DynamicLlavaForConditionalGeneration,
-    check_kernel,
     refuse_compiling,
 )
 from dynllava.models.files import WeightFiles
@@ -107,7 +106,7 @@ def load_model(
         refuse_compiling(attn_implementation)
         if device_map is not None:
             raise UserError("compile=True with device_map: accepted is one device")
-    kernel, dtype = check_kernel(attn_implementation), parse_dtype(dtype)
+    kernel, dtype = attention.check_kernel(attn_implementation), parse_dtype(dtype)
     if kernel == flash.NAME:
         flash.check_available(dtype, "cuda" if device_map is not None else device)
     checkpoint = download(checkpoint).require()

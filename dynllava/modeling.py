@@ -31,8 +31,13 @@ from dynllava.inputs import (
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.per_thread import PerThread
-from dynllava.plan import Plan, Predictor, Segment
-from dynllava.predictors import ImagePredictor, OutputPredictor
+from dynllava.plan import Segment
+from dynllava.predictors import (
+    ImagePredictor,
+    OutputPredictor,
+    build_predictors,
+    check_predictors,
+)
 
 
 class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
@@ -61,17 +66,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.post_init()
 
     def _build_predictors(self, sparsity: SparsityConfig) -> None:
-        hidden = self.config.text_config.hidden_size
-        if sparsity.use_vision_predictor:
-            self.image_predictor = ImagePredictor(
-                hidden,
-                sparsity.d_model,
-                sparsity.nhead,
-                sparsity.dim_feedforward,
-                sparsity.num_layers,
-            )
-        if sparsity.use_output_text_predictor:
-            self.output_predictor = OutputPredictor(hidden, sparsity.d_model)
+        for name, predictor in build_predictors(sparsity, self.config.text_config).items():
+            setattr(self, f"{name}_predictor", predictor)
 
     def add_predictors(self, sparsity: SparsityConfig) -> None:
         """Give a model without predictors fresh, untrained ones."""
@@ -87,7 +83,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         text_config = self.model.language_model.config
         chosen = text_config._attn_implementation
         if chosen != attention.NAME:
-            self.kernel = check_kernel(chosen)
+            self.kernel = attention.check_kernel(chosen)
         text_config._attn_implementation = attention.NAME
         refuse_sliding_windows(text_config)
 
@@ -543,30 +539,6 @@ def default_method(config: DynamicLlavaConfig) -> Method:
         ),
         output_threshold=sparsity.output_threshold,
     )
-
-
-def check_predictors(plan: Plan, sparsity: SparsityConfig) -> None:
-    """Refuse an output keep rate that the checkpoint's predictor was not trained for."""
-    trained = sparsity.output_text_keep_rate
-    for look in plan.looks:
-        if not isinstance(look, Predictor) or look.rate is None:
-            continue
-        if sparsity.use_output_text_predictor and look.rate != trained:
-            raise UserError(
-                f"output_keep_rate={look.rate}: the checkpoint's output predictor was trained for "
-                f"{trained}; accepted are {trained}, 1.0 (predictor off), or any rate together "
-                "with a calibrated output_threshold"
-            )
-
-
-def check_kernel(name: str | None) -> str:
-    """Return the attention kernel ``name``, refusing what the decoder cannot use."""
-    name = name or "sdpa"
-    if name not in attention.KERNELS:
-        raise UserError(
-            f"attn_implementation={name!r}: accepted are {', '.join(attention.KERNELS)}"
-        )
-    return name
 
 
 def refuse_compiling(kernel: str) -> None:

@@ -7,9 +7,18 @@ change of prefix.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from dynllava.errors import UserError
+from dynllava.plan import Predictor
+
+if TYPE_CHECKING:
+    from dynllava.config import SparsityConfig
+    from dynllava.plan import Plan
 
 
 class PredictorAttention(nn.Module):
@@ -149,3 +158,34 @@ class OutputPredictor(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map [..., hidden_size] to keep/drop logits [..., 2]."""
         return self.output_mlp(hidden)
+
+
+def build_predictors(sparsity: SparsityConfig, text_config: Any) -> dict[str, nn.Module]:
+    """Return fresh predictors for a text model's hidden size: ``image`` and ``output`` as asked."""
+    hidden = text_config.hidden_size
+    found: dict[str, nn.Module] = {}
+    if sparsity.use_vision_predictor:
+        found["image"] = ImagePredictor(
+            hidden,
+            sparsity.d_model,
+            sparsity.nhead,
+            sparsity.dim_feedforward,
+            sparsity.num_layers,
+        )
+    if sparsity.use_output_text_predictor:
+        found["output"] = OutputPredictor(hidden, sparsity.d_model)
+    return found
+
+
+def check_predictors(plan: Plan, sparsity: SparsityConfig) -> None:
+    """Refuse an output keep rate that the checkpoint's predictor was not trained for."""
+    trained = sparsity.output_text_keep_rate
+    for look in plan.looks:
+        if not isinstance(look, Predictor) or look.rate is None:
+            continue
+        if sparsity.use_output_text_predictor and look.rate != trained:
+            raise UserError(
+                f"output_keep_rate={look.rate}: the checkpoint's output predictor was trained for "
+                f"{trained}; accepted are {trained}, 1.0 (predictor off), or any rate together "
+                "with a calibrated output_threshold"
+            )

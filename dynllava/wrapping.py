@@ -1,56 +1,12 @@
-"""Wrap a stock LLaVA that is already loaded: shared weights, nothing changed, can be undone."""
+"""Wrapping a stock model (see :mod:`dynllava.models.wrapping`), and sharing a decoder."""
 
 from __future__ import annotations
 
-import copy
-import warnings
-from typing import Any
-
-import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration
 
-from dynllava.config import DynamicLlavaConfig
-from dynllava.methods.base import Method
-from dynllava.modeling import DynamicLlavaForConditionalGeneration, check_kernel
+from dynllava.models.wrapping import wrap
 
-
-def wrap(
-    model: LlavaForConditionalGeneration, method: str | Method = "full", **parameters: Any
-) -> DynamicLlavaForConditionalGeneration:
-    """Wrap a loaded stock LLaVA with a method; weights are shared, the stock model stays as it is.
-
-    Parameters
-    ----------
-    model : LlavaForConditionalGeneration
-        The stock model.
-    method : str or Method
-        A registered name with its parameters, or a method.
-
-    Returns
-    -------
-    DynamicLlavaForConditionalGeneration
-        Its :meth:`~DynamicLlavaForConditionalGeneration.unwrap` returns ``model``.
-    """
-    values = copy.deepcopy(model.config).to_dict()
-    values.pop("model_type", None)
-    sparse_config = {"use_vision_predictor": False, "use_output_text_predictor": False}
-    config = DynamicLlavaConfig(**{**values, "sparse_config": sparse_config})
-    kernel = check_kernel(model.config.text_config._attn_implementation)
-    config.text_config._attn_implementation = kernel
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        wrapped = DynamicLlavaForConditionalGeneration(config)
-    inner, stock = wrapped.model, model.model
-    inner.vision_tower = stock.vision_tower
-    inner.multi_modal_projector = stock.multi_modal_projector
-    share_decoder(inner.language_model, stock.language_model)
-    wrapped.lm_head = model.lm_head
-    wrapped.generation_config = copy.deepcopy(model.generation_config)
-    wrapped._stock = (model,)
-    wrapped.train(model.training)
-    wrapped.set_method(method, **parameters)
-    return wrapped
+__all__ = ["share_decoder", "wrap"]
 
 
 def share_decoder(target: nn.Module, stock: nn.Module) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from ..errors import UserError
 from ..plan import QUERY_BLOCK
 from . import flash
 
@@ -156,6 +157,14 @@ def _move(call: StepCall | ExtendCall, device: torch.device) -> None:
 
 LayerCall = PromptCall | StepCall | ExtendCall
 Rotary = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+
+
+def check_kernel(name: str | None) -> str:
+    """Return the attention kernel ``name``, refusing what the decoder cannot use."""
+    name = name or "sdpa"
+    if name not in KERNELS:
+        raise UserError(f"attn_implementation={name!r}: accepted are {', '.join(KERNELS)}")
+    return name
 
 
 def register() -> None:

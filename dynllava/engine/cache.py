@@ -9,6 +9,7 @@ its own step (paper Eq. 6).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -222,6 +223,7 @@ class SparseCache(Cache):
         self.outputs: torch.Tensor | None = None
         self.decisions: list[torch.Tensor] = []
         self.method_state: dict = {}
+        self.offset: torch.Tensor | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -285,12 +287,41 @@ class SparseCache(Cache):
         """Return the bytes allocated, all layers and rows."""
         return sum(store.allocated_bytes() for store in self.stores)
 
+    def commit(self, result: Any, stream: Any, sample_ids: torch.Tensor, columns: int) -> None:
+        """Note what a call fed."""
+        continuing = self.columns > 0
+        self.columns += columns
+        is_output = stream.is_segment(3)
+        outputs = is_output.sum(1)
+        if not continuing:
+            self.seen, self.outputs = stream.length.clone(), outputs
+            self.sample_ids = sample_ids.to(stream.length.device)
+            if stream.axes is not None:
+                there = stream.valid()[None].expand_as(stream.axes)
+                last = torch.where(there, stream.axes, -1).amax(2).amax(0)
+                self.offset = last + 1 - self.seen
+            return
+        self.seen = self.seen + stream.length
+        self.outputs = self.outputs + outputs
+        if stream.size == 1:
+            stored = (
+                result.kept[:, 0] if result.kept is not None else torch.ones_like(is_output)[:, 0]
+            )
+            self.decisions.append(stored)
+
+    def next_positions(self, count: int, device: Any) -> torch.Tensor:
+        """Return positions of the next ``count`` tokens a row: [B, count] or [4, B, count]."""
+        text = self.seen[:, None] + torch.arange(count, device=self.seen.device)
+        if self.offset is None:
+            return text.to(device)
+        return torch.stack([text, *[text + self.offset[:, None]] * 3]).to(device)
+
     def _index(self, rows: torch.Tensor) -> None:
         for store in self.stores:
             store.index(rows)
         for group in self.groups:
             group.index(rows)
-        for name in ("seen", "sample_ids", "outputs"):
+        for name in ("seen", "sample_ids", "outputs", "offset"):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
@@ -320,7 +351,7 @@ class SparseCache(Cache):
         """Forget everything."""
         self.stores, self.groups, self.decisions = [], [], []
         self.columns = 0
-        self.seen = self.sample_ids = self.outputs = None
+        self.seen = self.sample_ids = self.outputs = self.offset = None
         self.method_state = {}
 
 

@@ -7,7 +7,7 @@ method by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,6 +76,9 @@ class Pass:
         Attention kernel.
     compiled : callable or None
         :meth:`_walk`, compiled; then a step's shapes depend on the cache's capacity alone.
+    deep_features : sequence of Tensor [image tokens, D]
+        Features that are added to the image tokens behind the first layers, one tensor a layer, all
+        rows' image tokens in order (Qwen3-VL); they follow the tokens that are left.
     """
 
     def __init__(
@@ -86,7 +89,10 @@ class Pass:
         cache: SparseCache | None,
         kernel: str,
         compiled: Callable[..., Any] | None = None,
+        deep_features: Sequence[torch.Tensor] = (),
     ) -> None:
+        self.deep_features = deep_features
+        self.first_image = first_images(view.stream) if len(deep_features) else None
         self.compiled = compiled
         self.fixed = False
         self.model = language_model
@@ -284,7 +290,7 @@ class Pass:
         """Return the rotary tables of the current positions."""
         if self._rotary is None:
             stream = self.stream
-            self._rotary = self.model.rotary_emb(stream.hidden, position_ids=stream.position)
+            self._rotary = self.model.rotary_emb(stream.hidden, position_ids=stream.rotary_position)
         return self._rotary
 
     def _run_layer(self, layer: nn.Module, call: LayerCall) -> None:
@@ -297,7 +303,17 @@ class Pass:
             position_embeddings=self._tables(),
             sparse_call=call,
         )
+        place = len(self.result.layer_tokens) - 1
+        if place < len(self.deep_features):
+            hidden = hidden + self._deep_features_of(stream, self.deep_features[place])
         self.view.stream = replace(stream, hidden=hidden)
+
+    def _deep_features_of(self, stream: TokenStream, features: torch.Tensor) -> torch.Tensor:
+        """Return [B, L, D]: each image token's feature, by its place among all image tokens."""
+        index = stream.image_index.to(features.device)
+        place = (self.first_image.to(features.device)[:, None] + index).clamp(min=0)
+        chosen = features[place.clamp(max=features.shape[0] - 1)].to(stream.hidden)
+        return torch.where((index >= 0)[..., None].to(chosen.device), chosen, 0)
 
     def _finish(self) -> DecoderResult:
         hidden = self.model.norm(self.stream.hidden)
@@ -381,6 +397,12 @@ class _GroupPlan:
             missing = self.mask.shape[-1] - hidden_keys.shape[1]
         visible = nn.functional.pad(~hidden_keys, (0, missing), value=True)[:, None, None, :]
         self.mask = visible if self.mask is None else self.mask & visible
+
+
+def first_images(stream: TokenStream) -> torch.Tensor:
+    """Return [B] int64: image tokens of all rows before each row."""
+    count = stream.is_segment(Segment.IMAGE).sum(1)
+    return count.cumsum(0) - count
 
 
 def output_ordinals(stream: TokenStream, before: torch.Tensor | None = None) -> torch.Tensor:

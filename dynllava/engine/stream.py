@@ -34,6 +34,8 @@ class TokenStream:
         Valid tokens per row.
     host_lengths : list of int
         The same on the host.
+    axes : Tensor [axes, B, L] int64 or None
+        Rotary positions of models with several axes (time, height, width).
     """
 
     hidden: torch.Tensor
@@ -43,6 +45,12 @@ class TokenStream:
     image_index: torch.Tensor
     length: torch.Tensor
     host_lengths: list[int]
+    axes: torch.Tensor | None = None
+
+    @property
+    def rotary_position(self) -> torch.Tensor:
+        """Positions that the rotary embedding takes: [B, L], or [axes, B, L]."""
+        return self.position if self.axes is None else self.axes
 
     @property
     def size(self) -> int:
@@ -80,6 +88,7 @@ class TokenStream:
             image_index=self.image_index.gather(1, order).masked_fill(past_end, -1),
             length=length,
             host_lengths=host_lengths,
+            axes=None if self.axes is None else self.axes.gather(2, _per_axis(order, self.axes)),
         )
 
     def renumbered(self) -> TokenStream:
@@ -171,6 +180,10 @@ class TokenStream:
         )
 
 
+def _per_axis(order: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
+    return order.to(axes.device).expand(axes.shape[0], -1, -1)
+
+
 def take_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return ``tensor`` [B, L, D] at ``index`` [B, R] as [B, R, D]."""
     index = index.to(tensor.device)
@@ -178,7 +191,11 @@ def take_rows(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def align_left(
-    embeds: torch.Tensor, valid: torch.Tensor, segment: torch.Tensor, start: torch.Tensor
+    embeds: torch.Tensor,
+    valid: torch.Tensor,
+    segment: torch.Tensor,
+    start: torch.Tensor,
+    axes: torch.Tensor | None = None,
 ) -> TokenStream:
     """Build a stream from the caller's layout, whatever its padding side.
 
@@ -192,6 +209,8 @@ def align_left(
         :class:`Segment` of each token, padding not yet marked.
     start : Tensor [B] int64
         Position of each row's first token (tokens already seen).
+    axes : Tensor [axes, B, L] int64, optional
+        Rotary positions of models with several axes.
     """
     columns = torch.arange(valid.shape[1], device=valid.device).expand(valid.shape)
     is_image = (segment == Segment.IMAGE) & valid
@@ -203,6 +222,7 @@ def align_left(
         image_index=torch.where(is_image, is_image.cumsum(1) - 1, -1),
         length=valid.sum(1),
         host_lengths=[valid.shape[1]] * valid.shape[0],
+        axes=axes,
     )
     if embeds.shape[1] == 1:
         # A decode step has no padding: nothing to align, and no host synchronisation.

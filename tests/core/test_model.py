@@ -7,6 +7,7 @@ import torch
 from tiny import IMAGE_TOKEN, batch, pixels, prompts, stock_model, tiny_model
 
 import dynllava
+from dynllava.engine import attention
 from dynllava.errors import UserError
 from dynllava.inputs import embed
 from dynllava.loading import load_model
@@ -206,7 +207,7 @@ def test_no_new_tokens_is_refused(model):
 
 def test_an_unknown_kernel_is_refused(model):
     with pytest.raises(UserError, match="accepted are sdpa, eager, flash_attention_2"):
-        dynllava.modeling.check_kernel("flex_attention")
+        attention.check_kernel("flex_attention")
 
 
 def test_sliding_windows_are_refused():

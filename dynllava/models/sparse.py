@@ -1,0 +1,334 @@
+"""What every model under a method can do: switch it, generate, score, say what a call did."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import SparsityConfig
+from ..engine.cache import DEFAULT_CHUNK, SparseCache
+from ..engine.compiled import CompiledSteps
+from ..engine.program import Program
+from ..engine.report import CallReport
+from ..errors import UserError
+from ..inputs import check_call, check_continuation
+from ..methods import create
+from ..methods.base import Method
+from ..per_thread import PerThread
+from ..plan import Predictor
+from ..predictors import ImagePredictor, OutputPredictor, build_predictors, check_predictors
+from .calls import ModelCall, calling
+from .families import image_token, rotary_axes
+
+OWN_ARGUMENTS = ("prompt_length", "sample_ids", "outputs_fed", "policy_hook", "image_mask")
+WITHOUT_PREDICTORS = SparsityConfig(use_vision_predictor=False, use_output_text_predictor=False)
+REFUSED_IN_GENERATE = {
+    "assistant_model": "assisted decoding rolls the cache back",
+    "prompt_lookup_num_tokens": "prompt lookup rolls the cache back",
+    "prefill_chunk_size": "a method chooses from the whole prompt",
+    "cache_implementation": "a method brings its own cache",
+}
+
+
+class SparseGeneration:
+    """Mixin in front of a stock image-text-to-text class."""
+
+    def _set_up(self, stock: nn.Module, kernel: str) -> None:
+        self._stock = (stock,)
+        self.kernel = kernel
+        self.kv_chunk = DEFAULT_CHUNK
+        self._reports = PerThread()
+        self.compiled_steps: CompiledSteps | None = None
+        self.rotary_axes = rotary_axes(self.config.text_config)
+        self.sparsity = WITHOUT_PREDICTORS
+        self.image_predictor: ImagePredictor | None = None
+        self.output_predictor: OutputPredictor | None = None
+
+    def add_predictors(self, sparsity: SparsityConfig) -> None:
+        """Give the model fresh, untrained predictors."""
+        self.sparsity = sparsity
+        weight = self.get_output_embeddings().weight
+        for name, predictor in build_predictors(sparsity, self.config.text_config).items():
+            setattr(self, f"{name}_predictor", predictor.to(weight.device, weight.dtype))
+
+    def set_method(self, method: str | Method, **parameters: Any) -> None:
+        """Switch the compression method in place.
+
+        Parameters
+        ----------
+        method : str or Method
+            A registered name with its parameters, or a method.
+
+        Raises
+        ------
+        UserError
+            If a parameter does not fit this model.
+        """
+        text = self.config.text_config
+        chosen = create(method, **parameters) if isinstance(method, str) else method
+        program = Program(chosen, text.num_hidden_layers)
+        if self.rotary_axes > 1 and program.plan.positions != "original":
+            raise UserError(
+                f"{chosen.name}: {program.plan.positions} positions are not defined for a model "
+                f"whose positions have {self.rotary_axes} axes: accepted are original positions"
+            )
+        check_predictors(program.plan, self.sparsity)
+        for look in program.plan.looks:
+            if isinstance(look, Predictor) and self.predictors().get(look.name) is None:
+                raise UserError(
+                    f"{chosen.name}: the model has no {look.name} predictor: accepted are methods "
+                    "that need none, or add_predictors() and training"
+                )
+        program.plan.check_model(text.num_attention_heads, self._most_image_tokens())
+        self.program = program
+
+    @property
+    def method(self) -> Method:
+        """The compression method."""
+        return self.program.method
+
+    def _most_image_tokens(self) -> int:
+        """Return the image tokens that a row can have: LLaVA-1.5's one picture, else any number."""
+        one = self.config.image_seq_length if self.config.model_type == "llava" else None
+        return one or self.config.text_config.max_position_embeddings
+
+    @property
+    def last_report(self) -> CallReport | None:
+        """What this thread's latest ``generate()`` or ``forward()`` did."""
+        return self._reports.get()
+
+    @last_report.setter
+    def last_report(self, report: CallReport | None) -> None:
+        self._reports.set(report)
+
+    def predictors(self) -> dict[str, nn.Module | None]:
+        """Return the learned predictors by name, None where there is none."""
+        return {"image": self.image_predictor, "output": self.output_predictor}
+
+    def unwrap(self) -> nn.Module:
+        """Return the stock model that was wrapped; it was never changed."""
+        return self._stock[0]
+
+    def new_cache(self) -> SparseCache:
+        """Return an empty cache for one batch."""
+        return SparseCache(self.kv_chunk)
+
+    def cache_for(self, cache: Any, use_cache: bool | None) -> SparseCache | None:
+        """Return the cache of a call: the given one, a new one, or none."""
+        if cache is not None:
+            if not isinstance(cache, SparseCache):
+                raise UserError(
+                    f"past_key_values is a {type(cache).__name__}: accepted is a SparseCache"
+                )
+            return cache
+        if use_cache is None:
+            use_cache = not self.training and self.program.plan.uses_cache
+        return self.new_cache() if use_cache else None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the stock outer model over the shared layer loop.
+
+        Takes what the stock class takes, and ``prompt_length``, ``sample_ids``, ``outputs_fed``,
+        ``policy_hook`` and ``image_mask`` as ``DynamicLlavaForConditionalGeneration`` does.
+        """
+        if torch.compiler.is_compiling():
+            raise UserError("torch.compile(model): accepted is model.set_compile()")
+        own = {name: kwargs.pop(name) for name in OWN_ARGUMENTS if name in kwargs}
+        given = dict(stock_signature(type(self)).bind_partial(self, *args, **kwargs).arguments)
+        given |= given.pop("kwargs", {})
+        given.pop("self")
+        image_mask = own.pop("image_mask", None)
+        use_cache = False if given.get("labels") is not None else given.get("use_cache")
+        # Some outer models would make a stock cache of their own.
+        cache = self.cache_for(given.get("past_key_values"), use_cache)
+        given |= {"past_key_values": cache, "use_cache": cache is not None}
+        continuing = cache is not None and not cache.is_empty
+        ids = given.get("input_ids")
+        first = ids if ids is not None else given.get("inputs_embeds")
+        if first is None or (ids is not None and given.get("inputs_embeds") is not None):
+            raise UserError("pass exactly one of input_ids and inputs_embeds")
+        check_call(
+            first, self.get_input_embeddings().num_embeddings, given.get("attention_mask"), cache,
+            labels=given.get("labels"), image_mask=image_mask,
+            prompt_length=own.get("prompt_length"), sample_ids=own.get("sample_ids"),
+        )  # fmt: skip
+        is_image = image_mask
+        if ids is not None:
+            is_image = ids == image_token(self.config)
+            # The stock class would look for the input embedding of the placeholder instead.
+        elif self._images_given(given) and image_mask is None:
+            raise UserError("inputs_embeds with an image: image_mask must mark the image tokens")
+        if continuing:
+            if self._images_given(given):
+                raise UserError("an image on an existing cache is not supported: start anew")
+            given["position_ids"] = cache.next_positions(first.shape[1], first.device)
+        elif hasattr(self.model, "rope_deltas"):
+            # What an earlier batch left here must not reach this one.
+            self.model.rope_deltas = None
+        keep = given.get("logits_to_keep", 0)
+        call = ModelCall(
+            self,
+            ids,
+            is_image,
+            last_only=isinstance(keep, int) and keep == 1,
+            **own,
+        )
+        with calling(call):
+            out = super().forward(**given)
+        if not call.ran:
+            raise RuntimeError("the stock model ran without dynllava's layer loop")
+        return out
+
+    def _images_given(self, given: dict[str, Any]) -> bool:
+        return any(
+            given.get(name) is not None
+            for name in ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+        )
+
+    def set_compile(self, enabled: bool = True, backend: str = "inductor") -> None:
+        """Compile decode steps with ``torch.compile``, or stop doing so.
+
+        Raises
+        ------
+        UserError
+            If the attention kernel is FlashAttention's.
+        """
+        if enabled and self.kernel == "flash_attention_2":
+            raise UserError("compile=True with flash_attention_2: accepted are sdpa and eager")
+        self.compiled_steps = CompiledSteps(backend) if enabled else None
+
+    @torch.no_grad()
+    def score(
+        self,
+        input_ids: torch.Tensor,
+        continuation_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        continuation_mask: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        return_logits: bool = False,
+        **images: Any,
+    ) -> torch.Tensor:
+        """Return the log-probabilities of a continuation, decode-time sparsification active.
+
+        The prompt is run first and alone, so that choosing image tokens never sees the answer.
+
+        Parameters
+        ----------
+        input_ids : Tensor [B, L] int64
+            Prompts.
+        continuation_ids : Tensor [B, T] int64
+            Continuations, right-padded.
+        attention_mask : Tensor [B, L], optional
+            Of the prompts.
+        continuation_mask : Tensor [B, T], optional
+            0 = padding.
+        return_logits : bool
+            Return the logits [B, T, V] that predict the continuation instead.
+        **images
+            What the family's processor gives beside the ids (``pixel_values`` and so on).
+
+        Returns
+        -------
+        Tensor [B, T] float32
+            Log-probability (natural logarithm) of each continuation token; 0 where padded.
+        """
+        mask = torch.ones_like(continuation_ids) if continuation_mask is None else continuation_mask
+        check_continuation(input_ids, continuation_ids, mask)
+        prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        prompt = {"attention_mask": prompt_mask, "sample_ids": sample_ids, **images}
+        if not self.program.plan.uses_cache:
+            logits = self._logits_without_cache(input_ids, continuation_ids, prompt)
+        else:
+            cache = self.new_cache()
+            first = self(input_ids, past_key_values=cache, logits_to_keep=1, **prompt).logits
+            logits = torch.cat([first, *self._fed(continuation_ids[:, :-1], mask, cache)], 1)
+        return logits if return_logits else chosen_scores(logits, continuation_ids, mask)
+
+    def _fed(self, fed: torch.Tensor, mask: torch.Tensor, cache: SparseCache) -> list[torch.Tensor]:
+        """Return the logits behind each token of ``fed`` [B, T - 1] on a cache."""
+        columns = range(fed.shape[1])
+        if self.program.plan.stepwise:
+            tokens = [fed[:, column : column + 1] for column in columns]
+            return [self(ids, past_key_values=cache, logits_to_keep=1).logits for ids in tokens]
+        if not fed.shape[1]:
+            return []
+        out = self(fed, attention_mask=mask[:, :-1], past_key_values=cache, outputs_fed=True)
+        return [out.logits]
+
+    def _logits_without_cache(
+        self, input_ids: torch.Tensor, continuation_ids: torch.Tensor, prompt: dict[str, Any]
+    ) -> torch.Tensor:
+        """Return the logits [B, T, V] that predict the continuation, one whole pass a token."""
+        prompt = dict(prompt)
+        prompt_mask = prompt.pop("attention_mask")
+        kinds = prompt.pop("mm_token_type_ids", None)
+        logits = []
+        for count in range(continuation_ids.shape[1]):
+            fed = continuation_ids[:, :count]
+            if kinds is not None:
+                text = torch.zeros_like(fed, dtype=kinds.dtype)
+                prompt["mm_token_type_ids"] = torch.cat([kinds, text], 1)
+            out = self(
+                torch.cat([input_ids, fed], 1),
+                attention_mask=torch.cat([prompt_mask, torch.ones_like(fed)], 1),
+                prompt_length=prompt_mask.long().sum(1),
+                use_cache=False,
+                logits_to_keep=1,
+                **prompt,
+            )
+            logits.append(out.logits)
+        return torch.cat(logits, 1)
+
+    def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """Generate as :meth:`transformers.GenerationMixin.generate` does.
+
+        Raises
+        ------
+        UserError
+            For modes that no method can keep its promises in (assisted decoding and others).
+        """
+        config = kwargs.get("generation_config")
+        for name, reason in REFUSED_IN_GENERATE.items():
+            if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+                raise UserError(f"generate({name}=...): not available, {reason}")
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        first = ids if ids is not None else kwargs.get("inputs_embeds")
+        if first is not None and "prompt_length" not in kwargs:
+            mask = kwargs.get("attention_mask")
+            mask = torch.ones(first.shape[:2], device=first.device) if mask is None else mask
+            kwargs["prompt_length"] = mask.long().sum(1)
+        if not self.program.plan.uses_cache:
+            kwargs["use_cache"] = False
+        return super().generate(inputs, **kwargs)
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        """Give ``generate`` a sparse cache."""
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache:
+            model_kwargs["past_key_values"] = self.new_cache()
+            return
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+
+
+def stock_signature(cls: type) -> inspect.Signature:
+    """Return the signature of the stock class's ``forward``."""
+    stock = next(base for base in cls.__mro__ if not issubclass(base, SparseGeneration))
+    return inspect.signature(stock.forward)
+
+
+def chosen_scores(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return float32 [B, T]: log-probabilities of ``ids`` under ``logits``, 0 where masked."""
+    scores = logits.float().log_softmax(-1)
+    chosen = scores.gather(2, ids[..., None].to(scores.device))[..., 0]
+    return chosen.masked_fill(~mask.bool().to(chosen.device), 0.0)

@@ -1,0 +1,149 @@
+"""The layer loop in the text model's place, for any family."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from ..engine.cache import SparseCache
+from ..engine.decoder import DecoderResult, Pass, make_view
+from ..engine.report import CallReport, detached
+from ..engine.stream import Segment, TokenStream, restore_columns
+from ..errors import UserError
+from ..inputs import build_stream, prompt_hash
+from .calls import ModelCall, current
+
+
+class SparseTextModel:
+    """Mixin in front of a stock text model's class: its ``forward`` is the shared layer loop.
+
+    It takes what every family's outer model passes on (embeddings, mask, positions, cache, and
+    Qwen3-VL's deep features) and gives back hidden states in the caller's columns, zero where a
+    token was dropped.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: SparseCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        visual_pos_masks: torch.Tensor | None = None,
+        deepstack_visual_embeds: list[torch.Tensor] | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the layers under the wrapped model's method.
+
+        Parameters
+        ----------
+        attention_mask : Tensor [B, columns or more], optional
+            0 = padding.
+        position_ids : Tensor [B, L] or [axes, B, L], optional
+            Rotary positions of a prompt; on a cache they follow from what it has seen.
+        past_key_values : SparseCache, optional
+        inputs_embeds : Tensor [B, L, D]
+        visual_pos_masks, deepstack_visual_embeds
+            Features [image tokens, D] that are added behind the first layers (Qwen3-VL).
+        """
+        call = current()
+        if call is None:
+            raise UserError("the text model of a wrapped model is called through the outer model")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name):
+                raise UserError(f"{name}=True: rows are dropped on the way, so it is not available")
+        call.ran = True
+        cache = call.model.cache_for(past_key_values, use_cache)
+        stream = self._stream(call, inputs_embeds, attention_mask, position_ids, cache)
+        columns = inputs_embeds.shape[1]
+        continuing = cache is not None and not cache.is_empty
+        sample_ids = call.sample_ids
+        if sample_ids is None:
+            is_prompt = (stream.segment != Segment.OUTPUT) & stream.valid()
+            sample_ids = (
+                cache.sample_ids if continuing else prompt_hash(call.input_ids, stream, is_prompt)
+            )
+        view = make_view(
+            stream,
+            len(self.layers),
+            sample_ids,
+            cache,
+            decoding=continuing,
+            predictors=call.model.predictors(),
+        )
+        model = call.model
+        compiled = model.compiled_steps.of(model.program) if model.compiled_steps else None
+        deep = deepstack_visual_embeds or ()
+        run = Pass(self, model.program, view, cache, model.kernel, compiled, deep)
+        if not continuing:
+            result = run.prompt(call.policy_hook)
+        else:
+            result = run.step() if stream.size == 1 else run.extend()
+        if cache is not None:
+            cache.commit(result, stream, sample_ids, columns)
+        self._report(call, result, view.record, cache, continuing)
+        hidden = self._columns(call, result.stream, columns)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
+
+    def _stream(
+        self,
+        call: ModelCall,
+        embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: SparseCache | None,
+    ) -> TokenStream:
+        batch, columns = embeds.shape[:2]
+        if attention_mask is None:
+            valid = torch.ones(batch, columns, dtype=torch.bool, device=embeds.device)
+        elif attention_mask.ndim != 2:
+            raise UserError(
+                f"attention_mask of shape {tuple(attention_mask.shape)}: "
+                "accepted is [rows, columns]"
+            )
+        else:
+            valid = attention_mask[:, -columns:].bool().to(embeds.device)
+        is_image = call.is_image
+        if is_image is None:
+            is_image = torch.zeros(batch, columns, dtype=torch.bool, device=embeds.device)
+        return build_stream(
+            embeds,
+            valid,
+            is_image.to(embeds.device),
+            call.prompt_length,
+            cache,
+            call.outputs_fed,
+            position_ids,
+            call.model.rotary_axes,
+        )
+
+    def _report(
+        self,
+        call: ModelCall,
+        result: DecoderResult,
+        record: dict[str, Any],
+        cache: SparseCache | None,
+        continuing: bool,
+    ) -> None:
+        model = call.model
+        if not continuing or model.last_report is None or model.last_report.cache is not cache:
+            model.last_report = CallReport.of_prompt(result, record, cache)
+        else:
+            model.last_report.record = detached(record)
+        if cache is not None:
+            model.last_report.decisions = cache.decisions
+            model.last_report.kv_bytes_allocated = cache.allocated_bytes()
+
+    def _columns(self, call: ModelCall, stream: TokenStream, columns: int) -> torch.Tensor:
+        if not call.last_only:
+            return restore_columns(stream.hidden, stream, columns)
+        if stream.size == 1:
+            return stream.hidden
+        last = (stream.length - 1).clamp(min=0).to(stream.hidden.device)
+        index = last[:, None, None].expand(-1, 1, stream.hidden.shape[-1])
+        return stream.hidden.gather(1, index)

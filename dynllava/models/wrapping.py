@@ -1,0 +1,80 @@
+"""Wrap a stock model that is already loaded: shared weights, nothing changed, can be undone."""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from ..engine import attention
+from ..errors import UserError
+from ..methods.base import Method
+from .cloning import clone
+from .families import check_text_model, family_of
+from .sparse import OWN_ARGUMENTS, SparseGeneration
+from .text_loop import SparseTextModel
+
+
+def wrap(model: nn.Module, method: str | Method = "full", **parameters: Any) -> Any:
+    """Wrap a loaded stock model with a method; weights are shared, the stock model stays as it is.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A stock image-text-to-text model of a supported family (``docs/supported_models.md``).
+    method : str or Method
+        A name with its parameters (``fastv:k=2``), or a method.
+
+    Returns
+    -------
+    PreTrainedModel
+        An instance of the stock class too; its ``unwrap()`` returns ``model``.
+
+    Raises
+    ------
+    UserError
+        For a family that is not supported, a quantised model, or a method that does not fit.
+    """
+    family = family_of(getattr(model, "config", None))
+    if isinstance(model, SparseGeneration):
+        raise UserError("the model is wrapped already: use set_method to switch its method")
+    if getattr(model, "is_quantized", False) or getattr(model, "quantization_method", None):
+        raise UserError("quantised models are not supported: accepted are float32 and half types")
+    check_text_model(model.config.text_config)
+    text = getattr(model.model, family.text)
+    kernel = attention.check_kernel(text.config._attn_implementation)
+    classes = {
+        id(model): sparse_class(type(model)),
+        id(text): sparse_text_class(type(text)),
+    }
+    wrapped: Any = clone(model, classes)
+    attention.register()
+    own = getattr(wrapped.model, family.text)
+    own.config._attn_implementation = attention.NAME
+    wrapped._set_up(model, kernel)
+    wrapped.set_method(method, **parameters)
+    return wrapped
+
+
+@lru_cache
+def sparse_class(stock: type) -> type:
+    """Return the class of wrapped models of a stock class; it has the stock class's name."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return SparseGeneration.forward(self, *args, **kwargs)
+
+    # generate() looks at the signature for what it may pass on.
+    signature = inspect.signature(stock.forward)
+    *named, rest = signature.parameters.values()
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in OWN_ARGUMENTS]
+    forward.__signature__ = signature.replace(parameters=[*named, *more, rest])
+    own = {"__module__": __name__, "forward": forward}
+    return type(stock.__name__, (SparseGeneration, stock), own)
+
+
+@lru_cache
+def sparse_text_class(stock: type) -> type:
+    """Return the class of a wrapped model's text model."""
+    return type(stock.__name__, (SparseTextModel, stock), {"__module__": __name__})

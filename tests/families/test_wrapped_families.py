@@ -1,0 +1,355 @@
+"""Every family, every method, any batch: the shared loop in the place of the stock text model.
+
+Rows hold two images, one image and none, of different sizes, so that every batch is ragged.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import transformers
+from method_cases import CASES
+from tiny_families import FAMILIES, IMAGE, batch, row_of
+
+from dynllava import methods, wrap
+from dynllava.config import SparsityConfig
+from dynllava.errors import UserError
+
+TOLERANCE = 1e-5
+ROWS = [[(32, 64), (64, 32)], [(64, 64)], []]
+NEW = 4
+
+PAIRS = [
+    pytest.param(
+        name,
+        case,
+        id=f"{name}-{case.id}",
+        # The quick suite takes every family with some methods and every method with some family.
+        marks=[] if (row + 3 * column) % len(FAMILIES) == 0 else [pytest.mark.slow],
+    )
+    for row, name in enumerate(FAMILIES)
+    for column, case in enumerate(CASES)
+]
+MODELS: dict[str, object] = {}
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    yield
+    transformers.logging.set_verbosity(level)
+
+
+def stock_of(name):
+    """Return the family's model, built once."""
+    if name not in MODELS:
+        MODELS[name] = FAMILIES[name].build()
+    return MODELS[name]
+
+
+def with_predictors(stock):
+    """Return the model wrapped, with random predictors for the methods that need them."""
+    wrapped = wrap(stock)
+    torch.manual_seed(11)
+    wrapped.add_predictors(SparsityConfig(d_model=16, nhead=2, dim_feedforward=32, num_layers=1))
+    return wrapped
+
+
+def inputs_of(name, padding="left", rows=ROWS):
+    return batch(stock_of(name), FAMILIES[name], rows, padding)
+
+
+@torch.no_grad()
+def generated(model, inputs, **kwargs):
+    width = inputs["input_ids"].shape[1]
+    settings = {"max_new_tokens": NEW, "do_sample": False, **kwargs}
+    return model.generate(**inputs, **settings)[:, width:].tolist()
+
+
+def worst(first, second, inputs):
+    """Return the largest difference of two logits [B, L, V] at columns that are no padding."""
+    real = inputs["attention_mask"].bool()
+    return float((first - second)[real].abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_keeping_everything_equals_the_stock_model(name):
+    stock, inputs = stock_of(name), inputs_of(name)
+    wrapped = wrap(stock, "full")
+    with torch.no_grad():
+        expected = stock(**inputs).logits
+        assert worst(wrapped(**inputs).logits, expected, inputs) <= TOLERANCE
+        some = wrapped(**inputs, logits_to_keep=2).logits
+    assert float((some - expected[:, -2:]).abs().max()) <= TOLERANCE
+    assert generated(wrapped, inputs) == generated(stock, inputs)
+    assert generated(wrapped, inputs, num_beams=3) == generated(stock, inputs, num_beams=3)
+    torch.manual_seed(3)
+    sampled = generated(stock, inputs, do_sample=True)
+    torch.manual_seed(3)
+    assert generated(wrapped, inputs, do_sample=True) == sampled
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_right_padding_changes_no_valid_column_and_no_answer(name):
+    stock, inputs = stock_of(name), inputs_of(name, "right")
+    wrapped = wrap(stock, "full")
+    with torch.no_grad():
+        expected, ours = stock(**inputs).logits, wrapped(**inputs).logits
+    assert worst(ours, expected, inputs) <= TOLERANCE
+    alone = [row_of(inputs, FAMILIES[name], row, ROWS) for row in range(len(ROWS))]
+    assert generated(wrapped, inputs) == [generated(stock, row)[0] for row in alone]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_output_logits_are_those_of_the_stock_model(name):
+    stock, inputs = stock_of(name), inputs_of(name)
+    settings = {"max_new_tokens": 3, "return_dict_in_generate": True, "output_logits": True}
+    with torch.no_grad():
+        expected = stock.generate(**inputs, do_sample=False, **settings).logits
+        ours = wrap(stock).generate(**inputs, do_sample=False, **settings).logits
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_every_method_keeps_its_invariants_in_every_family(name, case):
+    family, stock, inputs = FAMILIES[name], stock_of(name), inputs_of(name)
+    wrapped = with_predictors(stock)
+    positions = methods.create(case.name, **case.parameters).plan(5).positions
+    if wrapped.rotary_axes > 1 and positions != "original":
+        with pytest.raises(UserError, match="positions are not defined"):
+            wrapped.set_method(case.name, **case.parameters)
+        return
+    wrapped.set_method(case.name, **case.parameters)
+    together = generated(wrapped, inputs)
+    counts = wrapped.last_report.layer_tokens
+    for row in range(len(ROWS)):
+        one = row_of(inputs, family, row, ROWS)
+        assert generated(wrapped, one) == [together[row]]
+        assert [layer[row] for layer in counts] == [
+            layer[0] for layer in wrapped.last_report.layer_tokens
+        ]
+    if "cached = uncached" not in case.exceptions and wrapped.program.plan.uses_cache:
+        assert generated(wrapped, inputs, use_cache=False) == together
+    if case.keep_everything is not None:
+        wrapped.set_method(case.name, **case.keep_everything)
+        assert generated(wrapped, inputs) == generated(stock, inputs)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scoring_a_continuation_equals_the_stock_model(name):
+    family, stock, inputs = FAMILIES[name], stock_of(name), inputs_of(name)
+    answer = torch.randint(3, 90, (len(ROWS), 3), generator=torch.Generator().manual_seed(5))
+    scores = wrap(stock).score(continuation_ids=answer, **inputs)
+    for row in range(len(ROWS)):
+        one = row_of(inputs, family, row, ROWS)
+        one["input_ids"] = torch.cat([one["input_ids"], answer[row : row + 1]], 1)
+        one["attention_mask"] = torch.ones_like(one["input_ids"])
+        if "mm_token_type_ids" in one:
+            one["mm_token_type_ids"] = (one["input_ids"] == IMAGE).int()
+        with torch.no_grad():
+            logits = stock(**one).logits[0, -4:-1].log_softmax(-1)
+        expected = logits.gather(1, answer[row][:, None])[:, 0]
+        torch.testing.assert_close(scores[row], expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_stock_model_stays_bit_equal_while_it_is_wrapped(name, tmp_path):
+    stock, inputs = stock_of(name), inputs_of(name)
+    before = {key: value.clone() for key, value in stock.state_dict().items()}
+    config = stock.config.to_dict()
+    with torch.no_grad():
+        logits = stock(**inputs).logits
+    wrapped = wrap(stock, "fastv", k=2, keep_ratio=0.5)
+    generated(wrapped, inputs)
+    wrapped.train()
+    assert not stock.training
+    assert not any(module.training for module in stock.modules())
+    assert isinstance(wrapped, type(stock))
+    assert wrapped.state_dict().keys() == before.keys()
+    with torch.no_grad():
+        assert torch.equal(stock(**inputs).logits, logits)
+    assert stock.config.to_dict() == config
+    assert all(torch.equal(value, before[key]) for key, value in stock.state_dict().items())
+    assert wrapped.unwrap() is stock
+    wrapped.eval().save_pretrained(tmp_path)
+    loaded = type(stock).from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert worst(loaded(**inputs).logits, logits, inputs) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_training_steps_equal_the_stock_models(name):
+    stock, inputs = stock_of(name), inputs_of(name, "right")
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    labels = labels.masked_fill(labels == IMAGE, -100)
+    expected = stock(**inputs, labels=labels).loss
+    expected.backward()
+    grads = {key: p.grad.clone() for key, p in stock.named_parameters() if p.grad is not None}
+    for checkpointing in (False, True):
+        stock.zero_grad()
+        wrapped = wrap(stock).train()
+        if checkpointing:
+            wrapped.gradient_checkpointing_enable()
+        loss = wrapped(**inputs, labels=labels).loss
+        loss.backward()
+        torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
+        for key, parameter in wrapped.named_parameters():
+            if key in grads:
+                torch.testing.assert_close(parameter.grad, grads[key], atol=1e-4, rtol=1e-3)
+    stock.zero_grad(set_to_none=True)
+
+
+def test_no_state_leaks_from_one_batch_to_the_next():
+    name = "qwen2_5_vl"
+    family = FAMILIES[name]
+    stock = family.build()
+    wrapped = wrap(stock)
+    images = inputs_of(name)
+    text = {key: images[key][2:, -8:] for key in ("input_ids", "attention_mask")}
+    expected = generated(family.build(), text)
+    generated(wrapped, images)
+    assert generated(wrapped, text) == expected
+    cache = wrapped.new_cache()
+    with torch.no_grad():
+        wrapped(**text, past_key_values=cache)
+        step = torch.tensor([[7]])
+        ours = wrapped(step, past_key_values=cache).logits[:, -1]
+        whole = torch.cat([text["input_ids"], step], 1)
+        fresh = family.build()(whole).logits[:, -1]
+    torch.testing.assert_close(ours, fresh, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2])
+def test_deep_features_follow_the_tokens_that_are_left(cut):
+    """Dropping by a cut equals dropping by hand: the same tokens, never fed (Qwen3-VL)."""
+    name = "qwen3_vl"
+    stock, inputs = stock_of(name), inputs_of(name)
+    wrapped = wrap(stock, "uniform", layer=cut, image_keep_rate=0.5)
+    captured = {}
+    text_model = wrapped.model.language_model
+    original = type(stock.model.language_model).forward
+    with torch.no_grad():
+        ours = wrapped(**inputs, logits_to_keep=1).logits[:, 0]
+        kept = wrapped.last_report.kept_image_indices
+        # Masking the keys of dropped tokens from layer `cut` on is the same as dropping them.
+        full = wrap(stock, "full")
+        handle = full.model.language_model.layers[0].register_forward_pre_hook(
+            lambda module, args: captured.setdefault("hidden", args[0])
+        )
+        full(**inputs)
+        handle.remove()
+    assert text_model is not stock.model.language_model
+    assert original is type(stock.model.language_model).forward
+    assert [len(row) for row in kept] == [8, 8, 0]
+    for row in range(len(ROWS)):
+        one = row_of(inputs, FAMILIES[name], row, ROWS)
+        with torch.no_grad():
+            alone = wrapped(**one, logits_to_keep=1).logits[0, 0]
+        torch.testing.assert_close(ours[row], alone, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen3_vl"])
+def test_offloaded_and_dispatched_models_are_wrapped_with_their_hooks(name, tmp_path):
+    from accelerate import cpu_offload, disk_offload, dispatch_model
+
+    family, inputs = FAMILIES[name], inputs_of(name)
+    with torch.no_grad():
+        expected = stock_of(name)(**inputs).logits
+    cpu = torch.device("cpu")
+    whole, disk, mixed = (family.build() for _ in range(3))
+    cpu_offload(whole, execution_device=cpu)
+    disk_offload(disk, str(tmp_path / "disk"), execution_device=cpu)
+    places = {f"model.{part}": "cpu" for part, _ in mixed.model.named_children()}
+    places |= {"model.language_model": "disk", "lm_head": "cpu"}
+    dispatch_model(mixed, places, main_device="cpu", offload_dir=str(tmp_path / "mixed"))
+    for model in (whole, disk, mixed):
+        wrapped = wrap(model, "full")
+        with torch.no_grad():
+            assert worst(wrapped(**inputs).logits, expected, inputs) <= TOLERANCE
+        wrapped.set_method("fastv", k=2, keep_ratio=0.5)
+        generated(wrapped, inputs)
+        assert wrapped.last_report.kv_lengths[-1][0] < wrapped.last_report.kv_lengths[0][0]
+
+
+def test_adapters_of_peft_run_in_the_wrapped_model():
+    peft = pytest.importorskip("peft", reason="adapters need peft")
+    name = "qwen2_5_vl"
+    inputs = inputs_of(name)
+    settings = peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2, init_lora_weights=False)
+    base = peft.get_peft_model(FAMILIES[name].build(), settings).get_base_model()
+    with torch.no_grad():
+        expected, plain = base(**inputs).logits, stock_of(name)(**inputs).logits
+        ours = wrap(base).forward(**inputs).logits
+    assert worst(ours, expected, inputs) <= TOLERANCE
+    assert worst(plain, expected, inputs) > 0.01
+
+
+def test_two_threads_do_not_meet():
+    name = "llava"
+    stock = stock_of(name)
+    inputs = [inputs_of(name, rows=[[(32, 32)]]), inputs_of(name, rows=[[], []])]
+    expected = [generated(stock, one) for one in inputs]
+    models = [wrap(stock), wrap(stock)]
+    found = {}
+
+    def run(index):
+        found[index] = [generated(models[index], inputs[index]) for _ in range(3)]
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {index: [expected[index]] * 3 for index in (0, 1)}
+
+
+def unsupported(**values):
+    model = torch.nn.Module()
+    model.config = transformers.PretrainedConfig(**values)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("broken", "line"),
+    [
+        (lambda: wrap(unsupported()), "is not supported: accepted are"),
+        (lambda: wrap(torch.nn.Linear(2, 2)), "is not supported"),
+        (lambda: wrap(wrap(stock_of("llava"))), "wrapped already"),
+        (
+            lambda: wrap(
+                FAMILIES["llava_next"].build(sliding_window=8, layer_types=["sliding_attention"])
+            ),
+            "sliding_attention layers",
+        ),
+        (lambda: generated(wrap(stock_of("llava")), inputs_of("llava"), cache_implementation="x"),
+         "brings its own cache"),
+        (lambda: generated(wrap(stock_of("llava")), inputs_of("llava"),
+                           prompt_lookup_num_tokens=2), "rolls the cache back"),
+        (lambda: generated(wrap(stock_of("llava")), inputs_of("llava"),
+                           assistant_model=stock_of("llava")), "rolls the cache back"),
+        (lambda: generated(wrap(stock_of("llava")), inputs_of("llava"), prefill_chunk_size=4),
+         "whole prompt"),
+        (lambda: wrap(stock_of("llava"))(**inputs_of("llava"), output_attentions=True),
+         "output_attentions=True"),
+        (lambda: wrap(stock_of("llava"))(
+            **inputs_of("llava"), past_key_values=transformers.DynamicCache()),
+         "accepted is a SparseCache"),
+        (lambda: wrap(stock_of("qwen2_vl"), "h2o", position="rolled")(**inputs_of("qwen2_vl")),
+         "axes"),
+        (lambda: wrap(stock_of("llava"), "dynamic_llava"), "predictor"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_one_clear_line(broken, line):
+    with pytest.raises(UserError) as caught:
+        broken()
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_methods_are_named_as_everywhere():
+    wrapped = wrap(stock_of("internvl"), "fastv:k=2,keep_ratio=0.25")
+    assert wrapped.method == methods.create("fastv", k=2, keep_ratio=0.25)
