@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..errors import UserError
 from ..methods.base import Method
 from ..plan import PromptShape
 from .tiny import IMAGE_TOKEN, batch, pixels, prompts, tiny_model
@@ -149,6 +150,8 @@ def selection_sees_the_prompt_only(subject: Subject) -> None:
     """Check that the image tokens kept do not depend on output tokens behind the prompt."""
     if not subject.plan.uses_cache:
         raise NotApplicable("prunes anew at every step, by the newest token")
+    if subject.plan.evicts:
+        raise NotApplicable("needs its cache: output tokens are never part of the prompt's pass")
     found = []
     for answer in ([5, 6, 7], [60, 61, 62]):
         rows = [torch.cat([one, torch.tensor(answer)]) for one in subject.ids]
@@ -201,7 +204,11 @@ def keeping_everything_equals_dense(subject: Subject) -> None:
     if not shares:
         raise NotApplicable("no parameter is declared as a share (share(0.5))")
     whole = dataclasses.replace(subject.method, **shares)
-    if whole.plan(subject.layers).decode == "recompute":
+    try:
+        recomputes = whole.plan(subject.layers).decode == "recompute"
+    except UserError as refusal:
+        raise NotApplicable(f"its other parameters exclude it: {refusal}") from None
+    if recomputes:
         raise NotApplicable("runs without a cache only")
     try:
         subject.model.set_method(whole)
