@@ -9,13 +9,18 @@ its own step (paper Eq. 6).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Cache
 
+from ..plan import Segment
 from . import flash
 from .attention import ExtendCall, PromptCall, StepCall, attend, observe_cached
+
+if TYPE_CHECKING:
+    from .decoder import DecoderResult
+    from .stream import TokenStream
 
 DEFAULT_CHUNK = 128
 
@@ -287,14 +292,33 @@ class SparseCache(Cache):
         """Return the bytes allocated, all layers and rows."""
         return sum(store.allocated_bytes() for store in self.stores)
 
-    def commit(self, result: Any, stream: Any, sample_ids: torch.Tensor, columns: int) -> None:
-        """Note what a call fed."""
+    def commit(
+        self,
+        result: DecoderResult,
+        stream: TokenStream,
+        sample_ids: torch.Tensor,
+        columns: int,
+        seen: torch.Tensor,
+    ) -> None:
+        """Note what a call fed.
+
+        Parameters
+        ----------
+        result : DecoderResult
+        stream : TokenStream
+            What entered layer 0.
+        sample_ids : Tensor [B] int64
+        columns : int
+            Input columns of the call.
+        seen : Tensor [B] int64
+            Tokens that a prompt counts for the positions of what follows.
+        """
         continuing = self.columns > 0
         self.columns += columns
-        is_output = stream.is_segment(3)
+        is_output = stream.is_segment(Segment.OUTPUT)
         outputs = is_output.sum(1)
         if not continuing:
-            self.seen, self.outputs = stream.length.clone(), outputs
+            self.seen, self.outputs = seen.clone(), outputs
             self.sample_ids = sample_ids.to(stream.length.device)
             if stream.axes is not None:
                 there = stream.valid()[None].expand_as(stream.axes)
@@ -304,9 +328,8 @@ class SparseCache(Cache):
         self.seen = self.seen + stream.length
         self.outputs = self.outputs + outputs
         if stream.size == 1:
-            stored = (
-                result.kept[:, 0] if result.kept is not None else torch.ones_like(is_output)[:, 0]
-            )
+            kept = result.kept
+            stored = torch.ones_like(is_output)[:, 0] if kept is None else kept[:, 0]
             self.decisions.append(stored)
 
     def next_positions(self, count: int, device: Any) -> torch.Tensor:

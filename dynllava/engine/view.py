@@ -47,6 +47,9 @@ class View:
         What that cut's looks saw.
     record : dict
         What is reported after the call, see :meth:`note`.
+    grids : list of list of (int, int) or None
+        Per row, the (rows, columns) of each grid of image tokens (crops, pictures), in token order;
+        None = one picture a row, as nearly square as its tokens allow.
     """
 
     stream: TokenStream
@@ -62,6 +65,7 @@ class View:
     seen: Observed | None = None
     record: dict[str, Any] = field(default_factory=dict)
     original: torch.Tensor | None = None
+    grids: list[list[tuple[int, int]]] | None = None
     _memo: dict[str, Any] = field(default_factory=dict)
     _seen: dict[int, Observed] = field(default_factory=dict)
     _outputs: bool | None = None

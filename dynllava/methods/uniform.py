@@ -53,12 +53,19 @@ class Uniform(Method):
         index, is_image = view.stream.image_index, view.is_image
         keep = torch.zeros_like(is_image)
         for row, count in enumerate(is_image.sum(1).tolist()):
-            places = torch.tensor(self.places(count), dtype=index.dtype, device=index.device)
+            grids = view.grids[row] if view.grids is not None else None
+            places = torch.tensor(self.places(count, grids), dtype=index.dtype, device=index.device)
             keep[row] = torch.isin(index[row], places)
         return keep
 
-    def places(self, count: int) -> list[int]:
-        """Return which of ``count`` image tokens are kept, ascending."""
+    def places(self, count: int, grids: list[tuple[int, int]] | None = None) -> list[int]:
+        """Return which of ``count`` image tokens are kept, ascending.
+
+        ``grids`` are the (rows, columns) of each picture or crop, which share the kept tokens in
+        proportion to their size.
+        """
+        if grids and self.columns is None and sum(a * b for a, b in grids) == count:
+            return self._places_in(grids)
         kept = int(count * self.image_keep_rate + 1e-9)
         if kept == 0:
             return []
@@ -66,6 +73,18 @@ class Uniform(Method):
         if count % columns:
             raise UserError(f"columns={columns}: {count} image tokens do not fill such rows")
         return grid_places(kept, count // columns, columns)
+
+    def _places_in(self, grids: list[tuple[int, int]]) -> list[int]:
+        """Return the places in several grids; their counts add up to the share of all tokens."""
+        found: list[int] = []
+        first = 0
+        for rows, columns in grids:
+            behind = first + rows * columns
+            kept = int(behind * self.image_keep_rate + 1e-9) - len(found)
+            if kept:
+                found += [first + place for place in grid_places(kept, rows, columns)]
+            first = behind
+        return found
 
 
 def grid_places(kept: int, rows: int, columns: int) -> list[int]:

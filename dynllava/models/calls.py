@@ -29,6 +29,12 @@ class ModelCall:
         Image placeholders.
     prompt_length, sample_ids, outputs_fed, policy_hook
         As in ``forward`` of the wrapped model.
+    pixels : Tensor or None
+        Pictures of a plan with cuts before the projector.
+    present : Tensor [B, L] bool or None
+        False for placeholders beyond the tokens of a method that makes pictures smaller.
+    grids : list of list of (int, int) or None
+        Per row, the (rows, columns) of each grid of patch tokens, in token order.
     last_only : bool
         Only each row's last token is wanted.
     ran : bool
@@ -42,11 +48,40 @@ class ModelCall:
     sample_ids: torch.Tensor | None = None
     outputs_fed: bool | None = None
     policy_hook: Any = None
+    pixels: torch.Tensor | None = None
+    present: torch.Tensor | None = None
+    grids: list[list[tuple[int, int]]] | None = None
     last_only: bool = False
-    training: bool = False
     ran: bool = False
 
 
+@dataclass(frozen=True)
+class PromptImages:
+    """Where the images of the prompt of a ``generate()`` lie.
+
+    Attributes
+    ----------
+    is_patch : Tensor [B, L] bool
+    grids : list of list of (int, int)
+        As in :class:`ModelCall`.
+    """
+
+    is_patch: torch.Tensor
+    grids: list[list[tuple[int, int]]]
+
+    def of(self, is_image: torch.Tensor) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
+        """Return both for a call: rows repeated (beams), columns behind the prompt without images.
+
+        ``is_image`` [B * n, L or more] are the call's placeholders.
+        """
+        times = is_image.shape[0] // self.is_patch.shape[0]
+        patches = self.is_patch.to(is_image.device).repeat_interleave(times, 0)
+        more = is_image.shape[1] - patches.shape[1]
+        patches = torch.nn.functional.pad(patches, (0, more))
+        return patches, [row for row in self.grids for _ in range(times)]
+
+
+_PROMPT: ContextVar[PromptImages | None] = ContextVar("dynllava_prompt_images", default=None)
 _CURRENT: ContextVar[ModelCall | None] = ContextVar("dynllava_model_call", default=None)
 
 
@@ -58,6 +93,21 @@ def calling(call: ModelCall) -> Iterator[ModelCall]:
         yield call
     finally:
         _CURRENT.reset(token)
+
+
+@contextmanager
+def remembering(images: PromptImages | None) -> Iterator[None]:
+    """Remember where the images of a prompt lie, while ``generate()`` runs."""
+    token = _PROMPT.set(images)
+    try:
+        yield
+    finally:
+        _PROMPT.reset(token)
+
+
+def prompt_images() -> PromptImages | None:
+    """Return where the images of the prompt lie, while ``generate()`` runs."""
+    return _PROMPT.get()
 
 
 def current() -> ModelCall | None:

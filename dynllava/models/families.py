@@ -21,16 +21,19 @@ class Family:
         ``config.model_type`` of its checkpoints.
     text : str
         Name of the text model inside ``model.model``.
+    early : bool
+        Whether cuts before the projector are supported.
     """
 
     model_type: str
     text: str = "language_model"
+    early: bool = False
 
 
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("llava"),
+        Family("llava", early=True),
         Family("llava_next"),
         Family("llava_onevision"),
         Family("qwen2_vl"),

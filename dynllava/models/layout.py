@@ -6,10 +6,13 @@ shuffle); they need the picture's size only, so they serve the cost ledger too.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ..errors import UserError
 
@@ -132,6 +135,12 @@ def layouts(config: Any, given: dict[str, Any], runs: Sequence[int]) -> list[Ima
     if kind.startswith("qwen"):
         merge = config.vision_config.spatial_merge_size
         grids = given["image_grid_thw"].tolist()
+        for number, (_, rows, columns) in enumerate(grids):
+            if rows < merge or columns < merge:
+                raise UserError(
+                    f"image {number} has {rows} x {columns} patches: accepted are at least "
+                    f"{merge} x {merge}, one image token"
+                )
         return [
             ImageLayout((Grid(rows // merge, columns // merge),) * frames)
             for frames, rows, columns in grids
@@ -149,10 +158,61 @@ def layouts(config: Any, given: dict[str, Any], runs: Sequence[int]) -> list[Ima
         tile = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
         return [ImageLayout(_crops(run, tile)) for run in runs]
     if kind in ("llava", "dynamic_llava"):
-        images = given["pixel_values"].shape[0]
-        count = sum(runs) // images if images else 0
-        return [ImageLayout((square(count),))] * images
+        one = config.image_seq_length
+        return [ImageLayout((square(one),))] * (sum(runs) // one)
     raise UserError(f"no image layout is known for model_type={kind!r}")
+
+
+def image_map(
+    config: Any, given: dict[str, Any], is_image: torch.Tensor
+) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
+    """Return which placeholders are patches, and the grids of each row.
+
+    Parameters
+    ----------
+    config : PretrainedConfig
+    given : dict
+        What the model is called with.
+    is_image : Tensor [B, L] bool
+        Image placeholders, newline tokens included.
+
+    Returns
+    -------
+    tuple
+        [B, L] bool, newline tokens left out (they are kept as text is); per row, the (rows,
+        columns) of each grid in token order.
+
+    Raises
+    ------
+    UserError
+        If a row's placeholders are not those of whole pictures, in order.
+    """
+    marks = is_image.tolist()
+    pictures = iter(layouts(config, given, [run for row in marks for run in _runs(row)]))
+    patches, grids = [], []
+    for number, row in enumerate(marks):
+        wanted, found = sum(row), []
+        while sum(layout.tokens for layout in found) < wanted:
+            picture = next(pictures, None)
+            if picture is None:
+                raise UserError(f"row {number} has more image placeholders than images were given")
+            found.append(picture)
+        tokens = sum(layout.tokens for layout in found)
+        if tokens != wanted:
+            raise UserError(
+                f"row {number} has {wanted} image placeholders: its images have {tokens} tokens"
+            )
+        kinds = iter([place[2] >= 0 for layout in found for place in layout.places()])
+        patches.append([mark and next(kinds) for mark in row])
+        grids.append([(grid.rows, grid.columns) for layout in found for grid in layout.grids])
+    if next(pictures, None) is not None:
+        raise UserError("more images were given than rows have placeholders for")
+    return torch.tensor(patches, device=is_image.device), grids
+
+
+def _runs(row: Sequence[bool]) -> list[int]:
+    """Return the lengths of a row's unbroken runs of placeholders."""
+    return [sum(1 for _ in group) for mark, group in itertools.groupby(row) if mark]
 
 
 def _crops(run: int, tile: int) -> tuple[Grid, ...]:

@@ -14,14 +14,15 @@ from ..engine.compiled import CompiledSteps
 from ..engine.program import Program
 from ..engine.report import CallReport
 from ..errors import UserError
-from ..inputs import check_call, check_continuation
+from ..inputs import check_call, check_continuation, embed
 from ..methods import create
 from ..methods.base import Method
 from ..per_thread import PerThread
 from ..plan import Predictor
 from ..predictors import ImagePredictor, OutputPredictor, build_predictors, check_predictors
-from .calls import ModelCall, calling
-from .families import image_token, rotary_axes
+from .calls import ModelCall, PromptImages, calling, prompt_images, remembering
+from .families import family_of, image_token, rotary_axes
+from .layout import image_map
 
 OWN_ARGUMENTS = ("prompt_length", "sample_ids", "outputs_fed", "policy_hook", "image_mask")
 WITHOUT_PREDICTORS = SparsityConfig(use_vision_predictor=False, use_output_text_predictor=False)
@@ -70,6 +71,12 @@ class SparseGeneration:
         text = self.config.text_config
         chosen = create(method, **parameters) if isinstance(method, str) else method
         program = Program(chosen, text.num_hidden_layers)
+        early = [cut.stage for cut in program.plan.cuts if cut.early]
+        if early and not family_of(self.config).early:
+            raise UserError(
+                f"{chosen.name} acts before layer 0: for {self.config.model_type} accepted are "
+                "methods that act inside the language model"
+            )
         if self.rotary_axes > 1 and program.plan.positions != "original":
             raise UserError(
                 f"{chosen.name}: {program.plan.positions} positions are not defined for a model "
@@ -155,38 +162,55 @@ class SparseGeneration:
             labels=given.get("labels"), image_mask=image_mask,
             prompt_length=own.get("prompt_length"), sample_ids=own.get("sample_ids"),
         )  # fmt: skip
-        is_image = image_mask
-        if ids is not None:
-            is_image = ids == image_token(self.config)
-            # The stock class would look for the input embedding of the placeholder instead.
-        elif self._images_given(given) and image_mask is None:
-            raise UserError("inputs_embeds with an image: image_mask must mark the image tokens")
+        if image_mask is None and ids is not None:
+            image_mask = ids == image_token(self.config)
+        keep = given.get("logits_to_keep", 0)
+        last_only = isinstance(keep, int) and keep == 1
+        call = ModelCall(self, ids, image_mask, last_only=last_only, **own)
         if continuing:
-            if self._images_given(given):
+            if _images_given(given):
                 raise UserError("an image on an existing cache is not supported: start anew")
             given["position_ids"] = cache.next_positions(first.shape[1], first.device)
-        elif hasattr(self.model, "rope_deltas"):
-            # What an earlier batch left here must not reach this one.
-            self.model.rope_deltas = None
-        keep = given.get("logits_to_keep", 0)
-        call = ModelCall(
-            self,
-            ids,
-            is_image,
-            last_only=isinstance(keep, int) and keep == 1,
-            **own,
-        )
+        else:
+            self._enter(call, given)
         with calling(call):
             out = super().forward(**given)
         if not call.ran:
             raise RuntimeError("the stock model ran without dynllava's layer loop")
         return out
 
-    def _images_given(self, given: dict[str, Any]) -> bool:
-        return any(
-            given.get(name) is not None
-            for name in ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
-        )
+    def _enter(self, call: ModelCall, given: dict[str, Any]) -> None:
+        """Take note of a prompt's images; ``given`` is what the stock class is called with."""
+        if hasattr(self.model, "rope_deltas"):
+            # What an earlier batch left here must not reach this one.
+            self.model.rope_deltas = None
+        if given.get("pixel_values_videos") is not None:
+            raise UserError("videos are not supported: accepted are images")
+        if not _images_given(given):
+            return
+        if call.is_image is None:
+            raise UserError("inputs_embeds with an image: image_mask must mark the image tokens")
+        if given.get("image_grid_thw") is not None and call.input_ids is not None:
+            positions = given.get("mm_token_type_ids"), given.get("position_ids")
+            if all(item is None for item in positions):
+                raise UserError(
+                    "mm_token_type_ids is missing: pass all that the processor returns "
+                    "(positions of image tokens cannot be found without it)"
+                )
+        if any(cut.early for cut in self.program.plan.cuts):
+            later = self.program.features is not None
+            call.pixels = given.pop("pixel_values")
+            embeds, call.is_image, call.present = embed(
+                self, given.pop("input_ids", None), given.pop("inputs_embeds", None),
+                call.pixels, call.is_image, placed_later=later,
+            )  # fmt: skip
+            given["inputs_embeds"] = embeds
+            return
+        known = prompt_images()
+        if known is None or given.get("mm_encoder_outputs") is None:
+            call.is_image, call.grids = image_map(self.config, given, call.is_image)
+        else:
+            call.is_image, call.grids = known.of(call.is_image)
 
     def set_compile(self, enabled: bool = True, backend: str = "inductor") -> None:
         """Compile decode steps with ``torch.compile``, or stop doing so.
@@ -302,7 +326,17 @@ class SparseGeneration:
             kwargs["prompt_length"] = mask.long().sum(1)
         if not self.program.plan.uses_cache:
             kwargs["use_cache"] = False
-        return super().generate(inputs, **kwargs)
+        known = None
+        if ids is not None and _is_given(kwargs.get("pixel_values")):
+            # generate() encodes the images once and keeps neither them nor their sizes.
+            known = PromptImages(*image_map(self.config, kwargs, ids == image_token(self.config)))
+        with remembering(known):
+            return super().generate(inputs, **kwargs)
+
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """Leave the images to ``forward`` where a cut acts before the projector."""
+        early = any(cut.early for cut in self.program.plan.cuts)
+        return not early and super()._supports_mm_encoder_outputs()
 
     def _prepare_cache_for_generation(
         self,
@@ -319,6 +353,16 @@ class SparseGeneration:
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
+
+
+def _images_given(given: dict[str, Any]) -> bool:
+    names = ("pixel_values", "pixel_values_videos", "mm_encoder_outputs")
+    # generate() passes an empty dictionary of encoder outputs for prompts without images.
+    return any(_is_given(given.get(name)) for name in names)
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and not (isinstance(value, dict) and not value)
 
 
 def stock_signature(cls: type) -> inspect.Signature:

@@ -9,6 +9,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..engine.cache import SparseCache
 from ..engine.decoder import DecoderResult, Pass, make_view
+from ..engine.early import cut_early
+from ..engine.family import Llava
 from ..engine.report import CallReport, detached
 from ..engine.stream import Segment, TokenStream, restore_columns
 from ..errors import UserError
@@ -68,6 +70,13 @@ class SparseTextModel:
             sample_ids = (
                 cache.sample_ids if continuing else prompt_hash(call.input_ids, stream, is_prompt)
             )
+        early: dict[str, Any] = {}
+        seen = stream.length
+        if not continuing and call.policy_hook is None and call.pixels is not None:
+            inner = call.model.model
+            stream, seen = cut_early(
+                call.model.program, Llava(inner, call.model.config), stream, call.pixels, early
+            )
         view = make_view(
             stream,
             len(self.layers),
@@ -76,6 +85,7 @@ class SparseTextModel:
             decoding=continuing,
             predictors=call.model.predictors(),
         )
+        view.grids = call.grids
         model = call.model
         compiled = model.compiled_steps.of(model.program) if model.compiled_steps else None
         deep = deepstack_visual_embeds or ()
@@ -85,8 +95,8 @@ class SparseTextModel:
         else:
             result = run.step() if stream.size == 1 else run.extend()
         if cache is not None:
-            cache.commit(result, stream, sample_ids, columns)
-        self._report(call, result, view.record, cache, continuing)
+            cache.commit(result, stream, sample_ids, columns, seen)
+        self._report(call, result, view.record | early, cache, continuing)
         hidden = self._columns(call, result.stream, columns)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)
 
@@ -108,6 +118,8 @@ class SparseTextModel:
             )
         else:
             valid = attention_mask[:, -columns:].bool().to(embeds.device)
+        if call.present is not None:
+            valid = valid & call.present.to(valid.device)
         is_image = call.is_image
         if is_image is None:
             is_image = torch.zeros(batch, columns, dtype=torch.bool, device=embeds.device)

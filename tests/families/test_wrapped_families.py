@@ -16,6 +16,7 @@ from tiny_families import FAMILIES, IMAGE, batch, row_of
 from dynllava import methods, wrap
 from dynllava.config import SparsityConfig
 from dynllava.errors import UserError
+from dynllava.models.layout import layouts
 
 TOLERANCE = 1e-5
 ROWS = [[(32, 64), (64, 32)], [(64, 64)], []]
@@ -118,6 +119,12 @@ def test_output_logits_are_those_of_the_stock_model(name):
 def test_every_method_keeps_its_invariants_in_every_family(name, case):
     family, stock, inputs = FAMILIES[name], stock_of(name), inputs_of(name)
     wrapped = with_predictors(stock)
+    if name != "llava" and any(
+        cut.early for cut in methods.create(case.name, **case.parameters).plan(5).cuts
+    ):
+        with pytest.raises(UserError, match="acts before layer 0"):
+            wrapped.set_method(case.name, **case.parameters)
+        return
     positions = methods.create(case.name, **case.parameters).plan(5).positions
     if wrapped.rotary_axes > 1 and positions != "original":
         with pytest.raises(UserError, match="positions are not defined"):
@@ -307,6 +314,52 @@ def test_two_threads_do_not_meet():
     assert found == {index: [expected[index]] * 3 for index in (0, 1)}
 
 
+def without(name, key):
+    inputs = inputs_of(name)
+    del inputs[key]
+    return inputs
+
+
+def moved_placeholder(name):
+    """Return a batch whose first row has one placeholder too many and whose second one too few."""
+    inputs = inputs_of(name)
+    ids = inputs["input_ids"]
+    ids[0, -1] = IMAGE
+    ids[1, (ids[1] == IMAGE).nonzero()[0]] = 5
+    inputs["mm_token_type_ids"] = (ids == IMAGE).int()
+    return inputs
+
+
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_newline_tokens_are_never_dropped(name):
+    wrapped = wrap(stock_of(name), "uniform", layer=1, image_keep_rate=0.25)
+    inputs = inputs_of(name)
+    with torch.no_grad():
+        wrapped(**inputs)
+    stream = wrapped.last_report.final_stream
+    text = (inputs["input_ids"] != IMAGE) & inputs["attention_mask"].bool()
+    for row, sizes in enumerate(ROWS):
+        newlines = sum(height // 8 for height, _ in sizes)
+        kept_text = int((stream.segment[row] == 1).sum())
+        assert kept_text == int(text[row].sum()) + newlines
+
+
+@pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl"])
+def test_uniform_is_a_grid_in_every_crop_and_picture(name):
+    wrapped = wrap(stock_of(name), "uniform", layer=1, image_keep_rate=0.5)
+    with torch.no_grad():
+        wrapped(**inputs_of(name, rows=[[(64, 64)]]))
+    kept = wrapped.last_report.kept_image_indices[0]
+    layout = layouts(stock_of(name).config, FAMILIES[name].prepare([(64, 64)]), [])[0]
+    places = [place for place in layout.places() if place[2] >= 0]
+    assert len(kept) == layout.patches // 2
+    for number, grid in enumerate(layout.grids):
+        found = [places[index] for index in kept if places[index][0] == number]
+        lower = {row >= grid.rows / 2 for _, row, _ in found}
+        right = {column >= grid.columns / 2 for _, _, column in found}
+        assert (lower, right) == ({True, False}, {True, False})
+
+
 def unsupported(**values):
     model = torch.nn.Module()
     model.config = transformers.PretrainedConfig(**values)
@@ -341,6 +394,13 @@ def unsupported(**values):
         (lambda: wrap(stock_of("qwen2_vl"), "h2o", position="rolled")(**inputs_of("qwen2_vl")),
          "axes"),
         (lambda: wrap(stock_of("llava"), "dynamic_llava"), "predictor"),
+        (lambda: wrap(stock_of("qwen2_vl"), "pool"), "acts before layer 0"),
+        (lambda: wrap(stock_of("qwen3_vl"))(**without("qwen3_vl", "mm_token_type_ids")),
+         "mm_token_type_ids is missing"),
+        (lambda: wrap(stock_of("qwen2_vl"))(**moved_placeholder("qwen2_vl")),
+         "image placeholders: its images have"),
+        (lambda: wrap(stock_of("internvl"))(**inputs_of("internvl"), pixel_values_videos=1),
+         "videos are not supported"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_one_clear_line(broken, line):
