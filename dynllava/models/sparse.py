@@ -82,6 +82,10 @@ class SparseGeneration:
                 f"{chosen.name}: {program.plan.positions} positions are not defined for a model "
                 f"whose positions have {self.rotary_axes} axes: accepted are original positions"
             )
+        if program.plan.prompt == "split":
+            raise UserError(
+                f"{chosen.name} needs a checkpoint with learned tokens: load it with load_model"
+            )
         check_predictors(program.plan, self.sparsity)
         for look in program.plan.looks:
             if isinstance(look, Predictor) and self.predictors().get(look.name) is None:

@@ -130,8 +130,8 @@ class SparseTextModel:
             call.prompt_length,
             cache,
             call.outputs_fed,
-            position_ids,
-            call.model.rotary_axes,
+            position_ids=position_ids,
+            axes=call.model.rotary_axes,
         )
 
     def _report(
