@@ -10,7 +10,7 @@ from dynllava import methods
 from dynllava.benchmarks.sweep import Cell
 from dynllava.errors import UserError
 from dynllava.methods.budget import solve
-from dynllava.methods.parameters import parse
+from dynllava.methods.parameters import MethodText, parse
 from dynllava.profiling.spec import ModelSpec
 
 IMAGE_TO_TEXT = 9
@@ -75,7 +75,7 @@ def check(names: Sequence[str], params: Mapping[str, Mapping[str, Any]]) -> None
     chosen = set()
     for text in names:
         name, own = _own_parameters(text, params)
-        methods.create(name, **own)
+        MethodText(name, own).create()
         chosen.add(name)
     for name in params:
         if name not in chosen:

@@ -9,6 +9,10 @@ from typing import Any
 from ..errors import UserError
 
 
+#: Deeper than any model: stands for the depth before a model is known.
+DEEPEST = 1000
+
+
 def check_fraction(name: str, value: Any, *, low_open: bool = True) -> None:
     """Raise :class:`UserError` unless ``value`` is a share in (0, 1] (or [0, 1])."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -22,7 +26,8 @@ def check_fraction(name: str, value: Any, *, low_open: bool = True) -> None:
 def check_layer(name: str, value: Any, layers: int, *, first: int = 0) -> None:
     """Raise :class:`UserError` unless ``value`` is a layer index in [first, layers - 1]."""
     if not isinstance(value, int) or isinstance(value, bool) or not first <= value < layers:
-        raise UserError(f"{name}={value!r}: accepted is a layer index from {first} to {layers - 1}")
+        most = f"to {layers - 1}" if layers < DEEPEST else "on"
+        raise UserError(f"{name}={value!r}: accepted is a layer index from {first} {most}")
 
 
 def check_number(name: str, value: Any, *, first: int = 1, optional: bool = False) -> None:

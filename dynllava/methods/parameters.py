@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .checks import DEEPEST
 
 if TYPE_CHECKING:
     from .base import Method
@@ -46,10 +47,18 @@ class MethodText:
     parameters: dict[str, Any]
 
     def create(self) -> Method:
-        """Return the method."""
+        """Return the method; what fits no model at all is refused.
+
+        Raises
+        ------
+        UserError
+            For parameters, or parts of a composition, without a plan at any depth.
+        """
         from . import create
 
-        return create(self.name, **self.parameters)
+        method = create(self.name, **self.parameters)
+        method.plan(DEEPEST)
+        return method
 
 
 def parse(text: str) -> MethodText:

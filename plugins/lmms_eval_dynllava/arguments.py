@@ -7,7 +7,6 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynllava import methods
 from dynllava.environment import code_version
 from dynllava.errors import UserError
 from dynllava.images import ASPECTS
@@ -123,7 +122,7 @@ class ModelArguments:
         flat = {key: convert(text.name, key, value) for key, value in self.parameters.items()}
         self.parameters = {**text.parameters, **flat}
         if self.method is not None:
-            methods.create(self.method, **self.parameters)
+            MethodText(self.method, self.parameters).create()
         if self.dtype is not None and self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype}: accepted are {', '.join(DTYPES)}")
         if not isinstance(self.compile, bool):

@@ -53,6 +53,8 @@ def generation(row, column):
     dynamic = "dynamic" in model["method"] or row.get("context") in ("vision", "language")
     dense = 2 if dynamic else 0
     if column.startswith("decode"):
+        # H2O evicts from the cache and computes every token.
+        sparse = total if "h2o" in model["method"] else sparse
         return eq13(hidden, [(dense, total), (layers - dense, sparse)])
     return 2 * hidden * 2 * (dense * total + (layers - dense) * sparse) / 1e6
 
