@@ -8,7 +8,6 @@ from typing import Any
 
 from ..errors import UserError
 
-
 #: Deeper than any model: stands for the depth before a model is known.
 DEEPEST = 1000
 
