@@ -23,6 +23,7 @@ from dynllava.models.files import WeightFiles
 from dynllava.models.hub import locate
 from dynllava.models.layouts import Checkpoint, check_methods, download, inspect
 from dynllava.models.processors import load_processor as processor_of
+from dynllava.models.stock import is_stock_family, load_stock
 from dynllava.models.tensors import stream
 from dynllava.sanity import build_config, check_finite
 
@@ -63,7 +64,8 @@ def load_model(
     pretrained : str or Path
         ``"embedded"`` (``"embedded-dense"``: before its predictors were trained), a local folder,
         a snapshot of the hub's cache, or a hub name.  Accepted kinds: Dynamic-LLaVA in Hugging
-        Face or official format, LLaVA-1.5 in Hugging Face or original format.
+        Face or official format, LLaVA-1.5 in Hugging Face or original format, and
+        stock checkpoints of the other families (``docs/supported_models.md``), which are wrapped.
     method : str or Method, optional
         Default: ``dynamic_llava`` where the checkpoint has predictors, else ``full``.
     method_args : dict, optional
@@ -98,6 +100,15 @@ def load_model(
         If the checkpoint cannot be read or the method does not fit it.
     """
     check_device(device)
+    if is_stock_family(pretrained):
+        kernel = attention.check_kernel(attn_implementation)
+        model, processor = load_stock(
+            pretrained, method or "full", method_args or {}, parse_dtype(dtype), kernel, device,
+            device_map,
+        )  # fmt: skip
+        if compile:
+            model.set_compile()
+        return model, processor
     checkpoint = inspect(pretrained, vision_tower).require()
     name = method if method is None or isinstance(method, str) else method.name
     if name is not None and not untrained:

@@ -417,3 +417,15 @@ def test_what_cannot_work_is_one_clear_line(broken, line):
 def test_methods_are_named_as_everywhere():
     wrapped = wrap(stock_of("internvl"), "fastv:k=2,keep_ratio=0.25")
     assert wrapped.method == methods.create("fastv", k=2, keep_ratio=0.25)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_next"])
+def test_load_model_opens_a_folder_of_the_family(name, tmp_path):
+    from dynllava.loading import load_model
+
+    stock, inputs = stock_of(name), inputs_of(name)
+    stock.save_pretrained(tmp_path)
+    model, processor = load_model(tmp_path, "fastv:k=2,keep_ratio=0.5")
+    assert processor is None, "a folder without a tokenizer"
+    model.generation_config.eos_token_id = None
+    assert generated(model, inputs) == generated(wrap(stock, "fastv:k=2,keep_ratio=0.5"), inputs)
