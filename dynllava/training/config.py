@@ -197,14 +197,14 @@ class TrainingConfig:
             value = getattr(optim, name)
             if not (math.isfinite(value) and value > 0):
                 raise UserError(f"optim.{name}={value}: accepted is a finite number above 0")
-        for name, value in self.predictor.items():
+        for name, size in self.predictor.items():
             if name not in PREDICTOR_SIZES:
                 raise UserError(
                     f"unknown key predictor.{name}: known: {', '.join(PREDICTOR_SIZES)}"
                 )
-            _checked(value, int, f"predictor.{name}")
-            if value < 1:
-                raise UserError(f"predictor.{name}={value}: accepted is 1 or more")
+            _checked(size, int, f"predictor.{name}")
+            if size < 1:
+                raise UserError(f"predictor.{name}={size}: accepted is 1 or more")
         if not (math.isfinite(run.epochs) and run.epochs > 0):
             raise UserError(f"run.epochs={run.epochs}: accepted is a finite number above 0")
         if self.data.max_length < 1:
