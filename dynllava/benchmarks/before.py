@@ -35,8 +35,8 @@ def check_request(
 def check_machine(device: str, dtype: str | None, attention: str) -> None:
     """Raise :class:`UserError` for a device, dtype or attention kernel that is not there."""
     from ..engine import flash
+    from ..engine.attention import check_kernel
     from ..loading import check_device, default_dtype, parse_dtype
-    from ..modeling import check_kernel
 
     if device != "auto":
         check_device(device)

@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
     if args.processes != 1:
         return _processes(args)
     from dynllava.engine import flash
+    from dynllava.engine.attention import check_kernel
     from dynllava.environment import capture
     from dynllava.loading import check_device, default_dtype, parse_dtype
-    from dynllava.modeling import check_kernel
     from dynllava.profiling import bench, bench_report, render
     from dynllava.profiling.arguments import LARGEST, check_count, parse_integers
     from dynllava.profiling.bench_model import build_bench

@@ -66,7 +66,7 @@ class _Cloner:
     def clone(self, module: nn.Module) -> nn.Module:
         if id(module) in self.modules:
             return self.modules[id(module)]
-        cls = self.classes.get(id(module), type(module))
+        cls: Any = self.classes.get(id(module), type(module))
         made = cls.__new__(cls)
         self.modules[id(module)] = made
         values = dict(vars(module))

@@ -191,7 +191,8 @@ def image_map(
     pictures = iter(layouts(config, given, [run for row in marks for run in _runs(row)]))
     patches, grids = [], []
     for number, row in enumerate(marks):
-        wanted, found = sum(row), []
+        wanted = sum(row)
+        found: list[ImageLayout] = []
         while sum(layout.tokens for layout in found) < wanted:
             picture = next(pictures, None)
             if picture is None:

@@ -23,6 +23,7 @@ from ..predictors import ImagePredictor, OutputPredictor, build_predictors, chec
 from .calls import ModelCall, PromptImages, calling, prompt_images, remembering
 from .families import family_of, image_token, rotary_axes
 from .layout import image_map
+from .mixin import Stock
 
 OWN_ARGUMENTS = ("prompt_length", "sample_ids", "outputs_fed", "policy_hook", "image_mask")
 WITHOUT_PREDICTORS = SparsityConfig(use_vision_predictor=False, use_output_text_predictor=False)
@@ -34,7 +35,7 @@ REFUSED_IN_GENERATE = {
 }
 
 
-class SparseGeneration:
+class SparseGeneration(Stock):
     """Mixin in front of a stock image-text-to-text class."""
 
     def _set_up(self, stock: nn.Module, kernel: str) -> None:
@@ -371,7 +372,7 @@ def _is_given(value: Any) -> bool:
 
 def stock_signature(cls: type) -> inspect.Signature:
     """Return the signature of the stock class's ``forward``."""
-    stock = next(base for base in cls.__mro__ if not issubclass(base, SparseGeneration))
+    stock: Any = next(base for base in cls.__mro__ if not issubclass(base, SparseGeneration))
     return inspect.signature(stock.forward)
 
 

@@ -16,9 +16,10 @@ from ..engine.stream import Segment, TokenStream, restore_columns
 from ..errors import UserError
 from ..inputs import build_stream, prompt_hash
 from .calls import ModelCall, current
+from .mixin import Stock
 
 
-class SparseTextModel:
+class SparseTextModel(Stock):
     """Mixin in front of a stock text model's class: its ``forward`` is the shared layer loop.
 
     It takes what every family's outer model passes on (embeddings, mask, positions, cache, and

@@ -45,10 +45,9 @@ def wrap(model: nn.Module, method: str | Method = "full", **parameters: Any) -> 
     check_text_model(model.config.text_config)
     text = getattr(model.model, family.text)
     kernel = attention.check_kernel(text.config._attn_implementation)
-    classes = {
-        id(model): sparse_class(type(model)),
-        id(text): sparse_text_class(type(text)),
-    }
+    outer: Any = type(model)
+    inner: Any = type(text)
+    classes = {id(model): sparse_class(outer), id(text): sparse_text_class(inner)}
     wrapped: Any = clone(model, classes)
     attention.register()
     own = getattr(wrapped.model, family.text)
@@ -59,7 +58,7 @@ def wrap(model: nn.Module, method: str | Method = "full", **parameters: Any) -> 
 
 
 @lru_cache
-def sparse_class(stock: type) -> type:
+def sparse_class(stock: Any) -> type:
     """Return the class of wrapped models of a stock class; it has the stock class's name."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -69,7 +68,7 @@ def sparse_class(stock: type) -> type:
     signature = inspect.signature(stock.forward)
     *named, rest = signature.parameters.values()
     more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in OWN_ARGUMENTS]
-    forward.__signature__ = signature.replace(parameters=[*named, *more, rest])
+    vars(forward)["__signature__"] = signature.replace(parameters=[*named, *more, rest])
     own = {"__module__": __name__, "forward": forward}
     return type(stock.__name__, (SparseGeneration, stock), own)
 

@@ -143,8 +143,8 @@ def _arithmetic(found: Preflight, wanted: Wanted) -> tuple[str, str]:
     import torch
 
     from dynllava.engine import flash
+    from dynllava.engine.attention import check_kernel
     from dynllava.loading import check_device, default_dtype, parse_dtype
-    from dynllava.modeling import check_kernel
 
     device = wanted.device
     if device in (None, "auto"):
