@@ -9,7 +9,7 @@ from transformers import LlavaConfig
 
 from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
-from dynllava.plan import ModelDims
+from dynllava.plan import ModelDims, TowerDims
 
 
 @dataclass
@@ -88,8 +88,14 @@ class DynamicLlavaConfig(LlavaConfig):
 
 def model_dims(config: LlavaConfig) -> ModelDims:
     """Return the sizes that closed-form costs need from a LLaVA configuration."""
-    text = config.text_config
+    text, vision = config.text_config, config.vision_config
     sparsity = SparsityConfig.from_dict(getattr(config, "sparse_config", None))
+    tower = TowerDims(
+        vision.num_hidden_layers,
+        vision.hidden_size,
+        vision.num_attention_heads,
+        (vision.image_size // vision.patch_size) ** 2,
+    )
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelDims(
         layers=text.num_hidden_layers,
@@ -103,4 +109,5 @@ def model_dims(config: LlavaConfig) -> ModelDims:
         predictor_heads=sparsity.nhead,
         predictor_feedforward=sparsity.dim_feedforward,
         predictor_blocks=sparsity.num_layers,
+        tower=tower,
     )

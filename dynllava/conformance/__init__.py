@@ -1,7 +1,7 @@
 """Is this port faithful?  Compare the library with tensors recorded from official code.
 
 A golden folder holds ``cases.json`` (an index) and safetensors files.  Three index formats are
-read: ``kind / inputs / outputs`` (Dynamic-LLaVA), ``method / variants / tensors`` (baselines) and
+read: ``kind / inputs / outputs`` (Dynamic-LLaVA), ``method / variants / tensors`` (others) and
 ``system / kind / tensors`` (projectors and stages).
 """
 
@@ -220,9 +220,10 @@ def check_tensor_list(case: dict[str, Any], folder: Path, result: CaseResult) ->
 def handler_for(case: dict[str, Any]) -> Handler | None:
     """Return the function that checks a case, or None if it is not covered."""
     if "method" in case:
-        baselines = _optional("dynllava.conformance.baselines")
-        known = baselines is not None and baselines.covers(case)
-        return baselines.check if known else None
+        from dynllava.conformance import baselines, vision_side
+
+        sets = (vision_side, baselines)
+        return next((each.check for each in sets if each.covers(case)), None)
     if "system" in case:
         stages = _optional("dynllava.conformance.stages")
         return None if stages is None else stages.HANDLERS.get(case["system"])

@@ -512,7 +512,7 @@ METHODS = {"fastv": check_fastv, "sparsevlm": check_sparsevlm, "h2o": check_h2o}
 
 def covers(case: dict[str, Any]) -> bool:
     """Return whether every variant of a case can be checked."""
-    return set(case["variants"]) <= VARIANTS.get(case["method"], set())
+    return case["method"] in VARIANTS and set(case["variants"]) <= VARIANTS[case["method"]]
 
 
 @torch.no_grad()

@@ -68,6 +68,11 @@ class Llava:
         parts = [states[layer] for layer in layers]
         selected = torch.cat(parts, -1)
         has_class = self.config.vision_feature_select_strategy == "default"
+        if looks and not has_class:
+            raise UserError(
+                "the method looks at the vision tower's class token, which this model has not or "
+                "sends as a patch (vision_feature_select_strategy=full)"
+            )
         last = layers[-1] % len(states)
         seen = {look: self._look(look, states, last) for look in looks}
         return TowerFeatures(

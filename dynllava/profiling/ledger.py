@@ -88,10 +88,14 @@ class Run:
 
     @property
     def tower_spec(self) -> ModelSpec:
-        """The model with the picture that the method lets its vision tower see."""
+        """The model with the picture that the tower sees and the rows that are projected."""
         spec = self.spec
-        if spec.vision is None or not self.method.sets_grid:
+        if spec.vision is None:
             return spec
+        if not self.method.sets_grid:
+            stages = self.method.plan(spec.dims.layers).stages(self.shape)
+            cut = [stage.after for stage in stages if stage.cut.stage == "features"]
+            return replace(spec, image_tokens=cut[0]) if cut else spec
         edge = spec.vision.image_size // spec.vision.patch_size
         grid = self.method.tower_grid(edge, edge)
         vision = replace(spec.vision, grid=grid)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynllava.errors import UserError
 from dynllava.files import read_json_object, reason
-from dynllava.plan import ModelDims, PromptShape, Shape
+from dynllava.plan import ModelDims, PromptShape, Shape, TowerDims
 from dynllava.sanity import check_sizes
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
@@ -56,7 +56,7 @@ class ModelSpec:
     name : str
         Preset name, folder, or what the caller calls it.
     dims : ModelDims
-        Language model (and predictors).
+        Language model (and predictors); the tower's sizes are filled in from ``vision``.
     vision : VisionDims or None
         Vision tower; None where image embeddings are given (then no projector either).
     image_tokens : int
@@ -73,6 +73,12 @@ class ModelSpec:
     image_tokens: int
     tied: bool = False
     feature_layers: int = 1
+
+    def __post_init__(self) -> None:
+        seen = self.vision
+        if seen is not None and self.dims.tower is None:
+            tower = TowerDims(seen.layers, seen.hidden, seen.heads, seen.patches)
+            object.__setattr__(self, "dims", replace(self.dims, tower=tower))
 
     def prompt(self, text_tokens: int, images: int = 1) -> Shape:
         """Return a prompt of ``text_tokens`` text tokens around ``images`` images (0 or 1)."""

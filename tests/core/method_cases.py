@@ -59,6 +59,12 @@ VOCO = {
     for name in ("schedule = lengths seen",)
 }
 
+ADAPTIVE = {
+    name: "its count depends on the image, so the declared schedule is an estimate; "
+    "tests/methods/test_vision_side.py compares the realised one"
+    for name in ("schedule = lengths seen", "schedule without a cache")
+}
+
 CASES = [
     MethodCase("full", "full", {}, {}),
     MethodCase(
@@ -106,6 +112,13 @@ CASES = [
         {"layers": "0/3", "ratios": "0.5/0", "positions": "original"},
     ),
     MethodCase("voco_llama", "voco_llama", {"token_id": 54}, {"token_id": 0}, VOCO),
+    MethodCase("fastervlm", "fastervlm", {"keep_ratio": 0.4}, {"keep_ratio": 1.0}),
+    MethodCase("visionzip", "visionzip", {"keep_ratio": 0.5, "positions": "original"}),
+    MethodCase("divprune", "divprune", {"keep_ratio": 0.3}, {"keep_ratio": 1.0}),
+    MethodCase("vispruner", "vispruner", {"keep": 6, "important_ratio": 0.4}, {"keep_ratio": 1.0}),
+    MethodCase("prumerge+", "prumerge", {"plus": True, "ratio": 0.2, "positions": "original"}),
+    MethodCase("prumerge+-adaptive", "prumerge", {"plus": True}, None, ADAPTIVE),
+    MethodCase("hired", "hired", {"keep_ratio": 0.3}, {"keep_ratio": 1.0}),
     MethodCase("sparsevlm-1.5", "sparsevlm", {"pruning_layers": "1/3", "budgets": "8/4"}),
     MethodCase(
         "sparsevlm-2.0",

@@ -1,0 +1,295 @@
+"""Methods before layer 0: official recordings, where ours differ from them, costs and budgets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import batch, pixels, prompts, tiny_model
+
+from dynllava.config import model_dims
+from dynllava.conformance import CaseResult, vision_side
+from dynllava.engine.rows import ImageView
+from dynllava.errors import UserError
+from dynllava.methods import create, divprune, prumerge, visionzip, vispruner
+from dynllava.methods.budget import processed, solve, takes_budget
+from dynllava.plan import PromptShape, TowerDims
+from dynllava.profiling import ledger
+from dynllava.profiling.counters import flop_counter
+from dynllava.profiling.spec import PRESETS, spec_from_config
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "vision_side"
+CASES = {f"{case['method']}-{case['name']}": case for case in json.loads(
+    (GOLDEN / "cases.json").read_text())["cases"]}  # fmt: skip
+PERTURBED = ("prumerge-g8_shallow5", "visionzip-g8_shallow5", "fastervlm-g8_batch2",
+             "vispruner-g8_t24_r025", "hired-l15_g8_spatial", "divprune-g8_r05")  # fmt: skip
+NAMES = ("fastervlm", "visionzip", "divprune", "vispruner", "prumerge", "hired")
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_every_recorded_tensor_agrees_or_is_excluded_with_a_reason_of_the_readme(name):
+    case, readme = CASES[name], (GOLDEN / "README.md").read_text()
+    result = vision_side.check(case, GOLDEN)
+    assert [row for row in result.rows if not row.passed] == []
+    assert all(reason in readme for reason in result.excluded.values())
+    covered = {row.quantity for row in result.rows} | set(result.excluded)
+    assert (
+        set(case["tensors"]) - set(vision_side.INPUTS) - {"ties.features", "exhaust.features"}
+        == covered
+    )
+
+
+@pytest.mark.parametrize("name", PERTURBED)
+def test_perturbing_any_compared_tensor_fails(name, tmp_path):
+    case = CASES[name]
+    for item in ("cases.json", "weights"):
+        (tmp_path / item).symlink_to(GOLDEN / item)
+    (tmp_path / case["method"]).mkdir()
+    tensors = load_file(GOLDEN / case["file"])
+    for quantity, tensor in tensors.items():
+        if quantity in vision_side.INPUTS:
+            continue
+        flat = tensor.view(-1)
+        if tensor.dtype == torch.bool:
+            flat[-1] = ~flat[-1]
+        else:
+            flat[-1] += 0.05 * flat.abs().max() if tensor.is_floating_point() else 1
+    save_file(tensors, tmp_path / case["file"])
+    result = vision_side.check(case, tmp_path)
+    assert [row.quantity for row in result.rows if row.passed] == []
+
+
+def session(name):
+    return vision_side.Session(CASES[name], GOLDEN, CaseResult(name))
+
+
+# ---------------------------------------------------------------- differences of official programs
+
+
+@pytest.mark.parametrize("name", ["hired-l15_g12_batch2_defect", "divprune-g12_batch2_defect"])
+@torch.no_grad()
+def test_each_image_of_a_batch_gets_its_own_choice_where_the_official_one_is_the_firsts(name):
+    opened = session(name)
+    params = CASES[name]["params"]
+    method = create(CASES[name]["method"], keep_ratio=params.get("ratio", 0.25))
+    recorded = opened.tensors["inputs_embeds"]
+    opened.answers(method)
+    row = next(row for row in opened.result.rows if row.quantity == "inputs_embeds")
+    assert not row.passed
+    opened.model.set_method(method)
+    ids = torch.full((2, CASES[name]["vision"]["patches"] + 1), opened.model.config.image_token_id)
+    ids[:, 0] = 1
+    opened.model(input_ids=ids, pixel_values=opened.pixels, use_cache=False)
+    first, second = opened.model.last_report.kept_image_indices
+    official = opened.tensors["kept" if "kept" in opened.tensors else "selected_sorted"].tolist()
+    assert first == official
+    assert second != official
+    assert len(second) == len(official) == recorded.shape[1] - 35 - CASES[name]["text_tokens"]
+
+
+def test_divprune_picks_no_token_twice_where_the_official_program_does():
+    tensors = load_file(GOLDEN / "divprune" / "function_ties.safetensors")
+    recorded = tensors["exhaust.selected"].tolist()
+    picked, scores = divprune.diverse(tensors["exhaust.distance"], len(recorded))
+    distinct = len(set(recorded))
+    assert len(recorded) > distinct
+    assert picked[:distinct].tolist() == recorded[:distinct]
+    assert len(set(picked.tolist())) == len(recorded)
+    assert scores[distinct:].abs().max() < 1e-6
+
+
+def test_divprune_rounds_halves_to_even_and_computes_in_float32():
+    schedule = create("divprune", keep_ratio=0.098).schedule(PromptShape(35, 576, 8), 2)
+    assert schedule.prefill_rows[0] == 43 + 56
+    assert (
+        create("divprune", keep_ratio=0.125).schedule(PromptShape(1, 4, 1), 2).prefill_rows[0] == 2
+    )
+    rows = torch.randn(40, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert divprune.distances(rows).dtype == torch.float32
+
+
+def test_vispruner_thins_an_odd_number_of_patches_which_the_official_program_refuses():
+    features = torch.randn(137, 8, generator=torch.Generator().manual_seed(0))
+    left = vispruner.thinned(features, torch.randperm(137), 23)
+    assert len(set(left.tolist())) == 23
+    assert [drop for _, _, drop in vispruner.rounds(137, 23)] == [8] * 14 + [2]
+    assert len(vispruner.thinned(features, torch.arange(137), 0)) == 0
+
+
+def synthetic(patches=48, width=16, seed=0, keys=None):
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(patches, width, generator=generator)
+    keys = torch.randn(patches + 1, width, generator=generator) if keys is None else keys
+    query = torch.randn(width, generator=generator)
+    looks = {prumerge.KEYS: keys, prumerge.QUERY: query}
+    row = torch.randn(4, patches, generator=generator).softmax(1)
+    looks |= {visionzip.CLASS_ROW: row, visionzip.KEYS: keys}
+    return features, torch.randn(width, generator=generator), looks
+
+
+def view_of(method, **options):
+    features, class_token, looks = synthetic(**options)
+    (cut,) = method.plan(4).cuts
+    return ImageView(features, cut, class_token, looks)
+
+
+def test_visionzip_adds_the_mean_of_members_to_a_target_and_sends_the_class_token_first():
+    method = visionzip.VisionZip(dominant=5, contextual=6)
+    view = view_of(method)
+    rows, found = method.rows(view), method.groups(view)
+    assert rows.origin[0] == -2
+    assert torch.equal(rows.features[0], view.class_token)
+    for place, target in enumerate(found.target):
+        members = found.members[found.nearest == place]
+        mean = view.features[members].mean(0) if len(members) else 0
+        torch.testing.assert_close(rows.features[5 + place], view.features[target] + mean)
+    # 44 others, step 44 // 6 = 7: the targets end at the 35th, the tail holds none.
+    others = torch.cat([found.target, found.members]).sort().values
+    assert torch.searchsorted(others, found.target).tolist() == [0, 7, 14, 21, 28, 35]
+
+
+def test_visionzip_without_contextual_tokens_where_the_official_program_divides_by_zero():
+    method = visionzip.VisionZip(dominant=5, contextual=0)
+    assert len(method.rows(view_of(method)).features) == 5
+
+
+def test_prumerge_without_outliers_keeps_the_sum_alone_and_plus_one_patch_more():
+    keys = torch.zeros(49, 16)
+    for plus, kept in ((False, []), (True, [0])):
+        method = prumerge.PruMerge(plus=plus)
+        view = view_of(method, keys=keys)
+        assert method.kept(prumerge.attention(view)).tolist() == kept
+        assert len(method.rows(view).features) == len(kept) + 1
+
+
+def test_prumerge_plus_keeps_all_but_the_last_patch_beyond_a_sixth_of_outliers():
+    received = torch.cat([torch.full((8,), 0.1), 1e-3 * torch.rand(32)])
+    assert (received > prumerge.fence(received)).float().mean() > 1 / 6
+    kept = prumerge.PruMerge(plus=True).kept(received).sort().values
+    assert kept.tolist() == list(range(39))
+
+
+def test_prumerge_sums_neighbours_kept_ones_included_and_normalises_nothing():
+    method = prumerge.PruMerge(ratio=0.25)
+    view = view_of(method)
+    received = prumerge.attention(view)
+    assert float(received.sum()) < 1
+    kept = method.kept(received)
+    cluster, rest = prumerge.neighbours(view.tower[prumerge.KEYS][1:], kept)
+    rows = method.rows(view)
+    for place, patch in enumerate(kept):
+        added = received[cluster[place]] @ view.features[cluster[place]]
+        torch.testing.assert_close(rows.features[place], view.features[patch] + added)
+    torch.testing.assert_close(rows.features[-1], received[rest] @ view.features[rest])
+    assert torch.isin(cluster, kept).any()
+
+
+def test_fixed_prumerge_plus_repeats_no_patch_unless_it_follows_the_official_program():
+    received = synthetic(seed=3)[2][visionzip.CLASS_ROW].mean(0)
+    ours = prumerge.PruMerge(plus=True, ratio=1 / 8).kept(received).tolist()
+    strict = prumerge.PruMerge(plus=True, ratio=1 / 8, strict_official=True).kept(received).tolist()
+    assert len(ours) == len(set(ours)) == len(strict) == 12
+    assert set(strict) <= set(ours)
+    recorded = load_file(GOLDEN / CASES["prumerge-g24_b_fixed"]["file"])["plus_fixed.kept"]
+    assert len(recorded.unique()) < len(recorded)
+
+
+@torch.no_grad()
+def test_prumerge_finds_outliers_per_image_whatever_the_batch():
+    model = tiny_model(kv_heads=2)
+    model.set_method("prumerge", plus=True)
+    ids, images = prompts(seed=2), pixels(seed=2)
+    model(**batch(ids, images))
+    together = model.last_report.image_tokens
+    alone = []
+    for one, image in zip(ids, images, strict=True):
+        model(**batch([one], [image]))
+        alone += model.last_report.image_tokens
+    assert together == alone
+
+
+def test_hireds_grid_adds_patches_and_is_counted_where_it_is_new():
+    scores = torch.rand(4, 64, generator=torch.Generator().manual_seed(1))
+    method = create("hired", keep_ratio=0.25, spatial=0.1)
+    (cut,) = method.plan(2).cuts
+    view = ImageView(torch.zeros(64, 8), cut, None, {visionzip.CLASS_ROW: scores})
+    chosen = method.choose(view)
+    best = replace(method, spatial=0.0).choose(view)
+    assert int(best.sum()) == 16
+    assert torch.equal(chosen, best | (torch.arange(64) % 10 == 0))
+    assert view.count() == int(chosen.sum())
+
+
+def test_a_model_without_a_class_token_is_refused_with_the_reason():
+    model = tiny_model(kv_heads=2)
+    model.config.vision_feature_select_strategy = "full"
+    model.set_method("fastervlm")
+    with pytest.raises(UserError, match="class token"):
+        model(**batch(prompts()[:1], pixels()[:1]))
+
+
+# ------------------------------------------------------------------------------ costs and budgets
+
+
+COSTED = {
+    "fastervlm": {"keep": 5},
+    "visionzip": {"dominant": 4, "contextual": 3},
+    "divprune": {"keep_ratio": 0.3},
+    "vispruner": {"keep": 6, "important_ratio": 0.4},
+    "prumerge": {"ratio": 0.25},
+    "hired": {"keep_ratio": 0.3},
+}
+
+
+def counted_and_run(model, method, seed=0):
+    model.set_method(method)
+    inputs = batch(prompts()[:1], pixels(seed)[:1])
+    with torch.no_grad(), flop_counter() as counter:
+        model(**inputs, logits_to_keep=1)
+    spec = spec_from_config(model.config.to_dict(), "tiny")
+    shape = PromptShape(3, 16, inputs["input_ids"].shape[1] - 19)
+    return counter.get_total_flops() // 2, spec, shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_from_pixels_costs_exactly_what_the_ledger_says(name):
+    method = create(name, **COSTED[name])
+    total, spec, shape = counted_and_run(tiny_model(kv_heads=2), method)
+    assert total == ledger.total(ledger.entries(ledger.Run(spec, method, shape), "prefill"))
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_the_adaptive_form_costs_what_the_fixed_one_of_its_realised_length_does(plus):
+    model = tiny_model(kv_heads=2)
+    for seed in range(20):
+        total, spec, shape = counted_and_run(model, create("prumerge", plus=plus), seed)
+        kept = model.last_report.image_tokens[0] - 1
+        if 0 < kept < 16:
+            break
+    same = create("prumerge", ratio=kept / 16)
+    assert total == ledger.total(ledger.entries(ledger.Run(spec, same, shape), "prefill"))
+
+
+def test_the_towers_sizes_are_known_to_closed_forms():
+    assert PRESETS["llava-1.5-7b"].dims.tower == TowerDims(24, 1024, 16, 576)
+    model = tiny_model()
+    assert model_dims(model.config).tower == TowerDims(2, 32, 4, 16)
+    assert spec_from_config(model.config.to_dict(), "tiny").dims.tower == TowerDims(2, 32, 4, 16)
+    looked = create("fastervlm").overhead(PromptShape(35, 576, 40), PRESETS["llava-1.5-7b"].dims)
+    # Projections of 577 keys and a query of 1024 channels, then 16 heads of 64.
+    assert sum(operation.macs for operation in looked) == 578 * 1024**2 + 1024 * 577
+
+
+@pytest.mark.parametrize("goal", [64, 128, 192])
+@pytest.mark.parametrize("name", [*NAMES, "prumerge+"])
+def test_a_budget_is_met_to_the_token(name, goal):
+    shape = PromptShape(35, 576, 40)
+    fixed = {"plus": True} if name == "prumerge+" else {}
+    name = name.removesuffix("+")
+    assert takes_budget(name)
+    method = create(name, **solve(name, goal, shape, 32, **fixed))
+    assert abs(processed(method, shape, 32) - goal) <= 1
