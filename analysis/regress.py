@@ -99,6 +99,12 @@ def _differences(old: RunRecord, new: RunRecord) -> list[str]:
             "score scale": (old.task.scale, new.task.scale),
             "number of samples": (old.task.samples, new.task.samples),
         }
+    before, after = old.environment, new.environment
+    # Records of schemas 1 and 2 do not say, so they cannot differ.
+    if before.image_aspect is not None and after.image_aspect is not None:
+        pairs["image protocol"] = (before.image_aspect, after.image_aspect)
+    if before.template is not None and after.template is not None:
+        pairs["conversation template"] = (before.template, after.template)
     if old.measured and new.measured:
         pairs["number of threads"] = (old.environment.threads, new.environment.threads)
     return [f"{name} ({_short(a)} / {_short(b)})" for name, (a, b) in pairs.items() if a != b]

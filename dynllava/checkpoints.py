@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from dynllava.config import SparsityConfig
+from dynllava.config import NO_PREDICTORS, SparsityConfig
 from dynllava.errors import UserError
 from dynllava.files import check_output_folder, read_json_object, reason
-from dynllava.models.files import WeightFiles
-from dynllava.models.layouts import ORIGINAL_TYPES, Checkpoint, download, inspect
+from dynllava.models.files import WeightFiles, present
+from dynllava.models.layouts import ORIGINAL_TYPES, Checkpoint, Layout, download, inspect
 from dynllava.models.tensors import stream
 from dynllava.models.tower import KNOWN_TOWERS
 from dynllava.sanity import build_config, check_finite, check_sizes
@@ -252,17 +252,23 @@ def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     from dynllava.config import DynamicLlavaConfig
-    from dynllava.loading import skeleton
+    from dynllava.loading import read_hf_state, skeleton
     from dynllava.modeling import DynamicLlavaForConditionalGeneration
     from dynllava.models.processors import load_processor
 
     source = checkpoint.folder
-    if not checkpoint.is_original:
+    if checkpoint.is_original:
+        state, values = official_state(checkpoint)
+    elif checkpoint.layout is Layout.LLAVA_HF:
+        # Written anew with what older revisions leave out: processor and template files.
+        state = read_hf_state(checkpoint.weights)
+        values = {k: v for k, v in checkpoint.config.items() if k != "model_type"}
+        values["sparse_config"] = dict(NO_PREDICTORS)
+    else:
         raise UserError(
             f"{source}: model_type={checkpoint.model_type!r} ({checkpoint.layout.value}); accepted "
-            f"are {' and '.join(ORIGINAL_TYPES)}, and llava in the original format"
+            f"are {', '.join(ORIGINAL_TYPES)} and llava"
         )
-    state, values = official_state(checkpoint)
     check_finite(state.items(), source)
     config = build_config(DynamicLlavaConfig, values, source / "config.json")
     check_state(skeleton(config, source), state, source)
@@ -276,14 +282,18 @@ def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
     config.dtype = checkpoint.config.get("torch_dtype", "float32")
     config.save_pretrained(target)
     _save(state, target)
-    _write_generation_config(source, values["image_token_index"], target)
+    if checkpoint.is_original:
+        _write_generation_config(source, values["image_token_index"], target)
+    else:
+        _copy(present(source, ("generation_config.json",)), target)
     processor = load_processor(checkpoint, config)
     if processor is None:
         write_json(target / "preprocessor_config.json", processor_less(values, checkpoint))
     else:
         processor.save_pretrained(target)
     _copy(checkpoint.licences, target)
-    _copy(checkpoint.tokenizer_files, target / OFFICIAL_FILES)
+    if checkpoint.is_original:
+        _copy(checkpoint.tokenizer_files, target / OFFICIAL_FILES)
 
 
 def processor_less(values: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
 from dynllava.plan import ModelDims, TowerDims
 
+NO_PREDICTORS = {"use_vision_predictor": False, "use_output_text_predictor": False}
+"""``sparse_config`` of a plain LLaVA."""
+
 
 @dataclass
 class SparsityConfig:

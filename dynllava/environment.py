@@ -38,6 +38,8 @@ def capture(
     dtype: Any = None,
     attention: str | None = None,
     image_processor: Any = None,
+    image_aspect: str | None = None,
+    template: str | None = None,
 ) -> Environment:
     """Return the environment of a run on ``device``.
 
@@ -52,6 +54,10 @@ def capture(
     image_processor : optional
         Processor or image processor that made the pixels; without it, the back-end that
         transformers would choose here is stored.
+    image_aspect : str, optional
+        ``pad``, ``crop`` or ``checkpoint``: how pictures became square.
+    template : str, optional
+        Name of the conversation template.
     """
     import torch
 
@@ -61,6 +67,8 @@ def capture(
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         attention=attention,
         image_backend=image_backend(image_processor),
+        image_aspect=image_aspect,
+        template=template,
         threads=torch.get_num_threads(),
         commit=git_commit(),
         dirty=git_dirty(),

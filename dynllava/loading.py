@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dynllava.checkpoints import check_state, hf_config, official_state
-from dynllava.config import DynamicLlavaConfig, SparsityConfig
+from dynllava.config import NO_PREDICTORS, DynamicLlavaConfig, SparsityConfig
 from dynllava.engine import attention, flash
 from dynllava.errors import UserError
 from dynllava.files import reason
@@ -206,10 +206,7 @@ def _build(
     else:
         values = {k: v for k, v in checkpoint.config.items() if k != "model_type"}
         if checkpoint.model_type == "llava":
-            values["sparse_config"] = {
-                "use_vision_predictor": False,
-                "use_output_text_predictor": False,
-            }
+            values["sparse_config"] = dict(NO_PREDICTORS)
     config = build_config(DynamicLlavaConfig, values, folder / "config.json")
     config._attn_implementation = kernel
     model = skeleton(config, folder)

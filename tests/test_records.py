@@ -381,11 +381,17 @@ def test_records_of_schema_1_are_read_with_defaults_and_say_so():
     for name in ("higher_is_better", "rounds"):
         del data["measured"]["samples_per_second"][name]
     found = RunRecord.from_dict(data)
-    assert found.schema_version == 2
+    assert found.schema_version == 3
     assert found.measured["samples_per_second"] == Measured(2.0, 0.1, 5, "sample/s", None, {})
     assert RunRecord.from_json(found.to_json()) == found
     with pytest.raises(UserError, match="missing higher_is_better, missing rounds"):
         RunRecord.from_dict({**data, "schema_version": 2})
+    older = make_record().to_dict() | {"schema_version": 2}
+    for name in ("image_aspect", "template"):
+        del older["environment"][name]
+    assert RunRecord.from_dict(older).environment.image_aspect is None
+    with pytest.raises(UserError, match="missing image_aspect, missing template"):
+        RunRecord.from_dict({**older, "schema_version": 3})
     with pytest.raises(UserError, match="schema_version True"):
         RunRecord.from_dict({**data, "schema_version": True})
 

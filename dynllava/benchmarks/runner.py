@@ -132,10 +132,18 @@ class ModelRunner:
         )
 
     def environment(self) -> Environment:
-        """Return versions, device, dtype, attention kernel and commit."""
+        """Return versions, device, dtype, attention kernel, protocol and commit."""
         from dynllava.environment import capture
+        from dynllava.prompts import choose_template
 
-        return capture(self.device, self.model.dtype, self.attention, self.processor)
+        return capture(
+            self.device,
+            self.model.dtype,
+            self.attention,
+            self.processor,
+            self.image_aspect,
+            choose_template(self.conv_template, self.processor).name,
+        )
 
 
 def _device(wanted: str) -> str:

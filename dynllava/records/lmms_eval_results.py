@@ -16,7 +16,8 @@ RESULTS_SUFFIX = "_results.json"
 # model_args that say which weights run how, and are no hyper-parameters of a method.
 _NO_METHOD_PARAMETERS = frozenset(
     """pretrained model method dtype device device_map attn_implementation compile batch_size
-    conv_template code_version trust_remote_code revision""".split()  # noqa: SIM905
+    conv_template image_aspect image_backend vision_tower max_new_tokens max_batch_size plugin
+    code_version trust_remote_code revision""".split()  # noqa: SIM905
 )
 
 
@@ -98,9 +99,22 @@ def _record(content: dict[str, Any], config: dict[str, Any], name: str, data: by
             device=_text(config.get("device")),
             dtype=_text(arguments.get("dtype")),
             attention=_text(arguments.get("attn_implementation")),
+            **_protocol(config.get("model"), arguments),
             date=str(content.get("date", "unknown")),
         ),
     )
+
+
+def _protocol(model: Any, arguments: dict[str, Any]) -> dict[str, str | None]:
+    """Return how our own model made its pixels and prompts; other models do not say."""
+    if model != "dynamic_llava":
+        return {}
+    backend = _text(arguments.get("image_backend", "pil"))
+    return {
+        "image_backend": "PIL" if backend == "pil" else backend,
+        "image_aspect": _text(arguments.get("image_aspect", "pad")),
+        "template": _text(arguments.get("conv_template")),
+    }
 
 
 def _scores(row: dict[str, Any], samples: int | None) -> dict[str, Score]:

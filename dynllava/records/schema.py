@@ -16,7 +16,7 @@ from typing import Any
 from dynllava.errors import UserError
 from dynllava.files import DEEPEST
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 OLDEST_VERSION = 1
 """Records from here on are read: what their schema did not have yet takes its default."""
 KINDS = ("evaluation", "profile", "bench", "training")
@@ -206,13 +206,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where and with what a number was made (see :func:`dynllava.environment.capture`)."""
+    """Where and with what a number was made (see :func:`dynllava.environment.capture`).
+
+    ``image_aspect`` (``pad``, ``crop``, ``checkpoint``) and ``template`` are the protocol of images
+    and prompts; None where no model was asked, and in records of schemas 1 and 2.
+    """
 
     versions: dict[str, str] = field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
     attention: str | None = None
     image_backend: str | None = None
+    image_aspect: str | None = None
+    template: str | None = None
     threads: int | None = None
     commit: str | None = None
     dirty: bool | None = None
@@ -264,7 +270,8 @@ class RunRecord:
             raise UserError("record: schema_version is missing, so this is not a run record", 1)
         _check_version(data["schema_version"])
         if data["schema_version"] < SCHEMA_VERSION:
-            data = _completed(cls, {**data, "schema_version": SCHEMA_VERSION})
+            written = data["schema_version"]
+            data = _completed(cls, {**data, "schema_version": SCHEMA_VERSION}, written)
         record = _build(cls, data, "record")
         _check_values(record)
         return record
@@ -295,31 +302,33 @@ def _check_version(version: Any) -> None:
         )
 
 
-def _completed(kind: Any, value: Any) -> Any:
-    """Return an older record's JSON data with the defaults of the fields that came later."""
+def _completed(kind: Any, value: Any, written: int) -> Any:
+    """Return data of schema ``written`` with the defaults of the fields that came later."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         kind = next(item for item in arguments if item is not type(None))
     if origin is dict and isinstance(value, dict):
-        return {key: _completed(arguments[1], item) for key, item in value.items()}
+        return {key: _completed(arguments[1], item, written) for key, item in value.items()}
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict)):
         return value
     later = {}
     for item in dataclasses.fields(kind):
-        if item.name in _LATER.get(kind.__name__, ()) and item.name not in value:
+        added = _LATER.get(kind.__name__, {}).get(item.name, 0)
+        if written < added and item.name not in value:
             made = item.default_factory
             later[item.name] = item.default if made is dataclasses.MISSING else made()
     hints = _hints(kind)
-    found = {key: _completed(hints.get(key), item) for key, item in value.items()}
+    found = {key: _completed(hints.get(key), item, written) for key, item in value.items()}
     return {**found, **later}
 
 
-_LATER = {
-    "Measured": ("higher_is_better", "rounds"),
-    "ModelInfo": ("weights", "source"),
-    "TaskInfo": ("prompts",),
+_LATER: dict[str, dict[str, int]] = {
+    "Environment": {"image_aspect": 3, "template": 3},
+    "Measured": {"higher_is_better": 2, "rounds": 2},
+    "ModelInfo": {"weights": 2, "source": 2},
+    "TaskInfo": {"prompts": 2},
 }
-"""Class -> fields that schema 2 added; all have defaults."""
+"""Class -> field -> the schema that added it; all have defaults."""
 
 
 def _check_values(record: RunRecord) -> None:
