@@ -199,7 +199,7 @@ def test_failing_samples_leave_no_record_and_no_file(tmp_path):
 
 def test_unwritable_store_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
+    with pytest.raises(UserError, match="cannot write|a folder is expected"):
         RecordStore(tmp_path / "file" / "records.jsonl").append(make_record())
 
 
@@ -302,7 +302,8 @@ def lmms_eval_result() -> dict:
         "n-samples": {"pope": {"original": 9000, "effective": 500}},
         "config": {
             "model": "dynamic_llava",
-            "model_args": "pretrained=embedded,method=fastv,k=2,keep_ratio=0.25,dtype=float32",
+            "model_args": "pretrained=embedded,method=fastv,k=2,keep_ratio=0.25,"
+            "dtype=float32,conv_template=vicuna_v1,vision_tower=x,max_new_tokens=9",
             "device": "cpu",
         },
         "lmms_eval_version": "0.7.3",
@@ -323,6 +324,7 @@ def test_import_of_an_lmms_eval_folder(tmp_path):
     assert record.model.name == "embedded"
     assert record.method == MethodInfo("fastv", parameters={"k": 2, "keep_ratio": 0.25})
     assert record.environment.dtype == "float32"
+    assert (record.environment.image_aspect, record.environment.image_backend) == ("pad", "PIL")
     assert import_lmms_eval(tmp_path / "out")[0].record_id == record.record_id
     assert lmms_eval_samples(folder / "20260101_results.json", "pope") == [{"doc_id": 0}]
 

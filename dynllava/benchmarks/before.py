@@ -9,7 +9,7 @@ from pathlib import Path
 from .. import methods
 from ..errors import UserError
 from ..files import check_output_folder
-from ..profiling.spec import ModelSpec, spec_from_folder
+from ..profiling.spec import ModelSpec
 from .sweep import Cell
 from .tasks import check_folders, check_names
 
@@ -45,14 +45,20 @@ def check_machine(device: str, dtype: str | None, attention: str) -> None:
         flash.check_available(kinds, device)
 
 
-def check_cells(source: str, grid: Callable[[ModelSpec], Sequence[Cell]]) -> None:
+def check_cells(
+    source: str,
+    grid: Callable[[ModelSpec], Sequence[Cell]],
+    vision_tower: str | None = None,
+) -> None:
     """Raise :class:`UserError` if a cell's parameters do not fit the model ``source``.
 
-    Only the model's ``config.json`` is read.  ``grid`` gives the cells for the model's sizes.
+    Only configurations are read, the vision tower's included where it has one of its own.
+    ``grid`` gives the cells for the model's sizes.
     """
-    from ..loading import resolve
+    from ..models.layouts import inspect
+    from ..preflight.model import spec_of
 
-    spec = spec_from_folder(Path(resolve(source)))
+    spec = spec_of(inspect(source, vision_tower))
     for cell in grid(spec):
         method = methods.create(cell.method, **cell.params)
         try:

@@ -209,7 +209,7 @@ def run(args: argparse.Namespace) -> int:
     )
     before.check_machine(args.device, args.dtype, args.attention)
     for part in chosen:
-        before.check_cells(part.source, functools.partial(grid, part))
+        before.check_cells(part.source, functools.partial(grid, part), args.vision_tower)
     records = weights.run_parts(chosen, load, grid, sweep)
     if not records:
         # Not the first of several processes: that one prints and returns the outcome.

@@ -38,6 +38,11 @@ def load_processor(checkpoint: Checkpoint, config: Any = None, image_backend: st
     """
     if image_backend not in BACKENDS:
         raise UserError(f"image_backend={image_backend!r}: accepted are {', '.join(BACKENDS)}")
+    if image_backend == "torchvision" and not _torchvision():
+        raise UserError(
+            "image_backend=torchvision: torchvision cannot be imported here (docs/installing.md); "
+            "accepted is pil"
+        )
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer is None:
         return None
@@ -53,6 +58,12 @@ def load_processor(checkpoint: Checkpoint, config: Any = None, image_backend: st
         raise UserError(
             f"{checkpoint.folder}: the tokenizer or processor cannot be read ({reason(error)})"
         ) from None
+
+
+def _torchvision() -> bool:
+    from transformers.utils import is_torchvision_available
+
+    return bool(is_torchvision_available())
 
 
 def image_values(vision: dict[str, Any], official: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def check_model(wanted: Wanted) -> Preflight:
     _images(found, wanted)
     if not found.ready or values is None:
         return found
-    spec = _guarded(found, "configuration", lambda: _spec(values, checkpoint))
+    spec = _guarded(found, "configuration", lambda: spec_of(checkpoint))
     if spec is None:
         return found
     positions = (values.get("text_config") or {}).get("max_position_embeddings")
@@ -107,11 +107,12 @@ def _guarded(found: Preflight, topic: str, work: Any) -> Any:
     return None
 
 
-def _spec(values: Mapping[str, Any], checkpoint: Checkpoint) -> Any:
+def spec_of(checkpoint: Checkpoint) -> Any:
+    """Return a checkpoint's :class:`~dynllava.profiling.spec.ModelSpec`, whatever its layout."""
     from dynllava.profiling.spec import spec_from_config
 
     try:
-        return spec_from_config(dict(values), checkpoint.name)
+        return spec_from_config(hf_values(checkpoint), checkpoint.name)
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{checkpoint.folder}: not a LLaVA config ({error!r})") from None
 

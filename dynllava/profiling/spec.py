@@ -181,8 +181,10 @@ def spec_from_config(raw: dict[str, Any], name: str) -> ModelSpec:
     from transformers import CLIPVisionConfig, LlamaConfig
 
     kind = raw.get("model_type", "")
-    if kind in ("llava_llama", "dynamic_llava_llama"):
-        # Original LLaVA: one flat config; the vision tower is named, not described.
+    flat = kind == "llava" and "text_config" not in raw and "mm_vision_tower" in raw
+    if flat or kind in ("llava_llama", "dynamic_llava_llama"):
+        # Original LLaVA: one flat config; the vision tower is named, not described.  Released
+        # files say "llava", as llava-hf's do.
         return ModelSpec(name, _llama_dims(LlamaConfig(**raw)), CLIP_VIT_L14_336, 576)
     if "text_config" in raw:
         text = LlamaConfig(**raw["text_config"])

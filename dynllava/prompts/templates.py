@@ -126,7 +126,8 @@ def choose_template(name: str | None, processor: Any) -> Template:
     own = own_template(processor)
     wanted = ALIASES.get(name, name) if name is not None else None
     if wanted is None:
-        wanted = "vicuna_v1" if own is None else "checkpoint"
+        # The original format has no template; its processor gets Vicuna's from this module.
+        wanted = "vicuna_v1" if own in (None, VICUNA_JINJA) else "checkpoint"
     if wanted not in NAMES:
         raise UserError(f"conv_template={name}: accepted are {', '.join(NAMES)}")
     if wanted != "checkpoint":

@@ -18,6 +18,7 @@ import picture_task
 import public_layouts as layouts
 import pytest
 import stock_answers
+import torch
 
 from dynllava.checkpoints import convert
 from dynllava.cli import main
@@ -26,7 +27,7 @@ from dynllava.records import RecordStore
 from dynllava.wrapping import wrap
 
 TOKENS = 8
-SIZES = layouts.Sizes(seed=3, layers=5, hidden=96, heads=6)
+SIZES = layouts.Sizes(seed=1, layers=5, hidden=96, heads=6)
 EVERYTHING = (SIZES.image // SIZES.patch) ** 2
 BUILDERS = {
     "llava-hf": ("llava-hf/llava-1.5-7b-hf", layouts.llava_hf),
@@ -128,13 +129,15 @@ def test_compare_answers_as_stock_transformers(made, tmp_path, layout, route, as
     assert set(kept) == {EVERYTHING}
     assert record.environment.image_aspect == aspect
     assert record.environment.image_backend == "PIL"
-    assert record.environment.template == ("vicuna_v1" if layout == "original" else "checkpoint")
+    assert record.environment.template == ("checkpoint" if layout == "llava-hf" else "vicuna_v1")
 
 
 @pytest.mark.parametrize("layout", ["llava-hf", "original"])
 def test_fastv_through_lmms_eval_is_the_stock_model_wrapped(made, layout):
     """The model loaded by stock transformers, wrapped in memory; stock pixels and ids."""
     reference = stock_answers.LlavaHf(made.converted[layout])
+    reference.images = made.folders[layout] if layout == "llava-hf" else made.tower
+    reference.official = made.folders[layout] if layout == "original" else None
     wrapped = wrap(reference.model, "fastv", k=2, keep_ratio=0.5)
     expected = [
         reference.answer(question, picture, "crop", TOKENS, wrapped)
@@ -169,8 +172,6 @@ def test_the_sparse_loop_keeps_and_forgets_what_the_model_does(made):
     values = stock_answers.pixels(picture, "pad", made.tower)
     expected = loop.generate(ids, values, 24)
     assert 0 < sum(loop.kept_outputs) < len(loop.kept_outputs)
-    import torch
-
     at = ids.index(-200)
     row = [*ids[:at], *[processor.image_token_id] * EVERYTHING, *ids[at + 1 :]]
     inputs = {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row)).long()}

@@ -216,13 +216,13 @@ def test_an_answer_beyond_the_positions_is_a_note(built):
 def test_predicted_memory_is_that_of_the_loaded_model(built):
     from dynllava.loading import load_model
     from dynllava.models.layouts import inspect
-    from dynllava.preflight.model import _spec, hf_values
+    from dynllava.preflight.model import spec_of
 
     folder = built("llava-hf newer")
     checkpoint = inspect(str(folder))
     model, _ = load_model(str(folder))
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
-    predicted = _spec(hf_values(checkpoint), checkpoint).weight_bytes("float32")
+    predicted = spec_of(checkpoint).weight_bytes("float32")
     assert predicted == pytest.approx(held, rel=0.01)
 
 

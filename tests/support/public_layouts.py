@@ -68,8 +68,10 @@ def _fill(shapes: dict[str, tuple[int, ...]], sizes: Sizes, salt: int, dtype: to
     state = {}
     for name, shape in shapes.items():
         if len(shape) > 1:
-            # Large enough that every token matters and greedy answers differ between prompts.
-            value = torch.randn(shape, generator=generator) * shape[-1] ** -0.5 * 1.2
+            # Large enough that every token matters, greedy answers differ between prompts, and
+            # the output predictor decides both ways.
+            gain = 4.0 if "output_text_score" in name else 1.2
+            value = torch.randn(shape, generator=generator) * shape[-1] ** -0.5 * gain
         elif "norm" in name and name.endswith("weight"):
             value = 1 + 0.1 * torch.randn(shape, generator=generator)
         else:

@@ -72,9 +72,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
     for path in sorted([*folder.glob("*.bin"), *folder.glob("*.safetensors")]):
         if path.name == "training_args.bin":
             continue
-        state |= (
-            torch.load(path, weights_only=True) if path.suffix == ".bin" else load_file(path)
-        )
+        state |= torch.load(path, weights_only=True) if path.suffix == ".bin" else load_file(path)
     return {name: value.float() for name, value in state.items()}
 
 
@@ -130,28 +128,56 @@ class Original:
         return self.decode(self.generate(official_ids(self.folder, question), values, tokens))
 
     def decode(self, ids: list[int]) -> str:
-        """Text of an answer's ids."""
+        """Text of an answer's ids, as fast tokenizers put bytes together.
+
+        Bytes that make no text are one mark each; sentencepiece would make fewer of some.
+        """
         name = str(self.folder / "tokenizer.model")
         reader = sentencepiece.SentencePieceProcessor(model_file=name)
-        return reader.decode([token for token in ids if token > 2]).strip()
+        text, waiting = "", b""
+        for token in [*(token for token in ids if token > 2), None]:
+            if token is not None and reader.IsByte(token):
+                waiting += bytes([int(reader.IdToPiece(token)[3:5], 16)])
+                continue
+            try:
+                text += waiting.decode()
+            except UnicodeDecodeError:
+                text += "\ufffd" * len(waiting)
+            text, waiting = text + ("" if token is None else reader.IdToPiece(token)), b""
+        return text.replace("▁", " ").strip()
 
 
 class LlavaHf:
-    """Stock ``LlavaForConditionalGeneration`` and ``AutoProcessor`` on a llava-hf folder."""
+    """Stock ``LlavaForConditionalGeneration`` and ``AutoProcessor`` on a llava-hf folder.
+
+    For a converted folder ``images`` names the one whose image processor makes the pixels, and
+    ``official`` the one whose ids (:func:`official_ids`) are used.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.images, self.official = folder, None
         self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def inputs(self, question: str, picture: Image.Image, aspect: str) -> dict[str, torch.Tensor]:
         """The processor's ids (its own template), pixels by :func:`pixels`."""
+        values = pixels(picture, aspect, self.images)
+        if self.official is not None:
+            ids = official_ids(self.official, question)
+            at, size = ids.index(-200), self.model.config.vision_config
+            image = [self.processor.image_token_id] * (size.image_size // size.patch_size) ** 2
+            row = torch.tensor([[*ids[:at], *image, *ids[at + 1 :]]])
+            return {
+                "input_ids": row,
+                "attention_mask": torch.ones_like(row),
+                "pixel_values": values,
+            }
         parts = [{"type": "image"}, {"type": "text", "text": question}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": parts}], add_generation_prompt=True
         )
         found = dict(self.processor(picture, text, return_tensors="pt"))
-        return {**found, "pixel_values": pixels(picture, aspect, self.folder)}
+        return {**found, "pixel_values": values}
 
     @torch.no_grad()
     def answer(
@@ -214,7 +240,9 @@ class SparseLoop(Original):
 
     def layer_norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """LayerNorm of a predictor."""
-        return F.layer_norm(x, x.shape[-1:], self.state[name + ".weight"], self.state[name + ".bias"])
+        return F.layer_norm(
+            x, x.shape[-1:], self.state[name + ".weight"], self.state[name + ".bias"]
+        )
 
     def image_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Image predictor: [P, D] to [P, 2]."""
