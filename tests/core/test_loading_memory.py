@@ -47,6 +47,7 @@ print(json.dumps({"peak": peak - before, "result": result}))
 """
 
 
+@pytest.mark.slow  # A fresh process that writes and loads a checkpoint: a minute where busy.
 def test_half_precision_shards_load_into_float32_without_a_second_copy(tmp_path):
     """60 MB of ``.bin`` shards become 120 MB of weights; a copy of either would be 1.5 times."""
     sizes = layouts.Sizes(hidden=768, mlp=2048, layers=4)

@@ -211,7 +211,9 @@ def test_every_route_as_typed(made, tmp_path, program, layout, route, aspect):
         found, kept, record = stored(tmp_path / "store")
         assert record.environment.image_aspect == aspect
     else:
-        command = [str(Path(sys.executable).with_name("lmms-eval")), "--model", "dynamic_llava"]
+        script = Path(sys.executable).with_name("lmms-eval")
+        command = [str(script)] if script.is_file() else [sys.executable, "-m", "lmms_eval"]
+        command += ["--model", "dynamic_llava"]
         arguments = f"pretrained={pretrained},method=full,image_aspect={aspect}"
         command += ["--model_args", arguments, "--tasks", picture_task.NAME, "--device", "cpu"]
         command += ["--include_path", str(made.task), "--batch_size", "2"]
