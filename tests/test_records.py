@@ -199,7 +199,7 @@ def test_failing_samples_leave_no_record_and_no_file(tmp_path):
 
 def test_unwritable_store_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write|a folder is expected"):
+    with pytest.raises(UserError, match=r"cannot write|a folder is expected"):
         RecordStore(tmp_path / "file" / "records.jsonl").append(make_record())
 
 
