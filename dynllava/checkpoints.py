@@ -26,14 +26,20 @@ from dynllava.models.layouts import ORIGINAL_TYPES, Checkpoint, Layout, download
 from dynllava.models.tensors import stream
 from dynllava.models.tower import KNOWN_TOWERS
 from dynllava.sanity import build_config, check_finite, check_sizes
+from dynllava.token_packer import LEVELS, regions
 
 #: Where a converted folder keeps the files of the original format that it does not use itself.
 OFFICIAL_FILES = "official_files"
 SHARD = "5GB"
+#: Parts of a TokenPacker projector, which keep their names.
+PACKER = (
+    "q_proj_1.", "k_proj_1.", "v_proj_1.", "ln_q_1.", "ln_k_1.", "ln_v_1.", "clip_attn.", "mlp.",
+)  # fmt: skip
 #: (official prefix, Hugging Face prefix); the first match wins.
 RENAMES = (
     ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
     ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    *((f"model.mm_projector.{name}", f"model.multi_modal_projector.{name}") for name in PACKER),
     ("model.image_score_predictor.", "image_predictor."),
     ("model.output_text_score_predictor.", "output_predictor."),
     ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
@@ -62,10 +68,13 @@ def to_official_name(name: str) -> str:
     raise UserError(f"tensor {name!r}: has no place in the official format")
 
 
-def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+def hf_config(
+    official: dict[str, Any], vision: dict[str, Any], packer: dict[str, int] | None = None
+) -> dict[str, Any]:
     """Return the values of a :class:`~dynllava.config.DynamicLlavaConfig`.
 
     The official image placeholder (-200) lies outside the vocabulary: one row is added for it.
+    ``packer`` gives ``width`` and ``heads`` of a TokenPacker projector.
     """
     check_sizes(official, "config.json")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -120,14 +129,21 @@ def hf_config(official: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any
         "use_vision_predictor": False,
         "use_output_text_predictor": False,
     }
-    return {
+    extra: dict[str, Any] = {}
+    feature_layer: int | list[int] = layer
+    tokens = patches if select == "patch" else patches + 1
+    if packer is not None:
+        extra["token_packer"] = {"scale_factor": official["scale_factor"], **packer}
+        feature_layer = [*LEVELS, layer]
+        tokens = len(regions(patches, official["scale_factor"]))
+    return extra | {
         "text_config": text,
         "vision_config": vision,
         "image_token_index": vocab,
-        "image_seq_length": patches if select == "patch" else patches + 1,
+        "image_seq_length": tokens,
         "projector_hidden_act": "gelu",
         "vision_feature_select_strategy": "default" if select == "patch" else "full",
-        "vision_feature_layer": layer,
+        "vision_feature_layer": feature_layer,
         "tie_word_embeddings": official.get("tie_word_embeddings", False),
         "sparse_config": sparse,
         "official_config": official,
@@ -147,7 +163,7 @@ def official_state(
         Tensors are cast to it one by one; default: as stored.
     """
     tower = checkpoint.tower
-    values = hf_config(dict(checkpoint.config), dict(tower.config))
+    values = hf_config(dict(checkpoint.config), dict(tower.config), checkpoint.packer)
     values["official_vision_in_checkpoint"] = tower.inside
     state = {}
     for name, tensor in stream(checkpoint.weights, dtype):
@@ -156,21 +172,32 @@ def official_state(
             state[own] = tensor
     if not tower.inside:
         state |= tower_state(tower.weights, dtype)
-    for name in VOCABULARY_TENSORS:
-        if name in state:
-            rows = state[name]
-            state[name] = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
-    return state, values
+    return official_rows(state), values
+
+
+def official_rows(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an official state with the image placeholder's row, zeros, behind the vocabulary."""
+    rows = {name: state[name] for name in VOCABULARY_TENSORS if name in state}
+    return state | {
+        name: torch.cat([old, old.new_zeros(1, old.shape[1])]) for name, old in rows.items()
+    }
 
 
 def tower_state(weights: WeightFiles, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """Return a vision tower's tensors; the text half of a whole CLIP is left out."""
     state = {}
     for name, tensor in stream(weights, dtype):
-        for prefix in ("vision_model.", "vision_tower.vision_model."):
-            if name.startswith(prefix):
-                state[VISION_PREFIX + name.removeprefix(prefix)] = tensor
+        if (own := tower_name(name)) is not None:
+            state[own] = tensor
     return state
+
+
+def tower_name(name: str) -> str | None:
+    """Return the Hugging Face name of a vision tower's tensor, None if it is not of the tower."""
+    for prefix in ("vision_model.", "vision_tower.vision_model."):
+        if name.startswith(prefix):
+            return VISION_PREFIX + name.removeprefix(prefix)
+    return None
 
 
 def check_state(model: torch.nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
@@ -273,7 +300,7 @@ def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
     config = build_config(DynamicLlavaConfig, values, source / "config.json")
     check_state(skeleton(config, source), state, source)
     kind: Any = DynamicLlavaForConditionalGeneration
-    if not checkpoint.predictors:
+    if not checkpoint.predictors and checkpoint.packer is None:
         # A plain LLaVA: stock transformers opens it without this package.
         kind = LlavaForConditionalGeneration
         values.pop("sparse_config")

@@ -79,10 +79,14 @@ class DynamicLlavaConfig(LlavaConfig):
     ----------
     sparse_config : dict
         See :class:`SparsityConfig`; unknown keys of official checkpoints are kept as they are.
+    token_packer : dict
+        ``scale_factor``, ``width`` and ``heads`` of a TokenPacker projector
+        (:mod:`dynllava.token_packer`); None = LLaVA-1.5's own.
     """
 
     model_type = "dynamic_llava"
     sparse_config: dict | None = None
+    token_packer: dict | None = None
 
     def sparsity(self) -> SparsityConfig:
         """Return the validated sparsity configuration."""

@@ -15,7 +15,7 @@ from dynllava.engine.cache import DEFAULT_CHUNK, SparseCache
 from dynllava.engine.compiled import CompiledSteps
 from dynllava.engine.decoder import DecoderResult, Pass, PolicyHook, make_view
 from dynllava.engine.early import cut_early
-from dynllava.engine.family import Llava
+from dynllava.engine.family import family_of
 from dynllava.engine.program import Program
 from dynllava.engine.report import CallReport, detached
 from dynllava.engine.stream import TokenStream, restore_columns
@@ -38,6 +38,7 @@ from dynllava.predictors import (
     build_predictors,
     check_predictors,
 )
+from dynllava.token_packer import TokenPacker
 
 
 class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
@@ -54,6 +55,12 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
     def __init__(self, config: DynamicLlavaConfig) -> None:
         super().__init__(config)
+        if config.token_packer:
+            self.model.multi_modal_projector = TokenPacker(
+                config.vision_config.hidden_size,
+                config.text_config.hidden_size,
+                **config.token_packer,
+            )
         self.image_predictor: ImagePredictor | None = None
         self.output_predictor: OutputPredictor | None = None
         self._build_predictors(config.sparsity())
@@ -263,7 +270,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         early: dict[str, Any] = {}
         if not continuing and policy_hook is None:
             stream, seen = cut_early(
-                self.program, Llava(self.model, self.config), stream, pixel_values, early
+                self.program, family_of(self.model, self.config), stream, pixel_values, early
             )
         result, record = self._run(stream, cache, sample_ids, policy_hook)
         record.update(early)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dynllava.conformance import CaseResult, Row
+from dynllava.conformance import CaseResult, Row, token_packer
 from dynllava.conformance.baselines import Session
 
 #: Allowed absolute differences: logits, hidden states and keys; attention.
@@ -189,4 +189,9 @@ def voco_index(case: dict[str, Any]) -> torch.Tensor:
     return torch.cat([torch.zeros(0, dtype=torch.int64), *places])
 
 
-HANDLERS = {"pyramiddrop": check_pyramiddrop, "voco_llama": check_voco}
+HANDLERS = {
+    "pyramiddrop": check_pyramiddrop,
+    "voco_llama": check_voco,
+    "tokenpacker": token_packer.check,
+    "tokenpacker_dynamic_llava": token_packer.check,
+}

@@ -109,3 +109,20 @@ class Llava:
         scores = query.float() @ keys.float().transpose(-1, -2) * query.shape[-1] ** -0.5
         # Softmax over all rows; the class token's own column is left out.
         return scores.softmax(-1)[:, :, 0, 1:]
+
+
+class Packed(Llava):
+    """A TokenPacker projector: a token stands for a block of patches seen at several levels."""
+
+    def features(self, pixels: torch.Tensor, looks: tuple[Tower, ...]) -> TowerFeatures:
+        """See :meth:`Family.features`; no rows may leave here."""
+        raise UserError(
+            "TokenPacker packs blocks of patches: no method may drop patches before it; accepted "
+            "are methods that act behind the projector"
+        )
+
+
+def family_of(model: Any, config: Any) -> Family:
+    """Return the family of a model."""
+    packed = getattr(config, "token_packer", None)
+    return Packed(model, config) if packed else Llava(model, config)

@@ -24,6 +24,7 @@ from dynllava.models.files import (
     weight_files,
 )
 from dynllava.models.hub import EMBEDDED, Location, fetch, locate, missing_sizes, offline
+from dynllava.models.packer import packer_of, packer_problems
 from dynllava.models.rules import token_problems, vision_problems
 from dynllava.models.tower import Tower, find_tower
 
@@ -83,6 +84,8 @@ class Checkpoint:
     tower_layers : int or None
     predictors : tuple of str
         ``"image"`` and ``"output"``, those whose weights are there.
+    packer : dict or None
+        ``width`` and ``heads`` of a TokenPacker projector, told by its tensors.
     problems : tuple of str
         What keeps the checkpoint from running, one line each that says what to do.
     notes : tuple of str
@@ -109,6 +112,7 @@ class Checkpoint:
     select_layer: int | list[int] | None
     tower_layers: int | None
     predictors: tuple[str, ...]
+    packer: dict[str, int] | None = None
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -245,7 +249,10 @@ def _inspect(
         select_layer=config.get("mm_vision_select_layer" if original else "vision_feature_layer"),
         tower_layers=vision.get("num_hidden_layers"),
         predictors=_predictors(config, names),
+        packer=packer_of(config, weights) if original else None,
     )
+    if original:
+        problems += packer_problems(checkpoint)
     if layout in LOADABLE:
         problems += vision_problems(checkpoint)
         found, notes = token_problems(checkpoint)
@@ -262,10 +269,7 @@ def _format_problems(folder: Path, layout: Layout, config: Mapping[str, Any]) ->
         ]
     if layout not in (Layout.ORIGINAL, Layout.OFFICIAL):
         return []
-    kind = config.get("mm_projector_type", "linear")
     found = []
-    if kind != "mlp2x_gelu":
-        found.append(f"{folder}: mm_projector_type={kind!r}; accepted is 'mlp2x_gelu'")
     if str(config.get("mm_patch_merge_type", "flat")).startswith("spatial"):
         found.append(
             f"{folder}: mm_patch_merge_type={config['mm_patch_merge_type']!r} is LLaVA-1.6; "

@@ -102,7 +102,7 @@ def _model_values(checkpoint: Checkpoint, config: Any) -> dict[str, Any]:
         from dynllava.checkpoints import hf_config
 
         checkpoint.require()
-        return hf_config(dict(checkpoint.config), dict(checkpoint.tower.config))
+        return hf_config(dict(checkpoint.config), dict(checkpoint.tower.config), checkpoint.packer)
     return dict(checkpoint.config)
 
 
@@ -114,7 +114,9 @@ def _assemble(checkpoint: Checkpoint, tokenizer: Any, values: dict[str, Any], ba
     if (folder / "processor_config.json").is_file():
         stored = read_json_object(folder / "processor_config.json")
     vision = values.get("vision_config") or {}
-    patch = stored.get("patch_size") or vision.get("patch_size")
+    # A packed token stands for a block of patches.
+    block = (values.get("token_packer") or {}).get("scale_factor", 1)
+    patch = stored.get("patch_size") or vision.get("patch_size", 14) * block
     extra = stored.get("num_additional_image_tokens")
     if extra is None:
         # CLIP has a class token, SigLIP has none.
@@ -122,7 +124,7 @@ def _assemble(checkpoint: Checkpoint, tokenizer: Any, values: dict[str, Any], ba
     processor = LlavaProcessor(
         image_processor=_image_processor(checkpoint, values, backend),
         tokenizer=tokenizer,
-        patch_size=patch or 14,
+        patch_size=patch,
         vision_feature_select_strategy=stored.get("vision_feature_select_strategy")
         or values.get("vision_feature_select_strategy", "default"),
         num_additional_image_tokens=extra,

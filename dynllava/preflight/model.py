@@ -94,7 +94,7 @@ def hf_values(checkpoint: Checkpoint) -> dict[str, Any]:
 
     if checkpoint.tower is None or checkpoint.tower.config is None:
         raise UserError(f"{checkpoint.name}: the vision tower's configuration is missing")
-    return hf_config(dict(checkpoint.config), dict(checkpoint.tower.config))
+    return hf_config(dict(checkpoint.config), dict(checkpoint.tower.config), checkpoint.packer)
 
 
 def _guarded(found: Preflight, topic: str, work: Any) -> Any:

@@ -135,6 +135,15 @@ def count_projector(counter: str, spec: ModelSpec, images: int) -> int:
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
     assert spec.vision is not None
+    if spec.packer is not None:
+        from dynllava.token_packer import LEVELS, TokenPacker
+
+        factor, width = spec.packer
+        channels = spec.vision.hidden
+        with torch.device("meta"):
+            packer = TokenPacker(channels, spec.dims.hidden, factor, width, max(1, width // 128))
+            states = torch.empty(images, spec.vision.patches, (len(LEVELS) + 1) * channels)
+        return counters.COUNTERS[counter](packer.eval(), (states,)).total
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(hidden_size=spec.vision.hidden, num_attention_heads=1),
         text_config=LlamaConfig(hidden_size=spec.dims.hidden, num_attention_heads=1),

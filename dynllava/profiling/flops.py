@@ -65,8 +65,14 @@ def vision_tower(vision: VisionDims, images: int = 1) -> int:
 
 
 def projector(spec: ModelSpec, images: int = 1) -> int:
-    """Return MACs of LLaVA-1.5's two-layer MLP projector."""
+    """Return MACs of LLaVA-1.5's two-layer MLP projector, or of a TokenPacker."""
     if spec.vision is None:
         return 0
+    if spec.packer is not None:
+        from dynllava.token_packer import macs
+
+        factor, width = spec.packer
+        v = spec.vision
+        return images * macs(v.hidden, spec.dims.hidden, v.patches, factor, width)
     width = spec.vision.hidden * spec.feature_layers
     return images * spec.image_tokens * (width + spec.dims.hidden) * spec.dims.hidden

@@ -65,6 +65,8 @@ class ModelSpec:
         Whether the lm head shares the embedding's weights.
     feature_layers : int
         Vision layers whose features are concatenated for the projector.
+    packer : tuple of int or None
+        Edge of a block and width of a TokenPacker projector.
     """
 
     name: str
@@ -73,6 +75,7 @@ class ModelSpec:
     image_tokens: int
     tied: bool = False
     feature_layers: int = 1
+    packer: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         seen = self.vision
@@ -115,6 +118,10 @@ class ModelSpec:
             parts["vision_tower"] = v.layers * block + patch + positions + 4 * v.hidden
             width = v.hidden * self.feature_layers
             parts["projector"] = (width + 1) * d.hidden + (d.hidden + 1) * d.hidden
+            if self.packer is not None:
+                from dynllava.token_packer import parameters
+
+                parts["projector"] = parameters(v.hidden, d.hidden, self.packer[1])
         return parts
 
     def weight_bytes(self, dtype: str) -> int:
@@ -185,7 +192,11 @@ def spec_from_config(raw: dict[str, Any], name: str) -> ModelSpec:
     if flat or kind in ("llava_llama", "dynamic_llava_llama"):
         # Original LLaVA: one flat config; the vision tower is named, not described.  Released
         # files say "llava", as llava-hf's do.
-        return ModelSpec(name, _llama_dims(LlamaConfig(**raw)), CLIP_VIT_L14_336, 576)
+        dims, factor = _llama_dims(LlamaConfig(**raw)), raw.get("scale_factor")
+        if raw.get("mm_projector_type") == "tokenpacker" and isinstance(factor, int) and factor > 0:
+            packed = 576 // factor**2
+            return ModelSpec(name, dims, CLIP_VIT_L14_336, packed, packer=(factor, 1024))
+        return ModelSpec(name, dims, CLIP_VIT_L14_336, 576)
     if "text_config" in raw:
         text = LlamaConfig(**raw["text_config"])
         clip = CLIPVisionConfig(**raw.get("vision_config", {}))
@@ -203,7 +214,12 @@ def spec_from_config(raw: dict[str, Any], name: str) -> ModelSpec:
         tokens = vision.tokens if select_all else vision.patches
         layers = len(chosen) if isinstance(chosen, list) else 1
         dims = _with_predictor(_llama_dims(text), raw)
-        return ModelSpec(name, dims, vision, tokens, bool(text.tie_word_embeddings), layers)
+        packed, packer = raw.get("token_packer"), None
+        if packed:
+            packer = packed["scale_factor"], packed["width"]
+            tokens = vision.patches // packed["scale_factor"] ** 2
+        tied = bool(text.tie_word_embeddings)
+        return ModelSpec(name, dims, vision, tokens, tied, layers, packer)
     if kind == "llama":
         text = LlamaConfig(**raw)
         return ModelSpec(name, _llama_dims(text), None, 0, bool(text.tie_word_embeddings))

@@ -18,7 +18,7 @@ CASES = [
     if handler_for(case) is not None
 ]
 #: Run twice more, perturbed.
-PERTURBED = ("odd_count_1_3_6", "two_images_two_groups")
+PERTURBED = ("odd_count_1_3_6", "two_images_two_groups", "alone_s3_grid12_b2", "prefill_decode_s2")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['system']}-{case['name']}")
@@ -26,7 +26,8 @@ def test_every_recorded_tensor_agrees_or_is_excluded_with_a_reason(case):
     result = handler_for(case)(case, GOLDEN)
     assert [row for row in result.rows if not row.passed] == []
     covered = {row.quantity for row in result.rows} | set(result.excluded)
-    assert set(case["tensors"]) == covered
+    # Weights made from integers are compared with their first values beside.
+    assert set(case["tensors"]) == {name for name in covered if not name.endswith(" (recipe)")}
     text = " ".join((GOLDEN / "README.md").read_text().split())
     assert all(reason in text for reason in result.excluded.values())
 
