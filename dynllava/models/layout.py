@@ -158,7 +158,12 @@ def layouts(config: Any, given: dict[str, Any], runs: Sequence[int]) -> list[Ima
         tile = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
         return [ImageLayout(_crops(run, tile)) for run in runs]
     if kind in ("llava", "dynamic_llava"):
-        one = config.image_seq_length
+        # image_seq_length is left out of published files, and its default is one tower's.
+        vision = config.vision_config
+        side = vision.image_size // vision.patch_size
+        one = side * side + (config.vision_feature_select_strategy == "full")
+        if sum(runs) % one:
+            return [ImageLayout((Grid(1, run),)) for run in runs]
         return [ImageLayout((square(one),))] * (sum(runs) // one)
     raise UserError(f"no image layout is known for model_type={kind!r}")
 
