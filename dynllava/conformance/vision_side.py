@@ -189,7 +189,7 @@ def check_hired(session: Session) -> None:
     if session.case["model"] != "llava-1.5":
         session.result.exclude(NEXT_CROPS, *(set(session.tensors) - set(INPUTS)))
         return
-    best = create("hired", keep_ratio=params["token_budget_rate"])
+    best: Any = create("hired", keep_ratio=params["token_budget_rate"])
     method = replace(best, spatial=params["spatial_budget"])
     views = session.views(method)
     session.tower(views)
@@ -263,7 +263,7 @@ def check_visionzip(session: Session) -> None:
     session.answers(method)
 
 
-PRUMERGE = {
+PRUMERGE: dict[str, dict[str, Any]] = {
     "prumerge": {},
     "plus": {"plus": True},
     "prumerge_fixed": {},

@@ -77,14 +77,14 @@ class Method:
         """
         return Plan()
 
-    def score(self, view: View) -> torch.Tensor:
+    def score(self, view: Any) -> torch.Tensor:
         """Return [B, L] float (before layer 0: [N], one image); the highest stay.
 
         Columns of other than image tokens are ignored; of equal scores the earlier token stays.
         """
         raise NotImplementedError
 
-    def choose(self, view: View) -> torch.Tensor:
+    def choose(self, view: Any) -> torch.Tensor:
         """Return [B, L] bool (before layer 0: [N], one image): which tokens of the cut stay.
 
         Columns of other than the cut's tokens are ignored.

@@ -105,7 +105,7 @@ def _record(content: dict[str, Any], config: dict[str, Any], name: str, data: by
     )
 
 
-def _protocol(model: Any, arguments: dict[str, Any]) -> dict[str, str | None]:
+def _protocol(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return how our own model made its pixels and prompts; other models do not say."""
     if model != "dynamic_llava":
         return {}
