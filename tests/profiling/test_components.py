@@ -116,7 +116,7 @@ class FakeClock:
 @pytest.mark.parametrize("outputs", [1, 2, 3, 4, 7])
 def test_times_are_means_over_the_calls_that_were_made(outputs, tiny_bench, tiny_spec, monkeypatch):
     clock = FakeClock()
-    monkeypatch.setattr(speed, "_Clock", lambda device: clock)
+    monkeypatch.setattr(speed, "Clock", lambda device: clock)
     subject = Subject(tiny_bench, "full", methods.create("full"))
     inputs = speed.make_inputs(tiny_bench, tiny_spec.prompt(12), 2, max(outputs, 2))
     model, calls = subject.prepare(), []
