@@ -189,3 +189,12 @@ def test_logits_that_are_no_numbers_are_counted_by_row():
     assert finite.rows == [1, 2]
     with pytest.raises(UserError, match="x: 2 of 4 rows have logits that are no finite numbers"):
         finite.check("x")
+
+
+def test_one_bad_position_of_a_row_counts_for_the_row():
+    finite = FiniteLogits()
+    logits = torch.zeros(3, 5, 7)
+    logits[1, 4, 2] = float("nan")
+    logits[2, 0, 0] = float("inf")
+    finite.add(logits)
+    assert finite.rows == [1, 2]

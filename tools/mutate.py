@@ -56,7 +56,7 @@ TESTS: dict[str, list[str]] = {
     "dynllava/methods/budget.py": ["tests/methods/test_budget_rounding.py", *_PLANS],
     "dynllava/profiling/ledger.py": [*_COSTS, "tests/profiling/test_ledger.py"],
     "dynllava/profiling/kv.py": _COSTS,
-    "dynllava/profiling/roofline.py": _COSTS,
+    "dynllava/profiling/roofline.py": ["tests/profiling/test_components.py"],
     "dynllava/images.py": ["tests/test_images.py"],
     "dynllava/exports.py": ["tests/test_inputs_and_provenance.py"],
     "dynllava/finite_logits.py": ["tests/test_inputs_and_provenance.py"],

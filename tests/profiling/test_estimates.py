@@ -42,7 +42,7 @@ def test_a_step_that_grows_the_cache_peaks_higher():
 
 
 def test_eviction_holds_one_full_layer_at_a_time_in_prefill():
-    @dataclasses.dataclass
+    @dataclasses.dataclass(frozen=True)
     class Evicting(Method):
         def schedule(self, shape, num_layers):
             rows, kept = (shape.total,) * num_layers, (100,) * num_layers
