@@ -62,6 +62,11 @@ class SpanStore(LayerStore):
         super().__init__(lengths, chunk)
         self.first = first
 
+    def index(self, rows: torch.Tensor) -> None:
+        """Reorder or repeat rows."""
+        super().index(rows)
+        self.first = self.first.index_select(0, rows.to(self.first.device))
+
     def fill_prompt(self, key: torch.Tensor, value: torch.Tensor, call: PromptCall) -> None:
         """See :meth:`LayerStore.fill_prompt`."""
         columns = torch.arange(self.lengths.bound, device=key.device)

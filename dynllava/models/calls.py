@@ -29,6 +29,8 @@ class ModelCall:
         Image placeholders.
     prompt_length, sample_ids, outputs_fed, policy_hook
         As in ``forward`` of the wrapped model.
+    early : bool
+        Whether the plan has cuts before layer 0, which the layer loop carries out on a prompt.
     pixels : Tensor or None
         Pictures of a plan with cuts before the projector.
     present : Tensor [B, L] bool or None
@@ -48,6 +50,7 @@ class ModelCall:
     sample_ids: torch.Tensor | None = None
     outputs_fed: bool | None = None
     policy_hook: Any = None
+    early: bool = False
     pixels: torch.Tensor | None = None
     present: torch.Tensor | None = None
     grids: list[list[tuple[int, int]]] | None = None

@@ -191,7 +191,12 @@ class SparseGeneration(Stock):
             self.model.rope_deltas = None
         if given.get("pixel_values_videos") is not None:
             raise UserError("videos are not supported: accepted are images")
+        early = [cut.stage for cut in self.program.plan.cuts if cut.early]
         if not _images_given(given):
+            looks = {"pixels", "features"} & set(early)
+            if looks and call.is_image is not None and bool(call.is_image.any()):
+                raise UserError(f"{self.method.name} looks at images: pass pixel_values")
+            call.early = bool(early)
             return
         if call.is_image is None:
             raise UserError("inputs_embeds with an image: image_mask must mark the image tokens")
@@ -202,7 +207,8 @@ class SparseGeneration(Stock):
                     "mm_token_type_ids is missing: pass all that the processor returns "
                     "(positions of image tokens cannot be found without it)"
                 )
-        if any(cut.early for cut in self.program.plan.cuts):
+        if early:
+            call.early = True
             later = self.program.features is not None
             call.pixels = given.pop("pixel_values")
             embeds, call.is_image, call.present = embed(

@@ -73,7 +73,7 @@ class SparseTextModel(Stock):
             )
         early: dict[str, Any] = {}
         seen = stream.length
-        if not continuing and call.policy_hook is None and call.pixels is not None:
+        if not continuing and call.policy_hook is None and call.early:
             inner = call.model.model
             stream, seen = cut_early(
                 call.model.program, Llava(inner, call.model.config), stream, call.pixels, early

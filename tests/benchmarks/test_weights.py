@@ -88,11 +88,10 @@ def test_the_dense_row_is_stock_transformers_on_the_dense_weights(compared):
 
 def test_caches_compare_after_the_same_outputs(compared):
     # Bytes of one entry: K and V, float32.
-    from dynllava.loading import read_config
     from dynllava.methods import create
-    from dynllava.profiling.spec import spec_from_config
+    from dynllava.profiling.spec import load_spec
 
-    spec = spec_from_config(read_config(model_path()), "embedded")
+    spec = load_spec("embedded")
     dims = spec.dims
     unit = 2 * dims.kv_heads * dims.head_dim * 4
     found = {}

@@ -33,6 +33,7 @@ class Letters:
 
 class Processor:
     tokenizer = Letters()
+    image_processor = None
 
 
 def stop(until, width=2, ends=(END,)):

@@ -96,10 +96,11 @@ def context(segments, labels, seed=0):
     kinds = torch.tensor([[int(letters[x]) for x in row] for row in segments])
     hidden = torch.randn(*kinds.shape, WIDTH)
     start = torch.zeros(len(segments), dtype=torch.int64)
+    predictors = {"image": ImagePredictor(WIDTH, 8, 2, 16, 1), "output": OutputPredictor(WIDTH, 8)}
     return SimpleNamespace(
         stream=align_left(hidden, kinds != Segment.PAD, kinds, start),
-        image_predictor=ImagePredictor(WIDTH, 8, 2, 16, 1),
-        output_predictor=OutputPredictor(WIDTH, 8),
+        predictors=predictors,
+        predictor=predictors.__getitem__,
     ), torch.tensor([[5 if x == "o" else -100 for x in row] for row in labels])
 
 
@@ -157,7 +158,7 @@ def test_every_predictor_parameter_gets_a_gradient_even_from_text_only_batches()
     """Sharded and data-parallel runs need all parameters in every batch."""
     policy, keys, ctx = build(["tttooo", "tttto."], min_answer_length=1)
     (keys.sum() + policy.mask_loss()).backward()
-    for predictor in (ctx.image_predictor, ctx.output_predictor):
+    for predictor in (ctx.predictors["image"], ctx.predictors["output"]):
         for parameter in predictor.parameters():
             assert parameter.grad is not None
             assert not parameter.grad.any()
@@ -166,7 +167,7 @@ def test_every_predictor_parameter_gets_a_gradient_even_from_text_only_batches()
 def test_gradients_reach_the_predictors_through_the_policy():
     _, keys, ctx = build(["iiiitoooooo"], min_answer_length=1)
     (keys * torch.randn(keys.shape)).sum().backward()
-    for predictor in (ctx.image_predictor, ctx.output_predictor):
+    for predictor in (ctx.predictors["image"], ctx.predictors["output"]):
         assert any(parameter.grad.any() for parameter in predictor.parameters())
 
 
