@@ -37,6 +37,8 @@ class ModelCall:
         False for placeholders beyond the tokens of a method that makes pictures smaller.
     grids : list of list of (int, int) or None
         Per row, the (rows, columns) of each grid of patch tokens, in token order.
+    learned : Tensor [B, L] bool or None
+        Learned tokens that stand for an image.
     last_only : bool
         Only each row's last token is wanted.
     ran : bool
@@ -54,6 +56,7 @@ class ModelCall:
     pixels: torch.Tensor | None = None
     present: torch.Tensor | None = None
     grids: list[list[tuple[int, int]]] | None = None
+    learned: torch.Tensor | None = None
     last_only: bool = False
     ran: bool = False
 

@@ -14,7 +14,7 @@ from ..engine.compiled import CompiledSteps
 from ..engine.program import Program
 from ..engine.report import CallReport
 from ..errors import UserError
-from ..inputs import check_call, check_continuation, embed
+from ..inputs import check_call, check_continuation, embed, learned_positions
 from ..methods import create
 from ..methods.base import Method
 from ..per_thread import PerThread
@@ -25,7 +25,14 @@ from .families import family_of, image_token, rotary_axes
 from .layout import image_map
 from .mixin import Stock
 
-OWN_ARGUMENTS = ("prompt_length", "sample_ids", "outputs_fed", "policy_hook", "image_mask")
+OWN_ARGUMENTS = (
+    "prompt_length",
+    "sample_ids",
+    "outputs_fed",
+    "policy_hook",
+    "image_mask",
+    "learned_mask",
+)
 WITHOUT_PREDICTORS = SparsityConfig(use_vision_predictor=False, use_output_text_predictor=False)
 REFUSED_IN_GENERATE = {
     "assistant_model": "assisted decoding rolls the cache back",
@@ -82,10 +89,6 @@ class SparseGeneration(Stock):
             raise UserError(
                 f"{chosen.name}: {program.plan.positions} positions are not defined for a model "
                 f"whose positions have {self.rotary_axes} axes: accepted are original positions"
-            )
-        if program.plan.prompt == "split":
-            raise UserError(
-                f"{chosen.name} needs a checkpoint with learned tokens: load it with load_model"
             )
         check_predictors(program.plan, self.sparsity)
         for look in program.plan.looks:
@@ -152,7 +155,7 @@ class SparseGeneration(Stock):
         given = dict(stock_signature(type(self)).bind_partial(self, *args, **kwargs).arguments)
         given |= given.pop("kwargs", {})
         given.pop("self")
-        image_mask = own.pop("image_mask", None)
+        image_mask, learned = own.pop("image_mask", None), own.pop("learned_mask", None)
         use_cache = False if given.get("labels") is not None else given.get("use_cache")
         # Some outer models would make a stock cache of their own.
         cache = self.cache_for(given.get("past_key_values"), use_cache)
@@ -164,14 +167,16 @@ class SparseGeneration(Stock):
             raise UserError("pass exactly one of input_ids and inputs_embeds")
         check_call(
             first, self.get_input_embeddings().num_embeddings, given.get("attention_mask"), cache,
-            labels=given.get("labels"), image_mask=image_mask,
+            labels=given.get("labels"), image_mask=image_mask, learned_mask=learned,
             prompt_length=own.get("prompt_length"), sample_ids=own.get("sample_ids"),
         )  # fmt: skip
+        if ids is not None and ids.shape[1] > 1:
+            learned = learned_positions(self, ids, self.program.plan.learned_token)
         if image_mask is None and ids is not None:
             image_mask = ids == image_token(self.config)
         keep = given.get("logits_to_keep", 0)
         last_only = isinstance(keep, int) and keep == 1
-        call = ModelCall(self, ids, image_mask, last_only=last_only, **own)
+        call = ModelCall(self, ids, image_mask, last_only=last_only, learned=learned, **own)
         if continuing:
             if _images_given(given):
                 raise UserError("an image on an existing cache is not supported: start anew")

@@ -131,6 +131,7 @@ class SparseTextModel(Stock):
             call.prompt_length,
             cache,
             call.outputs_fed,
+            is_learned=call.learned,
             position_ids=position_ids,
             axes=call.model.rotary_axes,
         )

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from embedding_methods import FROM_EMBEDDINGS
 
-from dynllava import methods
 from dynllava.engine.compiled import CompiledSteps
 from dynllava.errors import UserError
 from dynllava.profiling import bench, bench_report, ledger, speed, stats
@@ -216,7 +216,7 @@ def test_syncs_are_counted_by_kind():
     assert dict(syncs) == {"_local_scalar_dense": 2, "tolist": 1, "boolean_index": 1, "equal": 1}
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", FROM_EMBEDDINGS)
 def test_a_decode_step_makes_no_host_synchronisation(name, tiny_bench, tiny_spec):
     subject = bench.make_subjects(lambda: tiny_bench, [name], tiny_spec)[1]
     inputs = speed.make_inputs(tiny_bench, tiny_spec.prompt(12), 2)

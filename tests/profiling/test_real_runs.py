@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from embedding_methods import FROM_EMBEDDINGS
 
 from dynllava import methods
 from dynllava.embedded import model_path
@@ -18,16 +19,6 @@ BATCH = 2
 
 # The number of raters, and with it SparseVLM's own work, depends on the prompt.
 PROMPT_DEPENDENT = {"sparsevlm": ("rating",)}
-
-
-#: Fed with embeddings here.  Methods that look at pictures are counted from pixels in
-#: tests/methods/test_vision_side.py and test_controls.py, learned tokens in test_overheads.py.
-FROM_EMBEDDINGS = [
-    name
-    for name in methods.names()
-    for plan in [methods.create(name).plan(8)]
-    if plan.prompt != "split" and not {cut.stage for cut in plan.cuts} & {"pixels", "features"}
-]
 
 
 def run_model(subject, inputs, outputs):
