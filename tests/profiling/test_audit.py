@@ -75,7 +75,7 @@ def test_a_wrong_closed_form_is_noticed(monkeypatch):
 
 
 def test_a_wrong_predictor_operation_is_noticed():
-    @dataclasses.dataclass
+    @dataclasses.dataclass(frozen=True)
     class Wrong(Method):
         def overhead(self, shape, dims):
             return [Operation("down", "output_predictor", 0, "decode", 1, dims.hidden, 3)]
