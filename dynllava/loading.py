@@ -173,7 +173,12 @@ def default_dtype(device: str | torch.device) -> str:
 
     float16 on a GPU, as the published evaluations; float32 elsewhere.
     """
-    return "float16" if check_device(device).type == "cuda" else "float32"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        # What is no device at all gets the line of check_device.
+        kind = check_device(device).type
+    return "float16" if kind == "cuda" else "float32"
 
 
 def load_processor(
