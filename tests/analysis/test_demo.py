@@ -53,7 +53,7 @@ def test_show_writes_a_picture_and_an_overlay(random_model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["show", "absent.png", "what?"], "cannot read the image absent.png"),
+        (["show", "absent.png", "what?"], "absent.png: not a readable image"),
         (["demo", "--limit", "0"], "accepted is a number from 1"),
     ],
 )
