@@ -63,7 +63,7 @@ def test_steps_and_a_second_turn_equal_the_plain_reference(heavy, recent):
             budget = model.program.plan.store.budget(len(one))
             decoder = PlainDecoder(model.model.language_model, Reference(*budget, kv_heads=2))
             single = batch([one], [image])
-            embeds, _ = embed(model, single["input_ids"], None, single.get("pixel_values"), None)
+            embeds, *_ = embed(model, single["input_ids"], None, single.get("pixel_values"), None)
             turns = [embeds[0], *(model.get_input_embeddings()(part[row]) for part in parts)]
             for got, turn in zip(ours, turns, strict=True):
                 want = model.lm_head(decoder.forward(turn))[-1]
