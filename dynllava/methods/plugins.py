@@ -11,9 +11,10 @@ import hashlib
 import importlib.util
 import sys
 import warnings
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
@@ -97,9 +98,17 @@ def methods_in(module: ModuleType) -> list[type[Method]]:
     return [cls for cls in found if issubclass(cls, Method) and cls.name]
 
 
+class _SourceOnly(SourceFileLoader):
+    """Compiles the file each time: nothing is left beside it, and no stale bytecode is read."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _execute(file: Path, digest: str) -> ModuleType:
     name = f"dynllava_plugin_{file.stem}_{digest[:8]}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_SourceOnly(name, str(file)))
     if spec is None or spec.loader is None:
         raise UserError(f"plugin {file}: accepted is a Python file (.py)")
     module = importlib.util.module_from_spec(spec)
