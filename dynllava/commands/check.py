@@ -32,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conv-template", help="checkpoint, vicuna_v1 or plain")
     parser.add_argument("--image-aspect", default="pad", help="pad (the default), crop, checkpoint")
     parser.add_argument("--image-backend", choices=("pil", "torchvision"), default="pil")
+    parser.add_argument(
+        "--question", metavar="TEXT", help="asked about one image; default: What is in the picture?"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.benchmarks.access import without_judges
     from dynllava.benchmarks.tasks import expand
     from dynllava.preflight import Wanted, check_model, check_tasks
+    from dynllava.preflight.model import QUESTION
 
     if args.batch_size != "auto" and not (args.batch_size.isdecimal() and int(args.batch_size)):
         raise UserError(f"--batch-size {args.batch_size}: accepted are auto and numbers from 1")
@@ -58,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             args.conv_template,
             args.image_aspect,
             args.image_backend,
+            args.question or QUESTION,
         )
     )
     tasks = expand(args.tasks)

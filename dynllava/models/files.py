@@ -11,6 +11,7 @@ from typing import Any
 
 from dynllava.errors import UserError
 from dynllava.files import read_json_object
+from dynllava.models.pickled import pickled_shapes
 
 #: (single file, index) of each accepted format; the first that is there is used.
 WEIGHT_FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))
@@ -43,10 +44,10 @@ class WeightFiles:
     bytes : int
         On disk, of ``files``.
     names : frozenset of str or None
-        Tensor names, from the index or the safetensors headers; None: cannot be known without
-        unpickling.
+        Tensor names, from the index or the files; None: not known before they are loaded.
     shapes : mapping of str to tuple of int
-        From the safetensors headers; empty for ``.bin``.
+        From the safetensors headers and the pickled dictionaries of ``.bin`` files, as far as
+        they can be read.
     """
 
     format: str
@@ -137,10 +138,10 @@ def _described(
                     f"{path}: is a Git LFS pointer, not a {suffix} file; run 'git lfs pull' in the "
                     "folder it was cloned into"
                 )
-        if suffix == "safetensors":
-            shapes |= _header(path)
-    if suffix == "safetensors" and names is None:
-        names = frozenset(shapes)
+        own = _header(path) if suffix == "safetensors" else pickled_shapes(path)
+        shapes |= own or {}
+        if names is None and own is not None:
+            names = frozenset(own)
     size = sum(path.stat().st_size for path in files)
     return WeightFiles(suffix, index, files, missing, size, names, shapes)
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynllava.errors import UserError
+from dynllava.models.files import LICENCE_PREFIXES
 
 #: The shipped model with trained predictors, and the dense one it was trained from.
 EMBEDDED = ("embedded", "embedded-dense")
 #: What is read before any weights are: fetched first, a few MB at most.
 SMALL_FILES = (
-    "*.json", "*.jinja", "*.model", "*.txt", "*.md", "LICENSE*", "NOTICE*", "USE_POLICY*",
+    "*.json", "*.jinja", "*.model", "*.txt", "*.md",
+    *(f"{form}*" for name in LICENCE_PREFIXES for form in (name, name.upper(), name.capitalize())),
 )  # fmt: skip
 
 

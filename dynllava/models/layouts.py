@@ -25,7 +25,7 @@ from dynllava.models.files import (
 )
 from dynllava.models.hub import EMBEDDED, Location, fetch, locate, missing_sizes, offline
 from dynllava.models.packer import packer_of, packer_problems
-from dynllava.models.rules import token_problems, vision_problems
+from dynllava.models.rules import stored_problems, token_problems, vision_problems
 from dynllava.models.tower import Tower, find_tower
 
 #: ``model_type`` of LLaVA-1.5's original format: released files, later code, Dynamic-LLaVA.
@@ -252,7 +252,7 @@ def _inspect(
         packer=packer_of(config, weights) if original else None,
     )
     if original:
-        problems += packer_problems(checkpoint)
+        problems += packer_problems(checkpoint) + stored_problems(checkpoint)
     if layout in LOADABLE:
         problems += vision_problems(checkpoint)
         found, notes = token_problems(checkpoint)

@@ -6,7 +6,6 @@ from typing import Any
 
 from dynllava.errors import UserError
 from dynllava.files import read_json_object, reason
-from dynllava.models.files import PROCESSOR_FILES
 from dynllava.models.layouts import Checkpoint
 from dynllava.models.tokenizers import add_image_token, load_tokenizer
 from dynllava.prompts.templates import VICUNA_JINJA
@@ -53,6 +52,8 @@ def load_processor(checkpoint: Checkpoint, config: Any = None, image_backend: st
         checkpoint.require()
     try:
         return _assemble(checkpoint, tokenizer, values, image_backend)
+    except UserError:
+        raise
     except Exception as error:
         # Processor files are parsed by libraries with error classes of their own.
         raise UserError(
@@ -122,7 +123,7 @@ def _assemble(checkpoint: Checkpoint, tokenizer: Any, values: dict[str, Any], ba
         # CLIP has a class token, SigLIP has none.
         extra = 0 if "siglip" in str(vision.get("model_type")) else 1
     processor = LlavaProcessor(
-        image_processor=_image_processor(checkpoint, values, backend),
+        image_processor=_image_processor(checkpoint, values, stored, backend),
         tokenizer=tokenizer,
         patch_size=patch,
         vision_feature_select_strategy=stored.get("vision_feature_select_strategy")
@@ -133,13 +134,21 @@ def _assemble(checkpoint: Checkpoint, tokenizer: Any, values: dict[str, Any], ba
     return processor
 
 
-def _image_processor(checkpoint: Checkpoint, values: dict[str, Any], backend: str) -> Any:
+def _image_processor(
+    checkpoint: Checkpoint, values: dict[str, Any], stored: dict[str, Any], backend: str
+) -> Any:
     # transformers 5.17 offers this class at its top level only beside torchvision.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
     from transformers.models.llava import image_processing_pil_llava as pil
 
-    if any((checkpoint.folder / name).is_file() for name in PROCESSOR_FILES):
+    if (checkpoint.folder / "preprocessor_config.json").is_file() or "image_processor" in stored:
         return AutoImageProcessor.from_pretrained(checkpoint.folder, backend=backend)
+    kind = str(values["vision_config"].get("model_type", "clip_vision_model"))
+    if not kind.startswith("clip"):
+        raise UserError(
+            f"{checkpoint.folder}: no preprocessor_config.json; what it says is known for CLIP, "
+            f"not for {kind}: take the file of the same checkpoint"
+        )
     official = values.get("official_config") or dict(checkpoint.config)
     chosen = image_values(values["vision_config"], official)
     tower = checkpoint.tower.folder if checkpoint.tower else None

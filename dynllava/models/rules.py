@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynllava.models.layouts import Checkpoint
 
+_INSTRUCT = "model.instruct_score_predictor."
 _VISION_KEYS = ("image_size", "patch_size", "num_hidden_layers", "hidden_size")
 
 
@@ -36,6 +38,47 @@ def vision_problems(checkpoint: Checkpoint) -> list[str]:
     return problems
 
 
+def stored_problems(checkpoint: Checkpoint) -> list[str]:
+    """Return what the tensors' names and shapes say against loading an original format."""
+    weights, tower = checkpoint.weights, checkpoint.tower
+    if weights is None or not checkpoint.is_original:
+        return []
+    problems = []
+    if any(name.startswith(_INSTRUCT) for name in weights.names or ()):
+        problems.append(
+            f"{checkpoint.folder}: has a predictor of question tokens ({_INSTRUCT}*); accepted are "
+            "checkpoints trained with use_instruct_predictor=false, as the paper's"
+        )
+    if tower is None or not tower.inside or tower.config is None:
+        return problems
+    for key, stored in _stored_sizes(weights.shapes).items():
+        if tower.config.get(key, stored) != stored:
+            problems.append(
+                f"{checkpoint.folder}: the vision tower inside has {key}={stored}, "
+                f"{tower.name!r} has {tower.config[key]}; put a folder with the tower's own "
+                "config.json beside the checkpoint"
+            )
+            break
+    return problems
+
+
+def _stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Return the sizes of a vision tower that its stored tensors tell."""
+    found = {}
+    layers = set()
+    for name, shape in shapes.items():
+        if "vision_tower." not in name:
+            continue
+        if name.endswith("embeddings.patch_embedding.weight") and len(shape) == 4:
+            found |= {"hidden_size": shape[0], "patch_size": shape[2]}
+        elif name.endswith("mlp.fc1.weight") and ".layers." in name:
+            found["intermediate_size"] = shape[0]
+            layers.add(name)
+    if layers:
+        found["num_hidden_layers"] = len(layers)
+    return found
+
+
 def token_problems(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """Return problems and notes about vocabulary, image token and tokenizer files."""
     folder, token, rows = checkpoint.folder, checkpoint.image_token_id, checkpoint.vocabulary
@@ -58,9 +101,14 @@ def token_problems(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     own = known.get(checkpoint.image_token)
     official = checkpoint.is_original or "official_config" in checkpoint.config
     if token is not None and own is not None and own != token:
-        problems.append(
-            f"{folder}: the tokenizer's {checkpoint.image_token} is {own}, config.json says "
-            f"{token}; one of the two is wrong"
+        # Outside the vocabulary is reason enough.
+        problems += (
+            []
+            if problems
+            else [
+                f"{folder}: the tokenizer's {checkpoint.image_token} is {own}, config.json says "
+                f"{token}; one of the two is wrong"
+            ]
         )
     elif token is not None and own is None and not official:
         problems.append(
@@ -70,7 +118,14 @@ def token_problems(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
         )
     elif own is None:
         notes.append(f"{checkpoint.image_token} is added to the tokenizer, and a row for it")
+    if not official and not _has_image_processor(folder):
+        notes.append("no preprocessor_config.json: images are prepared as CLIP's own are")
     return problems, notes
+
+
+def _has_image_processor(folder: Path) -> bool:
+    own = (folder / "preprocessor_config.json").is_file()
+    return own or "image_processor" in _read(folder / "processor_config.json")
 
 
 def _added_tokens(folder: Path) -> dict[str, int]:

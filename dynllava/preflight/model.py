@@ -32,6 +32,8 @@ class Wanted:
         ``None``: the command's default.
     vision_tower, conv_template : str or None
     image_aspect, image_backend : str
+    question : str
+        What is asked about one image.
     """
 
     pretrained: str
@@ -45,6 +47,7 @@ class Wanted:
     conv_template: str | None = None
     image_aspect: str = "pad"
     image_backend: str = "pil"
+    question: str = QUESTION
 
 
 def check_model(wanted: Wanted) -> Preflight:
@@ -177,7 +180,7 @@ def _prompt(found: Preflight, wanted: Wanted, checkpoint: Checkpoint) -> int:
         if processor is None:
             raise UserError(f"{checkpoint.name}: has no tokenizer, so it cannot be evaluated")
         template = choose_template(wanted.conv_template, processor)
-        text = render(template, [Turn("user", QUESTION, [None])], processor)
+        text = render(template, [Turn("user", wanted.question, [None])], processor)
         size = (values.get("vision_config") or {}).get("image_size", 336) // processor.patch_size
         positions = size * size + processor.num_additional_image_tokens
         positions -= processor.vision_feature_select_strategy == "default"

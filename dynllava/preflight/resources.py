@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,22 @@ def sizes(found: Preflight, checkpoint: Checkpoint) -> None:
     if downloads:
         known = [size for size in downloads.values() if size is not None]
         size = shown(sum(known)) if len(known) == len(downloads) else "of unknown size"
-        found.add("note", "download", f"{len(downloads)} files, {size}: {', '.join(downloads)}")
+        text = f"{len(downloads)} files, {size}: {', '.join(downloads)}"
+        free = free_bytes(checkpoint.folder)
+        if sum(known) > free:
+            found.add(
+                "no",
+                "download",
+                f"{text}; the disk of {checkpoint.folder} has {shown(free)} left: make room, or "
+                "set HF_HOME to a folder on a larger disk",
+            )
+        else:
+            found.add("note", "download", text)
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what is left on the disk that holds ``folder``."""
+    return shutil.disk_usage(folder).free
 
 
 def memory(

@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import public_layouts as layouts
-from public_layouts import Sizes, edit_json
+from public_layouts import Sizes
 
 from dynllava import cli
 from dynllava.benchmarks.access import JUDGE_KEY
@@ -83,91 +83,6 @@ def test_the_answer_of_the_command_and_its_exit_code(built, capsys):
     assert json.loads(capsys.readouterr().out)["ready"] is True
     assert cli.main(["check", str(folder), "--method", "fastw"]) == 1
     assert "the run cannot start: 1 problem" in capsys.readouterr().out
-
-
-def no_index(folder):
-    next(folder.glob("*.index.json")).unlink()
-
-
-def no_shard(folder):
-    sorted(folder.glob("*-of-*"))[0].unlink()
-
-
-def deaf_template(folder):
-    text = "{% for m in messages %}USER: {% endfor %}ASSISTANT:"
-    for path in folder.glob("chat_template.*"):
-        path.unlink()
-    (folder / "chat_template.jinja").write_text(text)
-
-
-def no_image_token(folder):
-    from public_tokenizers import sentencepiece_model, write_llava_hf
-
-    for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json"):
-        (folder / name).unlink(missing_ok=True)
-    write_llava_hf(folder, sentencepiece_model(), with_image=False)
-
-
-def image_beyond_the_vocabulary(folder):
-    edit_json(folder / "config.json", image_token_index=99999)
-
-
-def deep_layer(folder):
-    edit_json(folder / "config.json", mm_vision_select_layer=-9)
-
-
-BROKEN = {
-    "no index": ("original", no_index, "no index"),
-    "missing shard": ("llava-hf newer", no_shard, "named by the index but missing"),
-    "deaf template": ("llava-hf newer", deaf_template, "leaves the question out"),
-    "no <image>": ("llava-hf newer", no_image_token, "has no <image> token"),
-    "small vocabulary": ("llava-hf newer", image_beyond_the_vocabulary, "outside the vocabulary"),
-    "select layer": (
-        "original",
-        deep_layer,
-        "mm_vision_select_layer=-9",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", list(BROKEN))
-def test_a_broken_checkpoint_is_one_line_that_says_why(built, case, capsys):
-    name, damage, message = BROKEN[case]
-    folder = built(name)
-    damage(folder)
-    assert cli.main(["check", str(folder), "--device", "cpu"]) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("no ")]
-    assert lines
-    assert message in lines[0]
-    # The run itself says the same line.
-    assert cli.main(["compare", "--pretrained", str(folder), "--methods", "full"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert len(error) == 1
-    assert message in error[0]
-
-
-def test_a_tower_that_is_nowhere_while_offline(tmp_path):
-    folder = BUILDERS["original"](tmp_path / "checkpoint")
-    problems = refusals(Wanted(str(folder), device="cpu"))
-    assert len(problems) == 1
-    assert "vision" in problems[0]
-    assert layouts.TOWER in problems[0]
-
-
-def test_a_gated_model_without_a_login(monkeypatch):
-    import httpx
-    import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError
-
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
-
-    def refuse(*args, **kwargs):
-        raise GatedRepoError("gated", response=response)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    problems = refusals(Wanted("someone/gated-model"))
-    assert len(problems) == 1
-    assert "hf auth login" in problems[0]
 
 
 @pytest.mark.parametrize(

@@ -100,15 +100,19 @@ class Original:
 
     @torch.no_grad()
     def embedded(self, ids: list[int], pixel_values: torch.Tensor) -> tuple[torch.Tensor, range]:
-        """Return embeddings [1, N, D] and the places of the image's tokens."""
+        """Return embeddings [1, N, D] and the places of the image's tokens (none without one)."""
+        embed = self.text.get_input_embeddings()
+        if -200 not in ids:
+            return embed(torch.tensor(ids))[None], range(0)
         layer = self.config["mm_vision_select_layer"]
-        hidden = self.vision(pixel_values, output_hidden_states=True).hidden_states[layer][:, 1:]
+        hidden = self.vision(pixel_values, output_hidden_states=True).hidden_states[layer]
+        if self.config.get("mm_vision_select_feature") != "cls_patch":
+            hidden = hidden[:, 1:]
         for index in (0, 2):
             at = f"model.mm_projector.{index}."
             hidden = F.linear(hidden, self.state[at + "weight"], self.state[at + "bias"])
             hidden = F.gelu(hidden) if index == 0 else hidden
         at = ids.index(-200)
-        embed = self.text.get_input_embeddings()
         first, last = (embed(torch.tensor(part)) for part in (ids[:at], ids[at + 1 :]))
         return torch.cat([first, hidden[0], last])[None], range(at, at + hidden.shape[1])
 
@@ -272,9 +276,31 @@ class SparseLoop(Original):
             x = F.gelu(self.linear(x, f"{at}{index}"))
         return self.linear(x, at + "7")
 
+    def generate(self, ids, pixel_values, tokens) -> list[int]:
+        """Greedy ids; what :meth:`run` saw on the way stays on the loop."""
+        self.run(ids, pixel_values, tokens)
+        return self.found
+
     @torch.no_grad()
-    def generate(self, ids, pixel_values, tokens, rate: float | None = None) -> list[int]:
-        """Greedy ids; :attr:`kept_images` and :attr:`kept_outputs` say what stayed."""
+    def run(self, ids, pixel_values, tokens, rate=None, fed=None) -> None:
+        """Prefill, then up to ``tokens - 1`` steps; fills the lists below, one entry a step.
+
+        Parameters
+        ----------
+        ids : list of int
+            Prompt, -200 for the image (or none).
+        pixel_values : Tensor [1, 3, S, S] or None
+        tokens : int
+            Tokens to find; fewer where end of text comes first.
+        rate : float, optional
+            Share of image tokens to keep; default: the checkpoint's.
+        fed : list of int, optional
+            Tokens to feed instead of those found; end of text then ends nothing.
+
+        Attributes set: ``found`` (argmax ids), ``logits`` ([V] each, the prompt's first),
+        ``kept_images`` (indices), ``image_scores`` ([P, 2]), ``kept_outputs`` (bool a fed token),
+        ``output_scores`` ([2] each), ``lengths`` (cached tokens of each layer, the prompt's first).
+        """
         sparse, config = self.config["sparse_config"], self.config
         start, layers = sparse["sparse_layer"], config["num_hidden_layers"]
         rate = sparse["vision_keep_rate"] if rate is None else rate
@@ -282,27 +308,35 @@ class SparseLoop(Original):
         x, positions = embeds[0], torch.arange(embeds.shape[1])
         heads = config["num_attention_heads"]
         empty = torch.zeros(0, heads, x.shape[-1] // heads)
-        cache, found = [(empty, empty)] * layers, []
-        self.kept_outputs: list[bool] = []
+        cache = [(empty, empty)] * layers
+        self.found, self.logits, self.lengths = [], [], []
+        self.kept_images, self.image_scores = [], None
+        self.judges = sparse["use_output_text_predictor"]
+        self.kept_outputs, self.output_scores = [], []
         while True:
             for index in range(layers):
-                if index == start and not found:
-                    scores = self.image_logits(x[image.start : image.stop]).log_softmax(-1)[:, 0]
+                if index == start and not self.found and image:
+                    self.image_scores = self.image_logits(x[image.start : image.stop])
+                    scores = self.image_scores.log_softmax(-1)[:, 0]
                     best = scores.topk(int(len(image) * rate)).indices.sort().values + image.start
                     self.kept_images = (best - image.start).tolist()
                     stay = [*range(image.start), *best.tolist(), *range(image.stop, len(x))]
                     x, positions = x[stay], positions[stay]
-                elif index == start:
-                    keep, drop = self.output_logits(x)[0].tolist()
+                elif index == start and self.found and self.judges:
+                    self.output_scores.append(self.output_logits(x)[0])
+                    keep, drop = self.output_scores[-1].tolist()
                     self.kept_outputs.append(keep > drop)
                 x = self.layer(index, x, positions, cache)
             if self.kept_outputs and not self.kept_outputs[-1]:
                 cache[start:] = [(k[:-1], v[:-1]) for k, v in cache[start:]]
-            logits = self.norm(x[-1:], "model.norm.weight") @ self.state["lm_head.weight"].T
-            found.append(int(logits.argmax()))
-            if len(found) == tokens or found[-1] == 2:
-                return found
-            x = self.state["model.embed_tokens.weight"][found[-1]][None]
+            self.lengths.append([len(keys) for keys, _ in cache])
+            hidden = self.norm(x[-1:], "model.norm.weight")
+            self.logits.append((hidden @ self.state["lm_head.weight"].T)[0])
+            self.found.append(int(self.logits[-1].argmax()))
+            if len(self.found) == tokens or (fed is None and self.found[-1] == 2):
+                return
+            token = self.found[-1] if fed is None else fed[len(self.found) - 1]
+            x = self.state["model.embed_tokens.weight"][token][None]
             positions = positions[-1:] + 1
 
 
