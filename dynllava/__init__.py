@@ -6,9 +6,9 @@ The import is light: nothing heavier than this file is loaded until it is used.
 from dynllava._version import __version__
 
 _LAZY = {
-    "DynamicLlavaConfig": "dynllava.config",
-    "DynamicLlavaForConditionalGeneration": "dynllava.modeling",
-    "load_model": "dynllava.loading",
+    "DynamicLlavaConfig": "dynllava.models.config",
+    "DynamicLlavaForConditionalGeneration": "dynllava.models.modeling",
+    "load_model": "dynllava.models.loading",
     "wrap": "dynllava.models.wrapping",
 }
 

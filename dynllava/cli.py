@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from dynllava import __version__, commands
 from dynllava.errors import UserError
-from dynllava.files import reason
+from dynllava.output.files import reason
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from dynllava.errors import UserError
-from dynllava.files import reason
+from dynllava.output.files import reason
 
 ASPECTS = ("pad", "crop", "checkpoint")
 LONGEST_SIDE = 13_000

@@ -1,5 +1,5 @@
 """Moved to :mod:`dynllava.engine.stream`; this name works for one more minor version."""
 
-from ._moved import forward
+from dynllava._moved import forward
 
 __getattr__ = forward(__name__, "dynllava.engine.stream")

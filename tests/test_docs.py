@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 START = re.compile(r"^(?:- run: |run: |srun bash -c \")?(dynllava|python -m) ")
 #: Modules whose parser the docs' options are checked against.
-CHECKED = ("dynllava.embedded.train", "dynllava.embedded.evaluate", "dynllava.benchmarks.build",
-           "benchmarks.prefill", "benchmarks.decode", "benchmarks.breakdown", "benchmarks.training",
-           "benchmarks.evaluation", "benchmarks.summary")  # fmt: skip
+CHECKED = ("dynllava.embedded.train", "dynllava.embedded.evaluate", "dynllava.tasks.build",
+           "dynllava.suites.prefill", "dynllava.suites.decode", "dynllava.suites.breakdown",
+           "dynllava.suites.training", "dynllava.suites.evaluation",
+           "dynllava.suites.page")  # fmt: skip
 
 
 def commands(page: Path) -> list[str]:

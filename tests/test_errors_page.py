@@ -32,6 +32,6 @@ def test_a_row_is_what_the_command_does(command, code, line, tmp_path, monkeypat
 
 
 def test_the_code_has_a_hash_without_git():
-    from dynllava.environment import code_version
+    from dynllava.records.environment import code_version
 
     assert re.fullmatch(r"[\w.]+\+[0-9a-f]{12}", code_version())

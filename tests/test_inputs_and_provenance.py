@@ -13,12 +13,12 @@ import pytest
 import torch
 from tiny import batch, pixels, prompts, tiny_model
 
-from dynllava import environment as environment_module
-from dynllava.benchmarks.claims import Claims
 from dynllava.errors import UserError
-from dynllava.exports import csv_cell, one_line
-from dynllava.finite_logits import FiniteLogits
+from dynllava.evaluation.claims import Claims
+from dynllava.models.finite_logits import FiniteLogits
+from dynllava.output.cells import csv_cell, one_line
 from dynllava.records import MethodInfo, ModelInfo, RecordStore, RunRecord
+from dynllava.records import environment as environment_module
 from dynllava.records.schema import storable
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -33,11 +33,12 @@ def checkout(tmp_path, monkeypatch):
     """A checkout of one package file that the environment takes for its own."""
     package = tmp_path / "package"
     package.mkdir()
-    (package / "environment.py").write_text("x = 1\n")
+    (package / "records").mkdir()
+    (package / "records" / "environment.py").write_text("x = 1\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
         subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True)
-    monkeypatch.setattr(environment_module, "__file__", str(package / "environment.py"))
+    monkeypatch.setattr(environment_module, "PACKAGE", package)
     return package
 
 
@@ -51,7 +52,7 @@ def test_an_untracked_package_file_is_dirty_and_one_elsewhere_is_not(checkout):
 
 
 def test_the_commit_of_a_build_counts_where_there_is_no_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "environment.py"))
+    monkeypatch.setattr(environment_module, "PACKAGE", tmp_path)
     monkeypatch.setattr(environment_module, "_installed_commit", lambda: None)
     for variable, repository in environment_module._BUILDS:
         monkeypatch.delenv(variable, raising=False)
@@ -106,7 +107,7 @@ def test_parameters_that_json_cannot_hold_are_stored_with_a_failure(tmp_path):
 def test_a_claimed_run_is_another_process_s_until_it_ends(tmp_path):
     fingerprint = "ab" * 16
     code = (
-        "import sys, pathlib; from dynllava.benchmarks.claims import Claims;"
+        "import sys, pathlib; from dynllava.evaluation.claims import Claims;"
         "claims = Claims(pathlib.Path(sys.argv[1]));"
         "print(claims.claim(sys.argv[2]), flush=True); sys.stdin.read()"
     )

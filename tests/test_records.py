@@ -16,8 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dynllava import environment as environment_module
-from dynllava.environment import capture, code_version, image_backend
 from dynllava.errors import UserError
 from dynllava.records import (
     Counted,
@@ -34,6 +32,8 @@ from dynllava.records import (
     import_lmms_eval,
     read_tree,
 )
+from dynllava.records import environment as environment_module
+from dynllava.records.environment import capture, code_version, image_backend
 from dynllava.records.lmms_eval_results import lmms_eval_samples
 
 
@@ -357,7 +357,7 @@ def test_image_backend_follows_the_processor_that_made_the_pixels():
 
 
 def test_a_copy_outside_a_checkout_has_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "environment.py"))
+    monkeypatch.setattr(environment_module, "PACKAGE", tmp_path)
     assert environment_module.git_commit() is None
     assert environment_module.git_dirty() is None
 
@@ -367,7 +367,7 @@ def test_code_version_changes_with_the_code_and_only_then(tmp_path, monkeypatch)
     (tmp_path / "analysis").mkdir()
     source = tmp_path / "methods" / "fastv.py"
     source.write_text("k = 2\n")
-    monkeypatch.setattr(environment_module, "__file__", str(tmp_path / "environment.py"))
+    monkeypatch.setattr(environment_module, "PACKAGE", tmp_path)
     monkeypatch.setattr(environment_module, "_plugin_folders", lambda: [])
     before = code_version()
     (tmp_path / "analysis" / "plots.py").write_text("colour = 1\n")

@@ -34,7 +34,7 @@ _ENGINE = ["tests/core/test_cache_rows.py", "tests/core/test_stream_and_cache.py
 _RUNS = [*_ENGINE, "tests/core/test_invariants.py", "tests/methods/test_counts.py"]
 _PLANS = ["tests/methods/test_plans.py", "tests/methods/test_selection.py"]
 _PLUGIN = ["tests/plugins/test_request_rules.py", "tests/plugins/test_adapter.py"]
-_COSTS = ["tests/profiling/test_components.py", "tests/profiling/test_estimates.py"]
+_COSTS = ["tests/costs/test_components.py", "tests/costs/test_estimates.py"]
 TESTS: dict[str, list[str]] = {
     "dynllava/engine/attention.py": _RUNS,
     "dynllava/engine/cache.py": _RUNS,
@@ -46,21 +46,24 @@ TESTS: dict[str, list[str]] = {
     "dynllava/engine/stream.py": _RUNS,
     "dynllava/plan/plan.py": [*_PLANS, "tests/methods/test_budget_and_composition.py"],
     "dynllava/plan/keeps.py": ["tests/methods/test_counts.py", *_PLANS],
-    "dynllava/plan/looks.py": [*_PLANS, "tests/profiling/test_overheads.py"],
-    "dynllava/plan/schedule.py": [*_PLANS, "tests/profiling/test_ledger.py"],
+    "dynllava/plan/looks.py": [*_PLANS, "tests/costs/test_overheads.py"],
+    "dynllava/plan/schedule.py": [*_PLANS, "tests/costs/test_ledger.py"],
     "dynllava/plan/stores.py": ["tests/methods/test_h2o.py", *_PLANS],
-    "dynllava/predictors.py": ["tests/methods/test_counts.py", "tests/core/test_conformance.py"],
+    "dynllava/methods/predictors.py": [
+        "tests/methods/test_counts.py",
+        "tests/core/test_conformance.py",
+    ],
     "dynllava/methods/dynamic_llava.py": ["tests/methods/test_counts.py", *_PLANS],
     "dynllava/methods/sparsevlm.py": [*_PLANS, "tests/methods/test_golden_baselines.py"],
     "dynllava/methods/uniform.py": ["tests/methods/test_controls.py", *_PLANS],
     "dynllava/methods/budget.py": ["tests/methods/test_budget_rounding.py", *_PLANS],
-    "dynllava/profiling/ledger.py": [*_COSTS, "tests/profiling/test_ledger.py"],
-    "dynllava/profiling/kv.py": _COSTS,
-    "dynllava/profiling/roofline.py": ["tests/profiling/test_components.py"],
+    "dynllava/costs/ledger.py": [*_COSTS, "tests/costs/test_ledger.py"],
+    "dynllava/costs/kv.py": _COSTS,
+    "dynllava/costs/roofline.py": ["tests/costs/test_components.py"],
     "dynllava/images.py": ["tests/test_images.py"],
-    "dynllava/exports.py": ["tests/test_inputs_and_provenance.py"],
-    "dynllava/finite_logits.py": ["tests/test_inputs_and_provenance.py"],
-    "dynllava/benchmarks/text_metrics.py": ["tests/benchmarks/test_main_scores.py"],
+    "dynllava/output/cells.py": ["tests/test_inputs_and_provenance.py"],
+    "dynllava/models/finite_logits.py": ["tests/test_inputs_and_provenance.py"],
+    "dynllava/tasks/text_metrics.py": ["tests/evaluation/test_main_scores.py"],
     "dynllava/records/store.py": ["tests/test_record_durability.py", "tests/test_records.py"],
     "dynllava/uncertainty/paired.py": ["tests/uncertainty/test_paired.py"],
     "dynllava/uncertainty/families.py": ["tests/uncertainty/test_medians.py"],

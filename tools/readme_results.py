@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynllava.analysis.beside_accuracy import beside_accuracy, key
-from dynllava.analysis.measured_points import Stored, latest, read_stores
+from dynllava.analysis.points.measured import Stored, latest, read_stores
+from dynllava.analysis.report.beside_accuracy import beside_accuracy, key
 
 from dynllava.records import RunRecord
 

@@ -1,4 +1,1 @@
-"""Benchmarks: the registry, the generation tasks, overlays for lmms-eval, and sweeps.
-
-Nothing here imports lmms-eval until a task is loaded.
-"""
+"""Moved: the names below work for one more minor version."""

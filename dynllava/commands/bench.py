@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure every batch size and length, print the tables, append the records."""
     if args.campaign:
         start = time.time()  # importing torch is part of the time
-        from dynllava.campaign import runner
+        from dynllava.timing.campaign import runner
 
         device = None if args.device == "cpu" else args.device
         return runner.run(
@@ -92,16 +92,17 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.processes != 1:
         return _processes(args)
+    from dynllava.costs.arguments import LARGEST, check_count, parse_integers
+    from dynllava.costs.spec import load_spec
     from dynllava.engine import flash
     from dynllava.engine.attention import check_kernel
-    from dynllava.environment import capture
-    from dynllava.loading import check_device, default_dtype, parse_dtype
-    from dynllava.profiling import bench, bench_report, render
-    from dynllava.profiling.arguments import LARGEST, check_count, parse_integers
-    from dynllava.profiling.bench_model import build_bench
-    from dynllava.profiling.spec import load_spec
-    from dynllava.profiling.speed import STATIC, STOCK
+    from dynllava.models.loading import check_device, default_dtype, parse_dtype
+    from dynllava.output import tables as render
     from dynllava.records import RecordStore
+    from dynllava.records.environment import capture
+    from dynllava.timing import bench, bench_report
+    from dynllava.timing.bench_model import build_bench
+    from dynllava.timing.speed import STATIC, STOCK
 
     batches = parse_integers(args.batch, "--batch")
     lengths = parse_integers(args.output_tokens, "--output-tokens")

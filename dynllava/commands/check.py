@@ -40,10 +40,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; 0 only if the run can start."""
-    from dynllava.benchmarks.access import without_judges
-    from dynllava.benchmarks.tasks import expand
     from dynllava.preflight import Wanted, check_model, check_tasks
     from dynllava.preflight.model import QUESTION
+    from dynllava.tasks.access import without_judges
+    from dynllava.tasks.loading import expand
 
     if args.batch_size != "auto" and not (args.batch_size.isdecimal() and int(args.batch_size)):
         raise UserError(f"--batch-size {args.batch_size}: accepted are auto and numbers from 1")

@@ -20,9 +20,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print one line an invariant; 1 if any is broken."""
-    from .. import methods
-    from ..conformance.invariants import check_method
-    from ..methods.plugins import load_file
+    from dynllava import methods
+    from dynllava.conformance.invariants import check_method
+    from dynllava.methods.plugins import load_file
 
     if args.method.endswith(".py"):
         chosen = [cls() for cls in load_file(args.method)]

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from dynllava.errors import UserError
 
 if TYPE_CHECKING:
-    from dynllava.benchmarks.sweep import Cell
-    from dynllava.profiling.spec import ModelSpec
+    from dynllava.costs.spec import ModelSpec
+    from dynllava.evaluation.sweep import Cell
     from dynllava.records import RunRecord
 
 HELP = "evaluate methods and budgets on benchmarks, resumable"
@@ -125,18 +125,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the grid; 1 if any run failed."""
     if args.launcher == "accelerate":
-        from dynllava.benchmarks import launch
+        from dynllava.evaluation import launch
 
         return launch.run(sys.argv[1:], args.num_processes, args.launcher_args)
-    from dynllava.benchmarks import before, weights
-    from dynllava.benchmarks.access import without_judges
-    from dynllava.benchmarks.grid import cells, check
-    from dynllava.benchmarks.runner import ModelRunner
-    from dynllava.benchmarks.summary import summary
-    from dynllava.benchmarks.sweep import run_sweep
-    from dynllava.benchmarks.tasks import expand
+    from dynllava.evaluation import before, weights
+    from dynllava.evaluation.grid import cells, check
+    from dynllava.evaluation.runner import ModelRunner
+    from dynllava.evaluation.summary import summary
+    from dynllava.evaluation.sweep import run_sweep
     from dynllava.preflight import Wanted, check_model
     from dynllava.records import RecordStore
+    from dynllava.tasks.access import without_judges
+    from dynllava.tasks.loading import expand
 
     batch_size = _batch_size(args.batch_size)
     parameters = _parameters(args.param)

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Print one row a quantity and return the exit code."""
     from dynllava.conformance import check_folder
     from dynllava.errors import UserError
-    from dynllava.files import check_output_file, write_text
+    from dynllava.output.files import check_output_file, write_text
 
     if args.json:
         check_output_file(args.json, "--json")

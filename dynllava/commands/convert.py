@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say where the result is."""
-    from dynllava.checkpoints import convert
+    from dynllava.models.checkpoints import convert
 
     print(
         f"wrote {convert(args.source, args.target, args.to, args.vision_tower)} ({args.to} format)"

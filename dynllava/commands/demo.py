@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from dynllava.errors import UserError
 
 if TYPE_CHECKING:
-    from dynllava.benchmarks.runner import ModelRunner
-    from dynllava.benchmarks.sweep import Cell
-    from dynllava.profiling.spec import ModelSpec
+    from dynllava.costs.spec import ModelSpec
+    from dynllava.evaluation.runner import ModelRunner
+    from dynllava.evaluation.sweep import Cell
     from dynllava.records import RunRecord
 
 HELP = "compare methods on the embedded suite: curves, tables, report"
@@ -48,11 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the comparison, write everything, and print where to look."""
-    from dynllava.benchmarks import before, weights
-    from dynllava.benchmarks.grid import cells
-    from dynllava.benchmarks.runner import ModelRunner
-    from dynllava.benchmarks.summary import summary
-    from dynllava.benchmarks.sweep import run_sweep
+    from dynllava.evaluation import before, weights
+    from dynllava.evaluation.grid import cells
+    from dynllava.evaluation.runner import ModelRunner
+    from dynllava.evaluation.summary import summary
+    from dynllava.evaluation.sweep import run_sweep
     from dynllava.records import RecordStore
 
     start = time.perf_counter()
@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _overlays(runner: Any, grid: list[Cell], store: Path) -> None:
     """Store what each method keeps of some samples, at its smallest budget."""
-    from dynllava.analysis.overlay import FOLDER
-    from dynllava.analysis.visualise import look_at
+    from dynllava.analysis.report.overlay import FOLDER
+    from dynllava.analysis.report.visualise import look_at
     from dynllava.embedded import load_split
 
     cheapest: dict[str, Cell] = {}
@@ -124,11 +124,13 @@ def _overlays(runner: Any, grid: list[Cell], store: Path) -> None:
 
 def _write(out: Path, store: Path) -> dict[str, Path]:
     """Write plots, tables and report; return what a reader should open."""
-    from dynllava.analysis import published, table_render, tables
-    from dynllava.analysis.files import write_text
-    from dynllava.analysis.measured_points import measured_points, read_stores
-    from dynllava.analysis.pareto_report import collections, write_pages
-    from dynllava.analysis.report import write_report
+    from dynllava.analysis.pareto.report import collections, write_pages
+    from dynllava.analysis.points.measured import measured_points, read_stores
+    from dynllava.analysis.report.write import write_report
+    from dynllava.analysis.tables import paper as tables
+    from dynllava.analysis.tables import render as table_render
+    from dynllava.output.files import write_text
+    from dynllava.published import tables as published
 
     own = measured_points(read_stores(store)[0])
     pages = {key: points for key, points in collections(own).items() if key[0] == "own"}

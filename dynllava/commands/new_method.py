@@ -7,7 +7,7 @@ import keyword
 import re
 from pathlib import Path
 
-from ..errors import UserError
+from dynllava.errors import UserError
 
 HELP = "write a file with a method of your own, ready to be changed"
 EXAMPLE = "dynllava new-method my_method"
@@ -82,7 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write both files and print what to type next."""
-    from ..methods import names
+    from dynllava.methods import names
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", args.name) or keyword.iskeyword(args.name):
         raise UserError(

@@ -34,12 +34,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the figures and print their paths."""
-    from dynllava.analysis.measured_points import measured_points
-    from dynllava.analysis.pareto_data import axis_of
-    from dynllava.analysis.pareto_report import collections, write_pages
-    from dynllava.analysis.points import AXES
-    from dynllava.analysis.published_points import SOURCES
-    from dynllava.analysis.stores import read_results
+    from dynllava.analysis.pareto.data import axis_of
+    from dynllava.analysis.pareto.report import collections, write_pages
+    from dynllava.analysis.points.measured import measured_points
+    from dynllava.analysis.points.published import SOURCES
+    from dynllava.analysis.points.stores import read_results
+    from dynllava.analysis.points.values import AXES
 
     costs = list(AXES) if args.cost == ["all"] else [axis_of(name) for name in args.cost]
     own = measured_points(read_results(args.results))

@@ -12,9 +12,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynllava.profiling.ledger import Run
-    from dynllava.profiling.quantities import Options, Quantity
-    from dynllava.profiling.render import Table
+    from dynllava.costs.ledger import Run
+    from dynllava.costs.quantities import Options, Quantity
+    from dynllava.output.tables import Table
 
 HELP = "count FLOPs and KV memory, estimate times (no weights needed)"
 
@@ -70,13 +70,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the profile and append its record."""
-    from dynllava.profiling import report
-    from dynllava.profiling.grid import COLUMNS, grid
+    from dynllava.costs import report
+    from dynllava.costs.grid import COLUMNS, grid
     from dynllava.records import RecordStore
 
     options = _options(args)
     if args.published:
-        from dynllava.profiling.published import compare
+        from dynllava.costs.against_published import compare
 
         rows = compare(options.efficiency)
         columns = (*rows[0].__dataclass_fields__, "ratio")
@@ -94,8 +94,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace, item: Run, options: Options) -> int:
-    from dynllava.profiling import report
-    from dynllava.profiling.quantities import profile
+    from dynllava.costs import report
+    from dynllava.costs.quantities import profile
 
     numbers = profile(item, options)
     tables = report.tables(item, options, numbers)
@@ -103,8 +103,8 @@ def _profile(args: argparse.Namespace, item: Run, options: Options) -> int:
         tables.append(report.layer_table(numbers))
     failed = False
     if args.audit:
-        from dynllava.profiling.audit import audit
-        from dynllava.profiling.ledger import modes
+        from dynllava.costs.audit import audit
+        from dynllava.costs.ledger import modes
 
         findings = [finding for mode in modes(item) for finding in audit(item, mode)]
         tables += report.audit_tables(item, findings)
@@ -125,11 +125,11 @@ def _profile(args: argparse.Namespace, item: Run, options: Options) -> int:
 def _options(args: argparse.Namespace) -> Options:
     from importlib.util import find_spec
 
+    from dynllava.costs import conventions, flops, spec
+    from dynllava.costs.devices import load_device
+    from dynllava.costs.quantities import Options
+    from dynllava.costs.roofline import Efficiency
     from dynllava.errors import UserError
-    from dynllava.profiling import conventions, flops, spec
-    from dynllava.profiling.device import load_device
-    from dynllava.profiling.quantities import Options
-    from dynllava.profiling.roofline import Efficiency
 
     conventions.convention(args.convention)
     spec.dtype_bytes(args.dtype)
@@ -143,7 +143,7 @@ def _options(args: argparse.Namespace) -> Options:
     counter = args.counter or ("fvcore" if find_spec("fvcore") else "closed")
     layer_counter: Any = flops.decoder_layer
     if counter != "closed":
-        from dynllava.profiling.counters import LayerMacs
+        from dynllava.costs.counters import LayerMacs
 
         layer_counter = LayerMacs(counter)
     return Options(
@@ -157,11 +157,11 @@ def _options(args: argparse.Namespace) -> Options:
 
 
 def _run_of(args: argparse.Namespace) -> Run:
+    from dynllava.costs.arguments import LARGEST, check_count
+    from dynllava.costs.ledger import Run
+    from dynllava.costs.spec import load_spec
     from dynllava.errors import UserError
     from dynllava.methods.parameters import parse_with
-    from dynllava.profiling.arguments import LARGEST, check_count
-    from dynllava.profiling.ledger import Run
-    from dynllava.profiling.spec import load_spec
 
     spec = load_spec(args.model)
     method = parse_with(args.method, args.method_args).create()
@@ -179,7 +179,7 @@ def _run_of(args: argparse.Namespace) -> Run:
 
 
 def _print(style: str, tables: list[Table], columns: Any, rows: Any) -> None:
-    from dynllava.profiling import render
+    from dynllava.output import tables as render
 
     if style == "json":
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
@@ -190,9 +190,9 @@ def _print(style: str, tables: list[Table], columns: Any, rows: Any) -> None:
 
 
 def _record(store: str, item: Run, numbers: list[Quantity], options: Options) -> None:
-    from dynllava.environment import capture
-    from dynllava.profiling.recording import profile_record
+    from dynllava.costs.recording import profile_record
     from dynllava.records import RecordStore
+    from dynllava.records.environment import capture
 
     environment = capture(dtype=options.dtype)
     record = RecordStore(store).append(profile_record(item, numbers, environment))

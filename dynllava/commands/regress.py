@@ -34,11 +34,12 @@ def run(args: argparse.Namespace) -> int:
         return _history(args)
     if not args.base or not args.candidate:
         raise UserError("BASE and CANDIDATE are needed (or --history FOLDER)")
-    from dynllava.analysis import regress, regress_report
-    from dynllava.analysis.files import write_text
-    from dynllava.analysis.gate_checks import exit_code
-    from dynllava.analysis.measured_points import read_stores
-    from dynllava.analysis.policy import load_policy
+    from dynllava.analysis.gate import regress
+    from dynllava.analysis.gate import report as regress_report
+    from dynllava.analysis.gate.checks import exit_code
+    from dynllava.analysis.gate.policy import load_policy
+    from dynllava.analysis.points.measured import read_stores
+    from dynllava.output.files import write_text
 
     policy = load_policy(args.policy)
     base, notes = read_stores(args.base)
@@ -62,8 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _history(args: argparse.Namespace) -> int:
-    from dynllava.analysis.history import draw
-    from dynllava.analysis.stores import read_results
+    from dynllava.analysis.gate.history import draw
+    from dynllava.analysis.points.stores import read_results
 
     for path in draw(read_results(args.history), args.out):
         print(path)

@@ -18,7 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and the Markdown report, and print their paths."""
-    from dynllava.analysis.report import write_report
+    from dynllava.analysis.report.write import write_report
 
     for path in write_report(args.out, args.results):
         print(path)

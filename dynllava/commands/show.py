@@ -47,12 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: accepted is a number from 1")
 
-    from dynllava.analysis.files import write_bytes
-    from dynllava.analysis.overlay import FOLDER, draw
-    from dynllava.analysis.visualise import look_at
-    from dynllava.files import check_output_file, check_output_folder
-    from dynllava.loading import default_dtype, load_model
+    from dynllava.analysis.report.overlay import FOLDER, draw
+    from dynllava.analysis.report.visualise import look_at
     from dynllava.methods.parameters import parse_with, render
+    from dynllava.models.loading import default_dtype, load_model
+    from dynllava.output.files import check_output_file, check_output_folder, write_bytes
 
     if args.method is None and args.method_args:
         raise UserError("--method-args needs --method: accepted is --method NAME --method-args ...")

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     """Print or write the table."""
     text = _text(args)
     if args.out:
-        from dynllava.analysis.files import write_text
+        from dynllava.output.files import write_text
 
         print(write_text(args.out, text))
     else:
@@ -33,12 +33,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(args: argparse.Namespace) -> str:
-    from dynllava.analysis import published, table_render, tables
+    from dynllava.analysis.tables import paper as tables
+    from dynllava.analysis.tables import render as table_render
+    from dynllava.published import tables as published
 
     own = []
     if args.with_ours or args.number == "ours":
-        from dynllava.analysis.measured_points import measured_points
-        from dynllava.analysis.stores import read_results
+        from dynllava.analysis.points.measured import measured_points
+        from dynllava.analysis.points.stores import read_results
 
         own = measured_points(read_results(args.results), samples=False)
     if args.number == "ours":

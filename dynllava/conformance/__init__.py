@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dynllava.errors import UserError
-from dynllava.files import read_json_object, reason
+from dynllava.output.files import read_json_object, reason
 
 
 @dataclass
@@ -220,24 +220,24 @@ def check_tensor_list(case: dict[str, Any], folder: Path, result: CaseResult) ->
 def handler_for(case: dict[str, Any]) -> Handler | None:
     """Return the function that checks a case, or None if it is not covered."""
     if "method" in case:
-        from dynllava.conformance import baselines, vision_side
+        from . import baselines, vision_side
 
         sets = (vision_side, baselines)
         return next((each.check for each in sets if each.covers(case)), None)
     if "system" in case:
         stages = _optional("dynllava.conformance.stages")
         return None if stages is None else stages.HANDLERS.get(case["system"])
-    from dynllava.conformance import dynamic
+    from . import dynamic
 
     kind = case.get("kind", "")
-    training = _optional("dynllava.training.conformance")
+    training = _optional("dynllava.conformance.training")
     if training is not None and kind in training.HANDLERS:
         return training.HANDLERS[kind]
     return dynamic.HANDLERS.get(kind)
 
 
 def _tau_result(index: dict[str, Any]) -> CaseResult | None:
-    training = _optional("dynllava.training.conformance")
+    training = _optional("dynllava.conformance.training")
     return None if training is None else training.check_tau(index["gumbel_tau_schedule"])
 
 

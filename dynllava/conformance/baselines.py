@@ -13,18 +13,14 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 
-from dynllava.config import DynamicLlavaConfig
-from dynllava.conformance import CaseResult, Row
-from dynllava.conformance.h2o_simulation import (
-    MISSING,
-    DecodeSimulation,
-    GlobalSimulation,
-    PlainDecoder,
-)
 from dynllava.engine.attention import LayerCall
 from dynllava.engine.eviction import EvictingStore
-from dynllava.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.models.config import DynamicLlavaConfig
+from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
 from dynllava.plan import PerHead
+
+from . import CaseResult, Row
+from .h2o_simulation import MISSING, DecodeSimulation, GlobalSimulation, PlainDecoder
 
 LOGITS = 2e-4
 SCORES = 1e-5

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from dynllava.conformance import CaseResult
-from dynllava.loading import load_model
-from dynllava.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.models.loading import load_model
+from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
+
+from . import CaseResult
 
 LOGITS = 1e-4
 PIXELS = 1e-5

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..methods.base import Method
-from ..plan import PromptShape
+from dynllava.errors import UserError
+from dynllava.methods.base import Method
+from dynllava.plan import PromptShape
+
 from .tiny import IMAGE_TOKEN, batch, pixels, prompts, tiny_model
 
 TOLERANCE = 2e-5

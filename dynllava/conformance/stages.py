@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from dynllava.conformance import CaseResult, Row, token_packer
-from dynllava.conformance.baselines import Session
+from . import CaseResult, Row, token_packer
+from .baselines import Session
 
 #: Allowed absolute differences: logits, hidden states and keys; attention.
 LOGITS, SCORES = 1e-4, 1e-5

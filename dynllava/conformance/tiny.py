@@ -15,8 +15,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from dynllava.config import DynamicLlavaConfig
-from dynllava.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.models.config import DynamicLlavaConfig
+from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
 
 IMAGE_TOKEN = 99
 IMAGE_TOKENS = 16

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from dynllava.conformance import CaseResult
-from dynllava.token_packer import TokenPacker, regions
+from dynllava.models.token_packer import TokenPacker, regions
+
+from . import CaseResult
 
 PREFIX = "model.mm_projector."
 
@@ -69,7 +70,7 @@ def made(recipe: dict[str, Any], name: str, result: CaseResult) -> torch.Tensor:
 
 def check_projector(case: dict[str, Any], folder: Path) -> CaseResult:
     """Compare the projector alone, with stored weights or made ones."""
-    from dynllava.conformance.stages import compare
+    from .stages import compare
 
     result = CaseResult(case["name"])
     tensors = load_file(folder / case["file"])
@@ -99,9 +100,15 @@ def check_projector(case: dict[str, Any], folder: Path) -> CaseResult:
 
 def golden_model(case: dict[str, Any], folder: Path) -> Any:
     """Return the model of a case, its tensors loaded through the official names."""
-    from dynllava.checkpoints import check_state, hf_config, official_rows, to_hf_name, tower_name
-    from dynllava.config import DynamicLlavaConfig
-    from dynllava.modeling import DynamicLlavaForConditionalGeneration
+    from dynllava.models.checkpoints import (
+        check_state,
+        hf_config,
+        official_rows,
+        to_hf_name,
+        tower_name,
+    )
+    from dynllava.models.config import DynamicLlavaConfig
+    from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
 
     official = json.loads((folder / case["config"]).read_text())
     official |= {"scale_factor": case["scale_factor"]}
@@ -127,7 +134,7 @@ class Run:
     """A case's prompt and forced tokens, with what the layers saw."""
 
     def __init__(self, case: dict[str, Any], folder: Path, method: str) -> None:
-        from dynllava.conformance.baselines import Trace
+        from .baselines import Trace
 
         self.model = golden_model(case, folder)
         self.tensors = load_file(folder / case["file"])
@@ -229,7 +236,7 @@ def finish(
     case: dict[str, Any], run: Run, ours: dict[str, Any], steps: list[dict[str, torch.Tensor]]
 ) -> CaseResult:
     """Compare what a case recorded."""
-    from dynllava.conformance.stages import collect, compare
+    from .stages import collect, compare
 
     collect(ours, steps)
     result = CaseResult(case["name"])

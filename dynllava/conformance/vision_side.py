@@ -17,15 +17,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dynllava.config import DynamicLlavaConfig
-from dynllava.conformance import CaseResult, Row
-from dynllava.conformance.baselines import Trace
 from dynllava.engine.family import Llava
 from dynllava.engine.rows import ImageView, decide_rows
 from dynllava.methods import create, divprune, fastervlm, prumerge, visionzip
 from dynllava.methods.base import Method
-from dynllava.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.models.config import DynamicLlavaConfig
+from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
 from dynllava.plan import Nothing, Plan, Tower
+
+from . import CaseResult, Row
+from .baselines import Trace
 
 #: Share of a tensor's largest value that may differ.
 FEATURES, LOGITS = 1e-4, 2e-4

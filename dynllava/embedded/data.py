@@ -20,7 +20,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import UserError
+from dynllava.errors import UserError
+
 from .questions import FAMILIES, Question, ask
 from .scenes import Scene, generate_scene, seeded_random
 

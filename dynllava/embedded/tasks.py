@@ -7,7 +7,8 @@ import json
 import os
 from pathlib import Path
 
-from ..files import write_bytes
+from dynllava.output.files import write_bytes
+
 from .data import ensure_split
 
 

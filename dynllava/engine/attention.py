@@ -15,8 +15,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from ..errors import UserError
-from ..plan import QUERY_BLOCK
+from dynllava.errors import UserError
+from dynllava.plan import QUERY_BLOCK
+
 from . import flash
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _prompt(
 ) -> torch.Tensor:
     if call.policy is not None:
         # Training imports inference nowhere; the seam is this one lazily imported function.
-        from dynllava.training.masked_softmax import policy_attention
+        from .masked_softmax import policy_attention
 
         return policy_attention(query, key, value, call.policy.to(query.device), scaling)
     if call.probe is not None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Cache
 
-from ..plan import Segment
+from dynllava.plan import Segment
+
 from . import flash
 from .attention import ExtendCall, PromptCall, StepCall, attend, observe_cached
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from dynllava.errors import UserError
+
 from .decoder import Pass
 from .program import Program
 

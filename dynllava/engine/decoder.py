@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..plan import PerHead, Segment, Span
+from dynllava.plan import PerHead, Segment, Span
+
 from .attention import ExtendCall, LayerCall, Observed, PromptCall, StepCall
 from .cache import LayerStore, Lengths, SparseCache
 from .eviction import EvictingStore

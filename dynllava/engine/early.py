@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..plan import Segment, Tower
+from dynllava.errors import UserError
+from dynllava.plan import Segment, Tower
+
 from .family import Family
 from .program import Program
 from .rows import ImageView, Rows, decide_rows

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..plan import PerHead, Plan
+from dynllava.plan import PerHead, Plan
+
 from .attention import ExtendCall, LayerCall, PromptCall, StepCall, softmax_weights
 from .cache import LayerStore, Lengths, round_up, row_and_head
 

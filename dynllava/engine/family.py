@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ..errors import UserError
-from ..plan import NEXT, PRODUCING, Tower
+from dynllava.errors import UserError
+from dynllava.plan import NEXT, PRODUCING, Tower
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import importlib.util
 
 import torch
 
-from ..errors import UserError
+from dynllava.errors import UserError
 
 NAME = "flash_attention_2"
 DTYPES = (torch.float16, torch.bfloat16)

@@ -7,25 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..errors import UserError
-from ..plan import (
-    Alternate,
-    Attention,
-    ColumnSums,
-    Count,
-    Cut,
-    Keys,
-    Look,
-    PerHead,
-    Segment,
-)
+from dynllava.errors import UserError
+from dynllava.plan import Alternate, Attention, ColumnSums, Count, Cut, Keys, Look, PerHead, Segment
+
 from .attention import Observed, Probe
 from .ranking import Dropped, kept_counts, ranked
 from .split import check_split
 from .view import View
 
 if TYPE_CHECKING:
-    from ..methods.base import Method
+    from dynllava.methods.base import Method
+
     from .cache import SparseCache
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..plan import Count, Cut, Rule, Share
-from ..plan.keeps import TOLERANCE
+from dynllava.plan import Count, Cut, Rule, Share
+from dynllava.plan.keeps import TOLERANCE
 
 if TYPE_CHECKING:
     from .view import View

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ..plan import Segment
+from dynllava.plan import Segment
+
 from .cache import LayerStore, Lengths, SparseCache
 from .decoder import DecoderResult
 from .stream import TokenStream

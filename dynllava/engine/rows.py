@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..plan import Cut, Tower
+from dynllava.errors import UserError
+from dynllava.plan import Cut, Tower
 
 #: Origins of rows that are no single patch.
 CLASS_TOKEN, GROUP = -2, -3

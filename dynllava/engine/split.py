@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import UserError
-from ..plan import Plan, Segment, Span
+from dynllava.errors import UserError
+from dynllava.plan import Plan, Segment, Span
+
 from .attention import PromptCall
 from .cache import DEFAULT_CHUNK, LayerStore, Lengths
 from .stream import TokenStream

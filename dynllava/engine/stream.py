@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..plan import Segment
+from dynllava.plan import Segment
 
 
 @dataclass

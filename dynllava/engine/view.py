@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import UserError
-from ..plan import Cut, Segment
+from dynllava.errors import UserError
+from dynllava.plan import Cut, Segment
+
 from .attention import Observed
 from .stream import TokenStream, take_rows
 

@@ -11,7 +11,8 @@ import importlib
 import pkgutil
 from typing import Any
 
-from ..errors import UserError
+from dynllava.errors import UserError
+
 from .base import Method
 
 _EXTERNAL: dict[str, type[Method]] = {}

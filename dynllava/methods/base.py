@@ -12,20 +12,16 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..plan import ModelDims, Operation, Plan, Schedule, Shape
-from .checks import (
-    check_choice,
-    check_fraction,
-    check_layer,
-    check_number,
-)
+from dynllava.plan import ModelDims, Operation, Plan, Schedule, Shape
+
+from .checks import check_choice, check_fraction, check_layer, check_number
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.ranking import Dropped
-    from ..engine.rows import ImageView, Rows
-    from ..engine.view import View
+    from dynllava.engine.ranking import Dropped
+    from dynllava.engine.rows import ImageView, Rows
+    from dynllava.engine.view import View
 
 __all__ = [
     "Method",

@@ -18,8 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
-from ..plan import Count, Image, PromptShape, Segment, Shape, Share
+from dynllava.errors import UserError
+from dynllava.plan import Count, Image, PromptShape, Segment, Shape, Share
+
 from . import create, registry
 from .base import Method
 from .checks import numbers

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import UserError
+from dynllava.errors import UserError
 
 #: Deeper than any model: stands for the depth before a model is known.
 DEEPEST = 1000

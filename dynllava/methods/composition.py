@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import UserError
-from ..plan import Plan
+from dynllava.errors import UserError
+from dynllava.plan import Plan
+
 from .base import Method
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..plan import Hidden, ModelDims, Operation, Plan, Shape, Stage
+from dynllava.plan import Hidden, ModelDims, Operation, Plan, Shape, Stage
+
 from .patches import Patches
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.rows import ImageView
+    from dynllava.engine.rows import ImageView
 
 
 @dataclass(frozen=True)

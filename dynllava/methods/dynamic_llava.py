@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import UserError
-from ..plan import Cut, ModelDims, Operation, Plan, Predictor, Segment, Shape, Share, Stage
+from dynllava.errors import UserError
+from dynllava.plan import Cut, ModelDims, Operation, Plan, Predictor, Segment, Shape, Share, Stage
+
 from .base import Method, check_fraction, check_layer, share
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.view import View
+    from dynllava.engine.view import View
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..plan import Plan, Tower
+from dynllava.plan import Plan, Tower
+
 from .patches import Patches
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.rows import ImageView
+    from dynllava.engine.rows import ImageView
 
 CLASS_ROW = Tower("class_row")
 

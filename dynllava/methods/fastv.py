@@ -22,13 +22,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..plan import Attention, Count, Cut, Plan, Share
+from dynllava.plan import Attention, Count, Cut, Plan, Share
+
 from .base import Method, check_choice, check_fraction, check_layer, check_number, instead, share
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.view import View
+    from dynllava.engine.view import View
 
 #: Option -> how the plan decodes.
 DECODERS = {"static": "static", "rerank": "rerank", "reprune": "recompute"}

@@ -15,8 +15,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..errors import UserError
-from ..plan import PerHead, Plan
+from dynllava.errors import UserError
+from dynllava.plan import PerHead, Plan
+
 from .base import Method, check_choice, share
 
 #: Option -> how the plan runs the prompt.

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..plan import Plan, Rule, Shape, Tower
+from dynllava.plan import Plan, Rule, Shape, Tower
+
 from .base import check_fraction
 from .patches import Patches
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.rows import ImageView
+    from dynllava.engine.rows import ImageView
 
 CLASS_ROW = Tower("class_row")
 

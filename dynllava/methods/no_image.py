@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..plan import Count, Cut, Plan
+from dynllava.plan import Count, Cut, Plan
+
 from .base import Method, check_layer
 
 

@@ -18,7 +18,8 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from dynllava.errors import UserError
+
 from .checks import DEEPEST
 
 if TYPE_CHECKING:

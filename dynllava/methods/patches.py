@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..plan import Count, Cut, Keep, Look, Plan, Share
-from ..plan.plan import Work
+from dynllava.plan import Count, Cut, Keep, Look, Plan, Share
+from dynllava.plan.plan import Work
+
 from .base import Method, check_choice, check_fraction, check_number, instead, share
 
 POSITIONS = ("compact", "original")

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from dynllava.errors import UserError
 
 if TYPE_CHECKING:
     from .base import Method

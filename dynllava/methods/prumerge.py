@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..plan import NEXT, Cut, ModelDims, Operation, Plan, Rule, Shape, Stage, Tower
-from ..plan.keeps import TOLERANCE
+from dynllava.plan import NEXT, Cut, ModelDims, Operation, Plan, Rule, Shape, Stage, Tower
+from dynllava.plan.keeps import TOLERANCE
+
 from .base import Method, check_choice, check_fraction, share
 from .patches import POSITIONS
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.rows import ImageView, Rows
+    from dynllava.engine.rows import ImageView, Rows
 
 KEYS, QUERY = Tower("keys", NEXT), Tower("class_query", NEXT)
 #: Patches that are added to each kept one.
@@ -119,7 +120,7 @@ class PruMerge(Method):
         """Return the kept patches, each with its neighbours, and the sum of the others."""
         import torch
 
-        from ..engine.rows import GROUP, Rows
+        from dynllava.engine.rows import GROUP, Rows
 
         received = attention(view)
         kept = self.kept(received)

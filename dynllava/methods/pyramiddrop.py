@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import UserError
-from ..plan import Attention, Count, Cut, Keep, Plan, Share
+from dynllava.errors import UserError
+from dynllava.plan import Attention, Count, Cut, Keep, Plan, Share
+
 from .base import Method, check_choice, instead, share
 from .checks import numbers
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.view import View
+    from dynllava.engine.view import View
 
 #: First short layer of each stage in a 32-layer model.
 LAYERS = (8, 16, 24)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..plan import Cut, Plan, Segment, Share
+from dynllava.plan import Cut, Plan, Segment, Share
+
 from .base import Method, check_fraction, check_layer, share
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.view import View
+    from dynllava.engine.view import View
 
 DEFAULT_IMAGE_SHARE = 0.2
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..errors import UserError
-from ..plan import Cut, Plan, Rule, Shape
+from dynllava.errors import UserError
+from dynllava.plan import Cut, Plan, Rule, Shape
+
 from .base import Method
 from .uniform import square_rows
 

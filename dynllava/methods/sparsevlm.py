@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import UserError
-from ..plan import (
+from dynllava.errors import UserError
+from dynllava.plan import (
     Attention,
     Count,
     Cut,
@@ -43,15 +43,16 @@ from ..plan import (
     Shape,
     Share,
     Stage,
-)  # fmt: skip
+)
+
 from .base import Method, check_choice, check_number, instead, share
 from .checks import numbers
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.ranking import Dropped
-    from ..engine.view import View
+    from dynllava.engine.ranking import Dropped
+    from dynllava.engine.view import View
 
 VERSIONS = ("1.5", "rank", "2.0")
 #: Pruning layers of a 32-layer model; other depths scale the first short layer.
@@ -207,7 +208,7 @@ class SparseVLM(Method):
         """Return the means of the clusters of the better dropped tokens."""
         import torch
 
-        from ..engine.clustering import cluster_means, density_peaks
+        from dynllava.engine.clustering import cluster_means, density_peaks
 
         count = recycled(dropped.count) * (dropped.new > 0)
         columns = torch.arange(max(int(count.max()), 1), device=count.device)
@@ -285,9 +286,9 @@ def raters(view: View) -> tuple[torch.Tensor, torch.Tensor]:
 def _choose_raters(view: View) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
-    from ..engine.ranking import left_aligned
-    from ..engine.stream import take_rows
-    from ..plan import Segment
+    from dynllava.engine.ranking import left_aligned
+    from dynllava.engine.stream import take_rows
+    from dynllava.plan import Segment
 
     stream = view.embeds
     assert stream is not None  # the look's rows are a function
@@ -326,7 +327,7 @@ def rotary_bias(view: View, dtype: torch.dtype) -> torch.Tensor:
 
     (rope(1) . rope(1)) / sqrt(d) is the inner product of the cosine and sine tables.
     """
-    from ..engine.stream import take_rows
+    from dynllava.engine.stream import take_rows
 
     stream, rows = view.stream, rater_rows(view)
     cos, sin = (part.to(dtype) for part in view.rotary(stream.hidden.to(dtype), stream.position))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..plan import Alternate, Cut, Plan, Segment
+from dynllava.plan import Alternate, Cut, Plan, Segment
+
 from .base import Method, check_layer
 
 

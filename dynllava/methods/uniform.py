@@ -7,14 +7,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..errors import UserError
-from ..plan import Cut, Plan, Share
+from dynllava.errors import UserError
+from dynllava.plan import Cut, Plan, Share
+
 from .base import Method, check_fraction, check_layer, check_number, share
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.view import View
+    from dynllava.engine.view import View
 
 
 @dataclass(frozen=True)

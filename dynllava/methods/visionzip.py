@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from ..errors import UserError
-from ..plan import Count, Cut, ModelDims, Operation, Plan, Shape, Share, Stage, Tower
+from dynllava.errors import UserError
+from dynllava.plan import Count, Cut, ModelDims, Operation, Plan, Shape, Share, Stage, Tower
+
 from .base import Method, check_choice, check_fraction, check_number, instead, share
 from .patches import POSITIONS
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.rows import ImageView, Rows
+    from dynllava.engine.rows import ImageView, Rows
 
 CLASS_ROW, KEYS = Tower("class_row"), Tower("keys")
 
@@ -124,7 +125,7 @@ class VisionZip(Method):
         """Return class token, dominant patches in raster order, then the groups."""
         import torch
 
-        from ..engine.rows import CLASS_TOKEN, Rows
+        from dynllava.engine.rows import CLASS_TOKEN, Rows
 
         found, x = self.groups(view), view.features
         first = self.split(view.count())[0] > 0

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ..plan import ModelDims, Operation, Plan, Shape, Stage, Tower
+from dynllava.plan import ModelDims, Operation, Plan, Shape, Stage, Tower
+
 from .base import check_fraction
 from .patches import Patches
 
 if TYPE_CHECKING:
     import torch
 
-    from ..engine.rows import ImageView
+    from dynllava.engine.rows import ImageView
 
 CLASS_ROW = Tower("class_row")
 #: Most patches that a round drops.

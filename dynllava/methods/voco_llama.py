@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..plan import Plan, Span
+from dynllava.plan import Plan, Span
+
 from .base import Method, check_number
 
 

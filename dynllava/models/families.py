@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import UserError
+from dynllava.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.files import read_json_object
-from dynllava.models.pickled import pickled_shapes
+from dynllava.output.files import read_json_object
+
+from .pickled import pickled_shapes
 
 #: (single file, index) of each accepted format; the first that is there is used.
 WEIGHT_FORMATS = (("model", "safetensors"), ("pytorch_model", "bin"))

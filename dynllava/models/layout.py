@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
+from dynllava.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.models.files import (
+
+from .files import (
     PROCESSOR_FILES,
     TEMPLATE_FILES,
     TOKENIZER_FILES,
@@ -23,10 +24,10 @@ from dynllava.models.files import (
     read_config,
     weight_files,
 )
-from dynllava.models.hub import EMBEDDED, Location, fetch, locate, missing_sizes, offline
-from dynllava.models.packer import packer_of, packer_problems
-from dynllava.models.rules import stored_problems, token_problems, vision_problems
-from dynllava.models.tower import Tower, find_tower
+from .hub import EMBEDDED, Location, fetch, locate, missing_sizes, offline
+from .packer import packer_of, packer_problems
+from .rules import stored_problems, token_problems, vision_problems
+from .tower import Tower, find_tower
 
 #: ``model_type`` of LLaVA-1.5's original format: released files, later code, Dynamic-LLaVA.
 ORIGINAL_TYPES = ("llava_llama", "dynamic_llava_llama")

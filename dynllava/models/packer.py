@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dynllava.models.files import WeightFiles
+from .files import WeightFiles
 
 if TYPE_CHECKING:
-    from dynllava.models.layouts import Checkpoint
+    from .layouts import Checkpoint
 
 PREFIX = "model.mm_projector."
 #: Width and width of a head in the official class, where the files do not say.

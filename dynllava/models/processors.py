@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.files import read_json_object, reason
-from dynllava.models.layouts import Checkpoint
-from dynllava.models.tokenizers import add_image_token, load_tokenizer
+from dynllava.output.files import read_json_object, reason
 from dynllava.prompts.templates import VICUNA_JINJA
+
+from .layouts import Checkpoint
+from .tokenizers import add_image_token, load_tokenizer
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -100,7 +101,7 @@ def _model_values(checkpoint: Checkpoint, config: Any) -> dict[str, Any]:
     if config is not None:
         return dict(config.to_dict())
     if checkpoint.is_original:
-        from dynllava.checkpoints import hf_config
+        from .checkpoints import hf_config
 
         checkpoint.require()
         return hf_config(dict(checkpoint.config), dict(checkpoint.tower.config), checkpoint.packer)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynllava.models.layouts import Checkpoint
+    from .layouts import Checkpoint
 
 _INSTRUCT = "model.instruct_score_predictor."
 _VISION_KEYS = ("image_size", "patch_size", "num_hidden_layers", "hidden_size")

@@ -8,20 +8,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config import SparsityConfig
-from ..engine.cache import DEFAULT_CHUNK, SparseCache
-from ..engine.compiled import CompiledSteps
-from ..engine.program import Program
-from ..engine.report import CallReport
-from ..errors import UserError
-from ..inputs import check_call, check_continuation, embed, learned_positions
-from ..methods import create
-from ..methods.base import Method
-from ..per_thread import PerThread
-from ..plan import Predictor
-from ..predictors import ImagePredictor, OutputPredictor, build_predictors, check_predictors
+from dynllava.engine.cache import DEFAULT_CHUNK, SparseCache
+from dynllava.engine.compiled import CompiledSteps
+from dynllava.engine.per_thread import PerThread
+from dynllava.engine.program import Program
+from dynllava.engine.report import CallReport
+from dynllava.errors import UserError
+from dynllava.methods import create
+from dynllava.methods.base import Method
+from dynllava.methods.predictors import (
+    ImagePredictor,
+    OutputPredictor,
+    build_predictors,
+    check_predictors,
+)
+from dynllava.plan import Predictor
+
 from .calls import ModelCall, PromptImages, calling, prompt_images, remembering
+from .config import SparsityConfig
 from .families import family_of, image_token, rotary_axes
+from .inputs import check_call, check_continuation, embed, learned_positions
 from .layout import image_map
 from .mixin import Stock
 

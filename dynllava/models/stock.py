@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..files import read_json_object, reason
-from ..methods.base import Method
+from dynllava.errors import UserError
+from dynllava.methods.base import Method
+from dynllava.output.files import read_json_object, reason
+
 from .families import FAMILIES
 from .hub import locate
 from .wrapping import wrap
@@ -38,7 +39,7 @@ def load_stock(
 ) -> tuple[Any, Any]:
     """Return a wrapped model in eval mode, and its processor (None if there is no tokenizer).
 
-    Parameters are those of :func:`dynllava.loading.load_model`.
+    Parameters are those of :func:`dynllava.models.loading.load_model`.
 
     Raises
     ------

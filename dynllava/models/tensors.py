@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dynllava.errors import UserError
-from dynllava.files import reason
-from dynllava.models.files import WeightFiles
-from dynllava.sanity import check_tensors
+from dynllava.output.files import reason
+
+from .files import WeightFiles
+from .sanity import check_tensors
 
 #: Tables that old versions of transformers stored and that are computed today.
 BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..engine.cache import SparseCache
-from ..engine.decoder import DecoderResult, Pass, make_view
-from ..engine.early import cut_early
-from ..engine.family import Llava
-from ..engine.report import CallReport, detached
-from ..engine.stream import Segment, TokenStream, restore_columns
-from ..errors import UserError
-from ..inputs import build_stream, prompt_hash
+from dynllava.engine.cache import SparseCache
+from dynllava.engine.decoder import DecoderResult, Pass, make_view
+from dynllava.engine.early import cut_early
+from dynllava.engine.family import Llava
+from dynllava.engine.report import CallReport, detached
+from dynllava.engine.stream import Segment, TokenStream, restore_columns
+from dynllava.errors import UserError
+
 from .calls import ModelCall, current
+from .inputs import build_stream, prompt_hash
 from .mixin import Stock
 
 

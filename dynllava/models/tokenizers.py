@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.files import read_json_object, reason
-from dynllava.models.files import TOKENIZER_FILES
+from dynllava.output.files import read_json_object, reason
+
+from .files import TOKENIZER_FILES
 
 IMAGE_TOKEN = "<image>"
 

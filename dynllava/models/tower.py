@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.models.files import WeightFiles, read_config, weight_files
-from dynllava.models.hub import SMALL_FILES, Location, fetch, missing_sizes, offline
+
+from .files import WeightFiles, read_config, weight_files
+from .hub import SMALL_FILES, Location, fetch, missing_sizes, offline
 
 INSIDE = ("model.vision_tower.", "vision_tower.")
 #: Vision towers that checkpoints name and whose sizes are known without their repository.

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ..engine import attention
-from ..errors import UserError
-from ..methods.base import Method
+from dynllava.engine import attention
+from dynllava.errors import UserError
+from dynllava.methods.base import Method
+
 from .cloning import clone
 from .families import check_text_model, family_of
 from .sparse import OWN_ARGUMENTS, SparseGeneration

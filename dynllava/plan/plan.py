@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ..errors import UserError
+from dynllava.errors import UserError
+
 from .cuts import Cut, Stage
 from .keeps import Alternate, Count, Share
 from .looks import Attention, Look, column_sums

@@ -93,7 +93,7 @@ def hf_values(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return a checkpoint's configuration in Hugging Face terms."""
     if not checkpoint.is_original:
         return dict(checkpoint.config)
-    from dynllava.checkpoints import hf_config
+    from dynllava.models.checkpoints import hf_config
 
     if checkpoint.tower is None or checkpoint.tower.config is None:
         raise UserError(f"{checkpoint.name}: the vision tower's configuration is missing")
@@ -111,8 +111,8 @@ def _guarded(found: Preflight, topic: str, work: Any) -> Any:
 
 
 def spec_of(checkpoint: Checkpoint) -> Any:
-    """Return a checkpoint's :class:`~dynllava.profiling.spec.ModelSpec`, whatever its layout."""
-    from dynllava.profiling.spec import spec_from_config
+    """Return a checkpoint's :class:`~dynllava.costs.spec.ModelSpec`, whatever its layout."""
+    from dynllava.costs.spec import spec_from_config
 
     try:
         return spec_from_config(hf_values(checkpoint), checkpoint.name)
@@ -148,7 +148,7 @@ def _arithmetic(found: Preflight, wanted: Wanted) -> tuple[str, str]:
 
     from dynllava.engine import flash
     from dynllava.engine.attention import check_kernel
-    from dynllava.loading import check_device, default_dtype, parse_dtype
+    from dynllava.models.loading import check_device, default_dtype, parse_dtype
 
     device = wanted.device
     if device in (None, "auto"):
@@ -232,9 +232,9 @@ def _methods(
     layers: int,
 ) -> dict[str, Any]:
     """Return the methods that fit, by the text that names them."""
-    from dynllava.config import SparsityConfig
     from dynllava.methods import create
     from dynllava.methods.parameters import parse
+    from dynllava.models.config import SparsityConfig
 
     names = wanted.methods or (("dynamic_llava",) if checkpoint.predictors else ("full",))
     sparse = values.get("sparse_config") if checkpoint.predictors else None
@@ -255,7 +255,7 @@ def _methods(
             method = create(chosen.name, **parameters)
             plan = method.plan(layers)
             if trained:
-                from dynllava.modeling import check_predictors
+                from dynllava.models.modeling import check_predictors
 
                 check_predictors(plan, SparsityConfig.from_dict(trained))
             return method

@@ -60,8 +60,8 @@ def memory(
     dtype: str,
 ) -> None:
     """Say what weights, KV cache and activations take at this batch, and whether it is there."""
-    from dynllava.profiling import kv
-    from dynllava.profiling.ledger import Run
+    from dynllava.costs import kv
+    from dynllava.costs.ledger import Run
 
     rows = 1 if wanted.batch_size == "auto" else int(wanted.batch_size)
     try:
@@ -102,8 +102,8 @@ def available(device: str) -> int | None:
 
 def run_time(found: Preflight, spec: Any, device: str, records: str = RECORDS) -> None:
     """Say how long 1,000 short answers take, from bench records of this device and these sizes."""
-    from dynllava.environment import capture
     from dynllava.records import read_tree
+    from dynllava.records.environment import capture
 
     name = capture(device).device
     best = None

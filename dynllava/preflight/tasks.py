@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dynllava.benchmarks.access import missing_judge, requirements
-from dynllava.benchmarks.registry import BENCHMARKS
-from dynllava.benchmarks.tasks import check_names, expand
 from dynllava.errors import UserError
+from dynllava.tasks.access import missing_judge, requirements
+from dynllava.tasks.loading import check_names, expand
+from dynllava.tasks.registry import BENCHMARKS
 
 from .findings import Preflight
 

@@ -1,1 +1,1 @@
-"""FLOPs, KV memory, latency, devices: the cost ledger."""
+"""Moved: the names below work for one more minor version."""

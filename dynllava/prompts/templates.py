@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.files import reason
+from dynllava.output.files import reason
 
 IMAGE = "<image>"
 NAMES = ("checkpoint", "vicuna_v1", "plain")

@@ -1,8 +1,8 @@
 """Run records: what a run scored and what it cost, in one schema and one append-only store."""
 
-from dynllava.records.hashing import hash_files, hash_rows
-from dynllava.records.lmms_eval_results import import_lmms_eval
-from dynllava.records.schema import (
+from .hashing import hash_files, hash_rows
+from .lmms_eval_results import import_lmms_eval
+from .schema import (
     SCHEMA_VERSION,
     Counted,
     Environment,
@@ -13,7 +13,7 @@ from dynllava.records.schema import (
     Score,
     TaskInfo,
 )
-from dynllava.records.store import Problem, RecordStore, read_tree
+from .store import Problem, RecordStore, read_tree
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.records.schema import Environment, MethodInfo, ModelInfo, RunRecord, Score, TaskInfo
+
+from .schema import Environment, MethodInfo, ModelInfo, RunRecord, Score, TaskInfo
 
 RESULTS_SUFFIX = "_results.json"
 # model_args that say which weights run how, and are no hyper-parameters of a method.

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.files import DEEPEST
+from dynllava.output.files import DEEPEST
 
 SCHEMA_VERSION = 3
 OLDEST_VERSION = 1
@@ -206,7 +206,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where and with what a number was made (see :func:`dynllava.environment.capture`).
+    """Where and with what a number was made (see :func:`dynllava.records.environment.capture`).
 
     ``image_aspect`` (``pad``, ``crop``, ``checkpoint``) and ``template`` are the protocol of images
     and prompts; None where no model was asked, and in records of schemas 1 and 2.

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.files import check_output_folder, current_umask
-from dynllava.records.schema import RunRecord, UnknownSchemaError
+from dynllava.output.files import check_output_folder, current_umask
+
+from .schema import RunRecord, UnknownSchemaError
 
 FILE_NAME = "records.jsonl"
 TEMPORARY = ".tmp"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dynllava.commands.train import configure, run
 from dynllava.errors import UserError
+
+from .arguments import configure
+from .run import run
 
 
 def main() -> int:

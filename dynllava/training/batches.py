@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynllava.training.losses import IGNORED
+from .losses import IGNORED
 
 
 class Collator:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.training.config import differing_keys
+
+from .config import differing_keys
 
 MARKER = "complete"
 IDENTITY = "training_identity.json"

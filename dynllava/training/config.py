@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from dynllava.errors import UserError
-from dynllava.training.policy import SparsityTargets
+
+from .policy import SparsityTargets
 
 PREDICTOR_SIZES = ("d_model", "nhead", "dim_feedforward", "num_layers")
 CONFIGS = Path(__file__).parent / "configs"

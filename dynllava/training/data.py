@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import Dataset
 
 from dynllava.errors import UserError
-from dynllava.files import reason
 from dynllava.images import ImagePreparation
-from dynllava.training.images import missing_files, open_image
-from dynllava.training.losses import IGNORED
-from dynllava.training.templates import PLACEHOLDER, check_template, render, turns_of
+from dynllava.output.files import reason
+
+from .images import missing_files, open_image
+from .losses import IGNORED
+from .templates import PLACEHOLDER, check_template, render, turns_of
 
 
 def load_records(path: str, split: str = "train") -> Sequence[dict[str, Any]]:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from dynllava.errors import UserError
-from dynllava.training.config import TrainingConfig
+
+from .config import TrainingConfig
 
 PREDICTORS = ("image_predictor.", "output_predictor.")
 FROZEN = "vision_tower."

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dynllava.training.config import TrainingConfig
-from dynllava.training.data import InstructionDataset
-from dynllava.training.parameters import full_shape, groups
-from dynllava.training.prepare import data_processor, meta_model, prepare_data
+from .config import TrainingConfig
+from .data import InstructionDataset
+from .parameters import full_shape, groups
+from .prepare import data_processor, meta_model, prepare_data
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ADAM_BYTES = 8

@@ -17,8 +17,9 @@ import torch
 from dynllava.engine.stream import Segment, take_rows
 from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
-from dynllava.training.gumbel import gumbel_keep
-from dynllava.training.losses import IGNORED, keep_rate_loss
+
+from .gumbel import gumbel_keep
+from .losses import IGNORED, keep_rate_loss
 
 ANSWERS = ("last", "all")
 MASKINGS = ("softmax", "zero")

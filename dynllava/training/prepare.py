@@ -6,16 +6,17 @@ from typing import Any
 
 import torch
 
-from dynllava.checkpoints import hf_config
-from dynllava.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.errors import UserError
-from dynllava.loading import load_model, load_processor
 from dynllava.methods import create
-from dynllava.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.models.checkpoints import hf_config
+from dynllava.models.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.models.layouts import inspect
-from dynllava.training.config import TrainingConfig
-from dynllava.training.data import InstructionDataset, load_records
-from dynllava.training.parameters import freeze
+from dynllava.models.loading import load_model, load_processor
+from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
+
+from .config import TrainingConfig
+from .data import InstructionDataset, load_records
+from .parameters import freeze
 
 EMBEDDED = "embedded:"
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from dynllava.errors import UserError
-from dynllava.files import check_output_folder
-from dynllava.training import checkpointing
-from dynllava.training.config import TrainingConfig, read_config
+from dynllava.output.files import check_output_folder
+
+from . import checkpointing
+from .config import TrainingConfig, read_config
 
 FINAL = "final"
 LOG = "log.jsonl"
@@ -25,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.processes < 1:
         raise UserError(f"--processes {args.processes}: accepted is a number from 1")
     if args.dry_run:
-        from dynllava.training.plan import plan
+        from .plan import plan
 
         print("\n".join(plan(config, args.processes)))
         return 0
@@ -46,7 +47,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     Returns
     -------
     Path
-        Folder of the trained model: loads with :func:`dynllava.loading.load_model`.
+        Folder of the trained model: loads with :func:`dynllava.models.loading.load_model`.
 
     Raises
     ------
@@ -54,8 +55,8 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         If the output folder holds another run, the data are not usable, the loss stops being
         finite, or a checkpoint cannot be written (the ones before it stay).
     """
-    from dynllava.training.prepare import prepare_data, prepare_model
-    from dynllava.training.trainer import DynamicTrainer, training_arguments
+    from .prepare import prepare_data, prepare_model
+    from .trainer import DynamicTrainer, training_arguments
 
     output = Path(config.run.output_dir)
     check_output_folder(output, "run.output_dir")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from dynllava.engine.decoder import PolicyHook
-from dynllava.training.losses import IGNORED, language_loss
-from dynllava.training.policy import TrainingPolicy
+
+from .losses import IGNORED, language_loss
+from .policy import TrainingPolicy
 
 INPUTS = ("input_ids", "attention_mask", "pixel_values", "sample_ids")
 """Entries of a batch that the model takes."""

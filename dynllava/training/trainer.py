@@ -10,20 +10,21 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from dynllava.checkpoints import check_state
 from dynllava.errors import UserError
-from dynllava.loading import read_hf_state
+from dynllava.models.checkpoints import check_state
 from dynllava.models.files import weight_files
-from dynllava.sanity import check_finite
-from dynllava.training import checkpointing
-from dynllava.training.batches import Collator, GroupedSampler
-from dynllava.training.config import TrainingConfig
-from dynllava.training.data import InstructionDataset
-from dynllava.training.gumbel import SampleNoise
-from dynllava.training.parameters import gradient_norm, groups, predictor_parameters
-from dynllava.training.policy import TrainingPolicy
-from dynllava.training.schedules import gumbel_tau
-from dynllava.training.step import StepResult, method_step, policy_step
+from dynllava.models.loading import read_hf_state
+from dynllava.models.sanity import check_finite
+
+from . import checkpointing
+from .batches import Collator, GroupedSampler
+from .config import TrainingConfig
+from .data import InstructionDataset
+from .gumbel import SampleNoise
+from .parameters import gradient_norm, groups, predictor_parameters
+from .policy import TrainingPolicy
+from .schedules import gumbel_tau
+from .step import StepResult, method_step, policy_step
 
 METRICS = (
     "loss_language",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import UserError
+from dynllava.errors import UserError
 
 LEAST_PROCESSES = 8
 """Processes a side that a timing needs."""

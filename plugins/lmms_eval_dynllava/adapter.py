@@ -14,12 +14,12 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
 from tqdm import tqdm
 
-from dynllava.benchmarks.access import input_problem
 from dynllava.errors import UserError
-from dynllava.files import reason
 from dynllava.images import UNREADABLE, strict_decoding
+from dynllava.output.files import reason
 from dynllava.preflight import Wanted, check_model
 from dynllava.prompts import Turn, choose_template, continuation_separator, render
+from dynllava.tasks.access import input_problem
 
 from .arguments import ModelArguments, check_cache
 from .batching import plan_batches, prefetched
@@ -57,7 +57,7 @@ class Job:
 
 
 class DynamicLlava(lmms):
-    """lmms-eval model over :func:`dynllava.loading.load_model`.
+    """lmms-eval model over :func:`dynllava.models.loading.load_model`.
 
     Keyword arguments are those of :class:`~lmms_eval_dynllava.arguments.ModelArguments` and the
     parameters of the chosen method.
@@ -66,8 +66,8 @@ class DynamicLlava(lmms):
     def __init__(self, **values: Any) -> None:
         arguments = ModelArguments.parse(values)
         check_cache(arguments.code_version)
-        from dynllava.loading import default_dtype, load_model
-        from dynllava.modeling import refuse_compiling
+        from dynllava.models.loading import default_dtype, load_model
+        from dynllava.models.modeling import refuse_compiling
 
         accelerator = Accelerator()
         device = _device(arguments, accelerator)

@@ -7,12 +7,12 @@ import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynllava.environment import code_version
 from dynllava.errors import UserError
 from dynllava.images import ASPECTS
 from dynllava.methods.parameters import MethodText, convert, nearest, parse
 from dynllava.methods.parameters import accepted as accepted_parameters
 from dynllava.methods.plugins import load_file
+from dynllava.records.environment import code_version
 
 DTYPES = ("float32", "bfloat16", "float16")
 AUTO_BATCH_SIZE = 32

@@ -14,8 +14,8 @@ from loguru import logger
 from transformers import StoppingCriteriaList
 
 from dynllava.errors import UserError
-from dynllava.finite_logits import FiniteLogits
 from dynllava.images import ImagePreparation
+from dynllava.models.finite_logits import FiniteLogits
 from dynllava.prompts.tokens import batch, image_positions, prompt_ids
 
 from .efficiency import request_costs, scored_costs

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from dynllava.analysis.against_dense import against_dense, lines
-from dynllava.analysis.measured_points import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.report.against_dense import against_dense, lines
 
 from dynllava.cli import main
 from dynllava.records import RecordStore

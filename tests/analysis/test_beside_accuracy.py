@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dynllava.analysis import tables
-from dynllava.analysis.beside_accuracy import beside_accuracy
-from dynllava.analysis.hardness import strata_table
-from dynllava.analysis.measured_points import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.report.beside_accuracy import beside_accuracy
+from dynllava.analysis.report.hardness import strata_table
+from dynllava.analysis.tables import paper as tables
 
-from dynllava.benchmarks.summary import summary
+from dynllava.evaluation.summary import summary
 from dynllava.records import MethodInfo, ModelInfo, RecordStore, RunRecord, Score, TaskInfo
 
 ITEMS = 300

@@ -1,7 +1,7 @@
 """``dynllava demo`` end to end with a random model in place of the trained one."""
 
 import pytest
-from dynllava.analysis import overlay
+from dynllava.analysis.report import overlay
 
 from dynllava.cli import main
 

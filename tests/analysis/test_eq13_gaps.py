@@ -8,15 +8,17 @@ import io
 import math
 
 import pytest
-from dynllava.analysis import eq13_gaps, published, tables
-from dynllava.analysis.pareto_data import csv_text, panel
-from dynllava.analysis.pareto_plot import draw_one
-from dynllava.analysis.pareto_report import collections as pages
-from dynllava.analysis.points import Cost, Point, Value, cost_kind
+from dynllava.analysis.pareto.data import csv_text, panel
+from dynllava.analysis.pareto.plot import draw_one
+from dynllava.analysis.pareto.report import collections as pages
+from dynllava.analysis.points.values import Cost, Point, Value, cost_kind
+from dynllava.analysis.tables import eq13_gaps
+from dynllava.analysis.tables import paper as tables
 
+from dynllava.costs import ledger
+from dynllava.costs.spec import LLAVA_15_7B
 from dynllava.methods import create
-from dynllava.profiling import ledger
-from dynllava.profiling.spec import LLAVA_15_7B
+from dynllava.published import tables as published
 
 
 def _cells(quantity):

@@ -2,11 +2,12 @@ import csv
 import io
 
 import pytest
-from dynllava.analysis import pareto, pareto_data
-from dynllava.analysis.measured_points import measured_points, read_stores
-from dynllava.analysis.pareto_report import collections, in_paper_units, write_pages
-from dynllava.analysis.points import AXES, Cost, Point, Value
-from dynllava.analysis.published_points import published_points
+from dynllava.analysis.pareto import data as pareto_data
+from dynllava.analysis.pareto import front as pareto
+from dynllava.analysis.pareto.report import collections, in_paper_units, write_pages
+from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.points.published import published_points
+from dynllava.analysis.points.values import AXES, Cost, Point, Value
 
 from dynllava.errors import UserError
 

@@ -1,16 +1,16 @@
 import dataclasses
 
 import pytest
-from dynllava.analysis import published
-from dynllava.analysis.points import (
+from dynllava.analysis.points.published import published_points
+from dynllava.analysis.points.values import (
     common_benchmarks,
     dense_of,
     relative_average,
     slower_than_dense,
 )
-from dynllava.analysis.published_points import published_points
 
 from dynllava.errors import UserError
+from dynllava.published import tables as published
 
 
 @pytest.mark.parametrize("number", published.TABLES)

@@ -2,11 +2,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from dynllava.analysis import regress
-from dynllava.analysis.gate_checks import exit_code
-from dynllava.analysis.measured_points import read_stores
-from dynllava.analysis.policy import Policy, load_policy
-from dynllava.analysis.regress_report import text as summary
+from dynllava.analysis.gate import regress
+from dynllava.analysis.gate.checks import exit_code
+from dynllava.analysis.gate.policy import Policy, load_policy
+from dynllava.analysis.gate.report import text as summary
+from dynllava.analysis.points.measured import read_stores
 from scipy.stats import binom
 
 from dynllava.cli import main
@@ -222,8 +222,8 @@ def test_summary_file_and_history(store, record, tmp_path, capsys):
 
 
 def test_history_has_a_page_a_family_with_readable_titles(store, record):
-    from dynllava.analysis.history import collect
-    from dynllava.analysis.history_labels import scaled, setting, words
+    from dynllava.analysis.gate.history import collect
+    from dynllava.analysis.gate.history_labels import scaled, setting, words
 
     items = [(record(task=f"embedded_task{n}", tokens=float(n + 1)), None) for n in range(20)]
     commits, families = collect(read_stores(store("h", items))[0])

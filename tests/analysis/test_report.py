@@ -10,9 +10,11 @@ import subprocess
 
 import numpy as np
 import pytest
-from dynllava.analysis import overlay, report, report_data, svg_charts
-from dynllava.analysis.kv_growth import Growth, crossovers
-from dynllava.analysis.realised import published_shares, realised_share
+from dynllava.analysis.pareto.kv_growth import Growth, crossovers
+from dynllava.analysis.points.realised import published_shares, realised_share
+from dynllava.analysis.report import data as report_data
+from dynllava.analysis.report import overlay, svg_charts
+from dynllava.analysis.report import write as report
 from PIL import Image
 
 from dynllava.cli import main

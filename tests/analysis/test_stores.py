@@ -3,13 +3,8 @@
 import json
 
 import pytest
-from dynllava.analysis.measured_points import (
-    latest,
-    measured_points,
-    read_stores,
-    sample_score,
-)
-from dynllava.analysis.pareto_data import groups, panel
+from dynllava.analysis.pareto.data import groups, panel
+from dynllava.analysis.points.measured import latest, measured_points, read_stores, sample_score
 
 from dynllava.cli import main
 from dynllava.records import Measured

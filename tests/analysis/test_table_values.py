@@ -9,9 +9,10 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
-from dynllava.analysis import published, tables
-from dynllava.analysis.measured_points import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.tables import paper as tables
 
+from dynllava.published import tables as published
 from dynllava.records import Score, TaskInfo
 
 DATA = Path(__file__).parents[1] / "data" / "table_mismatches.csv"

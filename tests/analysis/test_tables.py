@@ -2,11 +2,13 @@ import csv
 import io
 
 import pytest
-from dynllava.analysis import published, table_render, tables
-from dynllava.analysis.measured_points import measured_points, read_stores
-from dynllava.analysis.table_cells import Cell, TableData
+from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.tables import paper as tables
+from dynllava.analysis.tables import render as table_render
+from dynllava.analysis.tables.cells import Cell, TableData
 
 from dynllava.cli import main
+from dynllava.published import tables as published
 
 
 def column(table, name):

@@ -4,10 +4,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from dynllava.analysis import regress, timing_gate
-from dynllava.analysis.gate_checks import exit_code
-from dynllava.analysis.measured_points import read_stores
-from dynllava.analysis.policy import Policy
+from dynllava.analysis.gate import regress
+from dynllava.analysis.gate import timing as timing_gate
+from dynllava.analysis.gate.checks import exit_code
+from dynllava.analysis.gate.policy import Policy
+from dynllava.analysis.points.measured import read_stores
 
 from dynllava.cli import main
 from dynllava.records import Measured, RecordStore

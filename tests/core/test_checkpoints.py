@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dynllava.checkpoints import convert
 from dynllava.cli import main
 from dynllava.errors import UserError
-from dynllava.loading import load_model
+from dynllava.models.checkpoints import convert
+from dynllava.models.loading import load_model
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "dynamic_llava"
 

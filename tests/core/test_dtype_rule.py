@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-from dynllava.loading import default_dtype
+from dynllava.models.loading import default_dtype
 
 
 @pytest.mark.parametrize(

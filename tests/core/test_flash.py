@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dynllava.engine import flash
 from dynllava.engine.attention import Probe, exact_scores, observe, summed_attention
 from dynllava.errors import UserError
-from dynllava.loading import load_model
+from dynllava.models.loading import load_model
 
 
 def _attend(query, key, value, scale, mask=None, causal=False):

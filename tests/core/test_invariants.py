@@ -13,7 +13,7 @@ from dynllava import wrap
 from dynllava.engine.program import Program
 from dynllava.engine.rows import decide_rows
 from dynllava.plan import PromptShape
-from dynllava.profiling.syncs import count_syncs
+from dynllava.timing.syncs import count_syncs
 
 TOLERANCE = 2e-5
 NEW_TOKENS = 9

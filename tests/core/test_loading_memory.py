@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from dynllava.environment import image_backend
 from dynllava.errors import UserError
-from dynllava.loading import load_processor
+from dynllava.models.loading import load_processor
+from dynllava.records.environment import image_backend
 
 MEASURE = """
 import json, sys, threading, time
 import torch
-from dynllava.loading import load_model
+from dynllava.models.loading import load_model
 
 def anonymous():
     # Pages of mapped files are the system's to drop; these are not.

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
-from dynllava.checkpoints import convert, hf_config
-from dynllava.loading import load_model
+from dynllava.models.checkpoints import convert, hf_config
+from dynllava.models.loading import load_model
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "dynamic_llava"
 

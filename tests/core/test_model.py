@@ -9,9 +9,9 @@ from tiny import IMAGE_TOKEN, batch, pixels, prompts, stock_model, tiny_model
 import dynllava
 from dynllava.engine import attention
 from dynllava.errors import UserError
-from dynllava.inputs import embed
-from dynllava.loading import load_model
 from dynllava.methods import create, names
+from dynllava.models.inputs import embed
+from dynllava.models.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_an_unknown_kernel_is_refused(model):
 
 
 def test_sliding_windows_are_refused():
-    from dynllava.modeling import refuse_sliding_windows
+    from dynllava.models.modeling import refuse_sliding_windows
 
     class Config:
         layer_types = ("full_attention", "sliding_attention")

@@ -25,12 +25,12 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from dynllava.checkpoints import convert
 from dynllava.cli import main
 from dynllava.errors import UserError
 from dynllava.images import ImagePreparation
-from dynllava.loading import load_model
+from dynllava.models.checkpoints import convert
 from dynllava.models.layouts import Layout, check_methods, inspect
+from dynllava.models.loading import load_model
 from dynllava.models.tensors import stream
 from dynllava.prompts import Turn, batch, choose_template, prompt_ids, render
 from dynllava.prompts.tokens import image_positions

@@ -135,7 +135,7 @@ socket.socket.connect = socket.socket.connect_ex = blocked
 socket.getaddrinfo = socket.gethostbyname = blocked
 
 from pathlib import Path
-from dynllava.benchmarks.tasks import LoadedTask, load_tasks
+from dynllava.tasks.loading import LoadedTask, load_tasks
 
 names = ["embedded_attribute", "embedded_caption", "embedded_caption_ppl"]
 for task in load_tasks(names, Path(sys.argv[1])):

@@ -14,8 +14,8 @@ from method_cases import CASES
 from tiny_families import FAMILIES, IMAGE, batch, row_of
 
 from dynllava import methods, wrap
-from dynllava.config import SparsityConfig
 from dynllava.errors import UserError
+from dynllava.models.config import SparsityConfig
 from dynllava.models.layout import layouts
 
 TOLERANCE = 1e-5
@@ -418,7 +418,7 @@ def test_methods_are_named_as_everywhere():
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "llava_next"])
 def test_load_model_opens_a_folder_of_the_family(name, tmp_path):
-    from dynllava.loading import load_model
+    from dynllava.models.loading import load_model
 
     stock, inputs = stock_of(name), inputs_of(name)
     stock.save_pretrained(tmp_path)

@@ -189,8 +189,8 @@ def test_pool_averages_projected_tokens_and_downsample_interpolates_positions():
 
 
 def test_the_towers_cost_falls_with_the_picture_it_sees_and_budgets_set_the_grid():
-    from dynllava.profiling import audit, ledger
-    from dynllava.profiling.spec import LLAVA_15_7B
+    from dynllava.costs import audit, ledger
+    from dynllava.costs.spec import LLAVA_15_7B
 
     shape = LLAVA_15_7B.prompt(60)
     found = {}

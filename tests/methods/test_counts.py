@@ -9,8 +9,8 @@ import torch
 from tiny import tiny_model
 
 from dynllava.methods import create
+from dynllava.methods.predictors import ImagePredictor
 from dynllava.plan import PromptShape
-from dynllava.predictors import ImagePredictor
 
 RATES = (0.01, 0.1, 0.2, 0.3, 1 / 3, 0.45, 0.55, 0.7, 0.9, 0.99)
 #: (text before, image, text after) of each row; image counts differ and rarely divide.

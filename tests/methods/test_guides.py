@@ -12,8 +12,8 @@ import torch
 from tiny import batch, pixels, prompts, tiny_model
 
 from dynllava import methods
-from dynllava.config import model_dims
 from dynllava.errors import UserError
+from dynllava.models.config import model_dims
 from dynllava.plan import PromptShape
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -12,8 +12,8 @@ from dynllava.conformance.h2o_simulation import PlainDecoder
 from dynllava.engine.attention import ExtendCall, Probe, PromptCall, StepCall, observe
 from dynllava.engine.eviction import Budget, EvictingStore, kept_entries
 from dynllava.errors import UserError
-from dynllava.inputs import embed
 from dynllava.methods import create
+from dynllava.models.inputs import embed
 
 
 class Reference:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import IMAGE_TOKEN, batch, pixels, prompts, tiny_model
 
-from dynllava.config import model_dims
 from dynllava.engine.clustering import cluster_means, density_peaks
 from dynllava.errors import UserError
 from dynllava.methods import create
+from dynllava.models.config import model_dims
 from dynllava.plan import PromptShape
 
 VERSIONS = [

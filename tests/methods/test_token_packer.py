@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dynllava.checkpoints import convert, to_official_name
 from dynllava.conformance.token_packer import golden_model
+from dynllava.costs import audit, flops
+from dynllava.costs.counters import flop_counter
+from dynllava.costs.spec import LLAVA_15_7B, ModelSpec
 from dynllava.errors import UserError
-from dynllava.loading import load_model
+from dynllava.models.checkpoints import convert, to_official_name
 from dynllava.models.layouts import inspect
-from dynllava.profiling import audit, flops
-from dynllava.profiling.counters import flop_counter
-from dynllava.profiling.spec import LLAVA_15_7B, ModelSpec
-from dynllava.token_packer import LEVELS, TokenPacker, macs, parameters, regions
+from dynllava.models.loading import load_model
+from dynllava.models.token_packer import LEVELS, TokenPacker, macs, parameters, regions
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "projectors_and_stages"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "cases.json").read_text())["cases"]}

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import batch, pixels, prompts, tiny_model
 
-from dynllava.config import model_dims
 from dynllava.conformance import CaseResult, vision_side
+from dynllava.costs import ledger
+from dynllava.costs.counters import flop_counter
+from dynllava.costs.spec import PRESETS, spec_from_config
 from dynllava.engine.rows import ImageView
 from dynllava.errors import UserError
 from dynllava.methods import create, divprune, prumerge, visionzip, vispruner
 from dynllava.methods.budget import processed, solve, takes_budget
+from dynllava.models.config import model_dims
 from dynllava.plan import PromptShape, TowerDims
-from dynllava.profiling import ledger
-from dynllava.profiling.counters import flop_counter
-from dynllava.profiling.spec import PRESETS, spec_from_config
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "vision_side"
 CASES = {f"{case['method']}-{case['name']}": case for case in json.loads(

@@ -11,9 +11,9 @@ from lmms_eval.utils import simple_parse_args_string
 from lmms_eval_dynllava.arguments import ModelArguments, check_cache
 from lmms_eval_dynllava.models import DynamicLlavaChat, DynamicLlavaSimple
 
-from dynllava import environment
 from dynllava.errors import UserError
 from dynllava.prompts import VICUNA_SYSTEM, Template, Turn, choose_template, render
+from dynllava.records import environment
 
 
 def parse(text, **more):

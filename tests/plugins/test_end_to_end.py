@@ -20,7 +20,7 @@ LIMIT = 4
 def checkpoint(tmp_path_factory):
     """Return a folder with an untrained model of the embedded model's shape."""
     from dynllava.embedded.model import build_model, build_processor
-    from dynllava.loading import load_model
+    from dynllava.models.loading import load_model
 
     folder = tmp_path_factory.mktemp("random-llava")
     plain = tmp_path_factory.mktemp("plain-llava")

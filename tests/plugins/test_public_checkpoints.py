@@ -6,11 +6,11 @@ import public_layouts as layouts
 import pytest
 import torch
 
-from dynllava.checkpoints import convert
 from dynllava.embedded import load_split, tasks_folder
 from dynllava.errors import UserError
 from dynllava.images import ImagePreparation, open_image
-from dynllava.loading import load_model
+from dynllava.models.checkpoints import convert
+from dynllava.models.loading import load_model
 from dynllava.prompts import Turn, batch, choose_template, prompt_ids, render
 from dynllava.prompts.tokens import image_positions
 

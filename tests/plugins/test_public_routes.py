@@ -20,9 +20,9 @@ import pytest
 import stock_answers
 import torch
 
-from dynllava.checkpoints import convert
 from dynllava.cli import main
-from dynllava.loading import load_model
+from dynllava.models.checkpoints import convert
+from dynllava.models.loading import load_model
 from dynllava.records import RecordStore
 from dynllava.wrapping import wrap
 

@@ -14,8 +14,8 @@ import public_layouts as layouts
 from public_layouts import Sizes
 
 from dynllava import cli
-from dynllava.benchmarks.access import JUDGE_KEY
 from dynllava.preflight import Preflight, Wanted, check_model, check_tasks
+from dynllava.tasks.access import JUDGE_KEY
 
 SIZES = Sizes()
 BUILDERS = {
@@ -129,8 +129,8 @@ def test_an_answer_beyond_the_positions_is_a_note(built):
 
 
 def test_predicted_memory_is_that_of_the_loaded_model(built):
-    from dynllava.loading import load_model
     from dynllava.models.layouts import inspect
+    from dynllava.models.loading import load_model
     from dynllava.preflight.model import spec_of
 
     folder = built("llava-hf newer")
@@ -144,9 +144,9 @@ def test_predicted_memory_is_that_of_the_loaded_model(built):
 def test_time_comes_from_records_of_this_device_and_these_sizes(tmp_path):
     from types import SimpleNamespace
 
-    from dynllava.environment import capture
     from dynllava.preflight.resources import run_time
     from dynllava.records import Measured, MethodInfo, ModelInfo, RecordStore, RunRecord, TaskInfo
+    from dynllava.records.environment import capture
 
     times = {"ttft": Measured(2.0, None, 6, "s"), "tpot": Measured(0.1, None, 6, "s")}
     record = RunRecord(

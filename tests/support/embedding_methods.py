@@ -1,7 +1,7 @@
 """Methods that can be fed with embeddings alone.
 
 Methods that look at pictures are counted from pixels in tests/methods/test_vision_side.py and
-test_controls.py, learned tokens in tests/profiling/test_overheads.py.
+test_controls.py, learned tokens in tests/costs/test_overheads.py.
 """
 
 from dynllava import methods

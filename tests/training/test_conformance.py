@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from dynllava.conformance import read_index
-from dynllava.training.conformance import HANDLERS, check_tau
+from dynllava.conformance.training import HANDLERS, check_tau
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "dynamic_llava"
 CASES = ("train_step", "train_step_lm_only", "softmax_with_policy")

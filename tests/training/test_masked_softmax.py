@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dynllava.training.masked_softmax import (
+from dynllava.engine.masked_softmax import (
     EXPONENT_LIMIT,
     default_block_size,
     official_masked_softmax,

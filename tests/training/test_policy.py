@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dynllava.engine.stream import Segment, align_left
 from dynllava.errors import UserError
-from dynllava.predictors import ImagePredictor, OutputPredictor
+from dynllava.methods.predictors import ImagePredictor, OutputPredictor
 from dynllava.training.gumbel import RecordedNoise, SampleNoise, gumbel_keep
 from dynllava.training.losses import keep_rate_loss, language_loss
 from dynllava.training.policy import SparsityTargets, TrainingPolicy

@@ -4,9 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dynllava.loading import load_model
+from dynllava.models.loading import load_model
 from dynllava.records import RecordStore
-from dynllava.training import measure, study
+from dynllava.studies import predictors as study
+from dynllava.timing import training_step as measure
 from dynllava.training.config import read_config
 from dynllava.training.run import train
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from dynllava.errors import UserError
-from dynllava.loading import load_model
+from dynllava.models.loading import load_model
 from dynllava.training import trainer as trainer_module
 from dynllava.training.batches import Collator
 from dynllava.training.gumbel import SampleNoise

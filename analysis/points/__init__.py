@@ -1,0 +1,1 @@
+"""Points of accuracy and cost, from run records and from published tables."""

@@ -1,0 +1,312 @@
+"""Run records as :class:`Point`: one per model, method and budget, over all its tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from dynllava.errors import UserError
+from dynllava.records import RecordStore, RunRecord
+from dynllava.records.store import FILE_NAME
+from dynllava.tasks import registry
+
+from . import names as benchmarks
+from .seeds import merge
+from .values import Cost, Point, Value
+
+_COUNTED = {
+    "prefill_flops": ("prefill_flops",),
+    "decode_flops": ("decode_flops",),
+    "prefill_eq13": ("prefill_eq13",),
+    "decode_eq13": ("decode_eq13",),
+    "kv_bytes": ("forced_kv_bytes", "kv_bytes"),
+    "image_tokens": ("mean_image_tokens",),
+}
+_MEASURED = {"ttft": ("ttft", "time_to_first_token"), "tpot": ("tpot", "time_per_output_token")}
+_TO_UNIT = {
+    ("prefill_flops", "MAC"): 2e-12, ("prefill_flops", "FLOP"): 1e-12,
+    ("decode_flops", "MAC"): 2e-12, ("decode_flops", "FLOP"): 1e-12,
+    ("prefill_eq13", "FLOP"): 1e-12, ("decode_eq13", "FLOP"): 1e-12,
+    ("kv_bytes", "byte"): 2**-20, ("image_tokens", "token"): 1.0,
+    ("ttft", "s"): 1e3, ("ttft", "ms"): 1.0, ("tpot", "s"): 1e3, ("tpot", "ms"): 1.0,
+}  # fmt: skip
+_SAMPLE_KEYS = ("sample_id", "doc_id", "id", "key", "index")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A record and the store that its samples lie in.
+
+    Attributes
+    ----------
+    record : RunRecord
+    store : RecordStore
+    written : str
+        When it was stored: the latest ``created`` up to its line.  A later line is never older,
+        whatever the clock of the machine that wrote it says.
+    """
+
+    record: RunRecord
+    store: RecordStore
+    written: str = ""
+
+    def sample_scores(self) -> dict[str, float]:
+        """Return {sample key: score of the task's metric}; empty without a samples file."""
+        return {key: item.score for key, item in self.scored_samples().items()}
+
+    def scored_samples(self) -> dict[str, ScoredSample]:
+        """Return {sample key: score and cluster}; empty without a samples file.
+
+        Samples whose score is missing or not finite are left out.
+        """
+        task = self.record.task
+        if task is None or task.metric is None:
+            return {}
+        scores = {}
+        for number, sample in enumerate(self.store.samples(self.record)):
+            value = sample_score(sample, task.metric)
+            if value is not None and math.isfinite(value):
+                scores[sample_key(sample, number)] = ScoredSample(value, sample.get("cluster"))
+        return scores
+
+
+@dataclass(frozen=True)
+class ScoredSample:
+    """A sample's score and what it shares with others (an image), None if nothing."""
+
+    score: float
+    cluster: Any = None
+
+
+def cluster_key(task: str, sample: str, cluster: Any) -> Hashable:
+    """Return what a sample shares with others of its model, over all tasks.
+
+    An image's hash means the same image in every task; a data set's own id only within it.
+    """
+    if cluster is None:
+        return (task, "sample", sample)
+    text = cluster if isinstance(cluster, str) else json.dumps(cluster)
+    return text if text.startswith("image:") else (task, text)
+
+
+def sample_key(sample: dict[str, Any], number: int) -> str:
+    """Return the identity of a sample within its data set."""
+    return next((str(sample[key]) for key in _SAMPLE_KEYS if key in sample), str(number))
+
+
+def sample_score(sample: dict[str, Any], metric: str) -> float | None:
+    """Return a sample's score: of ``metric``, else of its only ``score``; None if it has none."""
+    nested = sample.get("scores") or sample.get("metrics")
+    for holder in (nested, sample):
+        if isinstance(holder, dict):
+            for key in (metric, metric.partition(",")[0], "score"):
+                value = holder.get(key)
+                if isinstance(value, (bool, int, float)):
+                    return float(value)
+    return None
+
+
+def read_stores(folder: str | os.PathLike[str]) -> tuple[list[Stored], list[str]]:
+    """Return every readable record under ``folder`` with its store, and what was skipped and why.
+
+    Raises
+    ------
+    UserError
+        If ``folder`` does not exist or a record is of an unknown schema version.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise UserError(f"{root}: no such file or folder")
+    stored: list[Stored] = []
+    notes: list[str] = []
+    for path in [root] if root.is_file() else sorted(root.rglob(FILE_NAME)):
+        store = RecordStore(path)
+        records, problems = store.read()
+        times = accumulate((record.created for record in records), max)
+        stored += [
+            Stored(record, store, written) for record, written in zip(records, times, strict=True)
+        ]
+        notes += [str(problem) for problem in problems]
+    return stored, notes
+
+
+def latest(stored: Iterable[Stored]) -> list[Stored]:
+    """Return the newest successful record of every model, method, task and kind."""
+    newest: dict[str, Stored] = {}
+    for item in stored:
+        if item.record.status == "ok":
+            record = item.record
+            key = json.dumps([configuration(record), record.task and record.task.name, record.kind])
+            if key not in newest or newest[key].written <= item.written:
+                newest[key] = item
+    return list(newest.values())
+
+
+def configuration(record: RunRecord) -> list[Any]:
+    """Return what makes two records the same model, method and budget.
+
+    Speed records tell compiled steps from eager ones by their label alone.
+    """
+    method = record.method
+    parameters = json.dumps(method.parameters, sort_keys=True)
+    label = method.label if record.kind == "bench" else ""
+    model = [record.model.name, record.model.checkpoint_hash, record.model.weights]
+    return [*model, method.name, parameters, method.budget, label]
+
+
+def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[Point]:
+    """Return one point per evaluated model, method and budget.
+
+    Parameters
+    ----------
+    stored : iterable of Stored
+    samples : bool
+        Read the samples files too (for paired tests).
+
+    Bench and profile records add costs to the points of their model and method.
+    """
+    groups: dict[str, list[Stored]] = {}
+    others = []
+    for item in latest(stored):
+        if item.record.kind == "evaluation":
+            groups.setdefault(json.dumps(configuration(item.record)), []).append(item)
+        elif item.record.kind in ("bench", "profile"):
+            others.append(item)
+    draws: dict[str, list[Point]] = {}
+    for items in groups.values():
+        first = items[0].record
+        point = _point(
+            items, [item.record for item in others if _joins(item.record, first)], samples
+        )
+        unseeded = replace(
+            first, method=replace(first.method, parameters=first.method.without_seed())
+        )
+        draws.setdefault(json.dumps(configuration(unseeded)), []).append(point)
+    figures = {}
+    if samples:
+        # Imported here because that module reads samples with this one.
+        from ..report.beside_accuracy import beside_accuracy
+
+        figures = beside_accuracy(item for items in groups.values() for item in items)
+    return [
+        replace(merge(points), beside=figures[key].texts() if key in figures else ())
+        for key, points in draws.items()
+    ]
+
+
+def _joins(cost: RunRecord, evaluation: RunRecord) -> bool:
+    """Return whether a bench or profile record is of an evaluation's model and method.
+
+    Speed is taken at batch 1; the stock dense model stands for ``full``.
+    """
+    if cost.kind == "bench" and not (cost.task and cost.task.name.startswith("speed-b1-")):
+        return False
+    if (cost.model.name, cost.method.name) != (evaluation.model.name, evaluation.method.name):
+        return False
+    return cost.method.name == "full" or cost.method.parameters == evaluation.method.parameters
+
+
+def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point:
+    record = items[0].record
+    scores, per_sample, clusters = {}, {}, {}
+    costs: dict[str, list[Cost]] = {}
+    forced = any("forced_kv_bytes" in item.record.counted for item in items)
+    for item in items:
+        task = item.record.task
+        if task is not None and task.metric is not None:
+            name = benchmarks.canonical(task.name)
+            scores[name] = _score(item.record)
+            if samples:
+                scored = item.scored_samples()
+                per_sample[name] = {key: sample.score for key, sample in scored.items()}
+                clusters[name] = {
+                    key: cluster_key(name, key, sample.cluster) for key, sample in scored.items()
+                }
+        for axis, cost in record_costs(item.record).items():
+            # Caches compare after the same outputs; after its own, a method that says more
+            # stores more.
+            if axis != "kv_bytes" or not forced or "forced_kv_bytes" in item.record.counted:
+                costs.setdefault(axis, []).append(cost)
+    # Costs at a run's own prompts and answers come first; bench and profile fill the gaps.
+    for other in others:
+        for axis, cost in record_costs(other).items():
+            costs.setdefault(axis, [cost])
+    # A checkpoint with trained predictors is compared with the model it was made from.
+    model = record.model.name.rstrip("/").rpartition("/")[2].removesuffix("-dynamic")
+    return Point(
+        "measured",
+        "own runs",
+        model,
+        _curve(record),
+        method_label(record),
+        scores,
+        {axis: _mean(values) for axis, values in costs.items()},
+        {name: value for name, value in per_sample.items() if value},
+        record.model.weights or "",
+        clusters=clusters,
+    )
+
+
+def _curve(record: RunRecord) -> str:
+    """Return the curve of a record: a method on tuned weights without need is one of its own."""
+    name = record.method.name
+    if record.model.weights == "tuned" and "dynamic_llava" not in name.split("+"):
+        return f"{name}, tuned weights"
+    return name
+
+
+def method_label(record: RunRecord) -> str:
+    """Return what plots and tables call the record's method."""
+    if record.method.label.strip():
+        return record.method.label.strip()
+    if record.method.name == "full" or record.method.budget is None:
+        return record.method.name
+    return f"{record.method.name} {record.method.budget:g}"
+
+
+def _score(record: RunRecord) -> Value:
+    task = record.task
+    assert task is not None
+    score = record.scores[task.metric or ""]
+    # As published: percent, but MME and perplexity in their own units.
+    factor = 100 if task.scale == 1 else 1
+    stderr = None if score.stderr is None else factor * score.stderr
+    perfect = None if task.scale is None else factor * task.scale
+    name = benchmarks.canonical(task.name)
+    benchmark = registry.BENCHMARKS.get(name)
+    caution = benchmark.caution(task.prompts) if benchmark else ""
+    value = factor * score.value
+    return Value(value, stderr, score.n, task.higher_is_better, perfect, caution=caution)
+
+
+def record_costs(record: RunRecord) -> dict[str, Cost]:
+    """Return the costs of one record by axis, in the axis' unit."""
+    found: dict[str, Cost] = {}
+    for axis, names in _COUNTED.items():
+        counted = next((record.counted[name] for name in names if name in record.counted), None)
+        factor = None if counted is None else _TO_UNIT.get((axis, counted.unit))
+        if counted is not None and factor:
+            note = f"{counted.convention}, {counted.mode}"
+            found[axis] = Cost(counted.value * factor, note)
+    for axis, keys in _MEASURED.items():
+        timed = next((record.measured[name] for name in keys if name in record.measured), None)
+        scale = None if timed is None else _TO_UNIT.get((axis, timed.unit))
+        if timed is not None and scale:
+            note = f"median of {timed.repeats} on {record.environment.device or 'unknown device'}"
+            spread = None if timed.iqr is None else timed.iqr * scale
+            found[axis] = Cost(timed.median * scale, note, spread)
+    return found
+
+
+def _mean(values: list[Cost]) -> Cost:
+    """Return the mean over tasks, which differ in prompt and answer lengths."""
+    if len(values) == 1:
+        return values[0]
+    value = sum(item.value for item in values) / len(values)
+    return Cost(value, f"{values[0].note}; mean over {len(values)} records", values[0].spread)

@@ -1,0 +1,261 @@
+"""Tables as Markdown, LaTeX, CSV and HTML."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Sequence
+
+from dynllava.errors import UserError
+from dynllava.output.cells import csv_cell, one_line
+
+from .cells import Cell, TableData
+
+FORMATS = ("markdown", "latex", "csv", "html")
+
+
+def render(table: TableData, kind: str, *, heading: bool = False) -> str:
+    """Return ``table`` in one of :data:`FORMATS`.
+
+    Parameters
+    ----------
+    table : TableData
+    kind : str
+    heading : bool
+        Begin with a heading ``Table N`` (Markdown ``##``, HTML ``h2``).
+    """
+    if kind not in FORMATS:
+        raise UserError(f"format {kind!r}: accepted are {', '.join(FORMATS)}")
+    return {"markdown": _markdown, "latex": _latex, "csv": _csv, "html": _html}[kind](
+        table, heading
+    )
+
+
+def caption(table: TableData) -> str:
+    """Return ``Table 3: title``, or the title alone for own runs."""
+    title = one_line(table.title)
+    return title if table.number == "ours" else f"Table {table.number}: {title}"
+
+
+def markdown_caption(table: TableData) -> str:
+    """Return :func:`caption` with Markdown's and HTML's own characters as plain text."""
+    return escape_markdown(caption(table))
+
+
+def cell_parts(cell: Cell, exploded: bool) -> tuple[str, str]:
+    """Return (value, what follows it) as plain text."""
+    if cell.origin == "missing":
+        return "n/a", ""
+    if cell.delta is not None:
+        digits = len(re.match(r"-?\d*\.?(\d*)", cell.text).group(1))  # type: ignore[union-attr]
+        return cell.text, f" ({cell.delta:+.{max(digits, 1)}f})"
+    if cell.origin == "computed":
+        ratio = cell.ratio
+        if exploded and ratio is not None:
+            return cell.text, f" / {cell.printed} / {ratio:.3f}"
+        if not cell.agrees:
+            return cell.text, f" [printed {cell.printed}]"
+        if exploded:
+            return cell.text, " / not printed / n/a"
+    return cell.text, ""
+
+
+def _headers(table: TableData) -> list[str]:
+    return [
+        f"{name}: computed / printed / ratio" if index in table.exploded else name
+        for index, name in enumerate(table.headers)
+    ]
+
+
+def missing_notes(table: TableData) -> list[str]:
+    """Return one line for each reason why cells are missing, with the columns."""
+    reasons: dict[str, list[str]] = {}
+    for row in table.rows:
+        for header, cell in zip(table.headers, row, strict=True):
+            if cell.origin == "missing" or (cell.origin == "published" and cell.reason):
+                names = reasons.setdefault(cell.reason, [])
+                if header not in names:
+                    names.append(header)
+    return [f"n/a, {reason}: {', '.join(names)}." for reason, names in reasons.items()]
+
+
+def mismatches(tables: Sequence[TableData]) -> dict[str, list[list[str]]]:
+    """Return the cells whose computed cost differs beyond rounding, by reason.
+
+    Each is [table, row, column, computed, printed, ratio].
+    """
+    found: dict[str, list[list[str]]] = {}
+    for table in tables:
+        for label, header, cell in table.mismatches():
+            numbers = [f"{cell.value:.4g}", cell.printed, f"{cell.ratio:.3f}"]
+            found.setdefault(cell.reason, []).append([str(table.number), label, header, *numbers])
+    return found
+
+
+MISMATCH_HEADERS = ("table", "row", "cost", "computed", "printed", "ratio")
+
+
+def mismatch_markdown(tables: Sequence[TableData]) -> str:
+    """Return :func:`mismatches` as one Markdown table a reason."""
+    found = mismatches(tables)
+    if not found:
+        return "None.\n"
+    blocks = []
+    for reason, rows in found.items():
+        lines = [f"**{len(rows)} cells: {reason}.**", ""]
+        lines += ["| " + " | ".join(MISMATCH_HEADERS) + " |", "|" + "---|" * 6]
+        lines += ["| " + " | ".join(escape_markdown(item) for item in row) + " |" for row in rows]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is: no HTML, no links, no cell borders, one line."""
+    escaped = one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("](", "]\\(")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _markdown(table: TableData, heading: bool) -> str:
+    escape = escape_markdown
+    heads = [f"## Table {table.number}", "", f"{escape(table.title)}.", ""]
+    lines = heads if heading else []
+    lines.append("| " + " | ".join(escape(name) for name in _headers(table)) + " |")
+    lines.append("|" + "---|" * len(table.headers))
+    for row in table.rows:
+        shown = []
+        for index, cell in enumerate(row):
+            value, rest = (escape(part) for part in cell_parts(cell, index in table.exploded))
+            value = {1: f"**{value}**", 2: f"<u>{value}</u>"}.get(cell.rank, value)
+            shown.append(value + rest)
+        lines.append("| " + " | ".join(shown) + " |")
+    notes = [escape(note) for note in (*table.notes, *missing_notes(table))]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def _latex(table: TableData, heading: bool) -> str:
+    def escape(text: str) -> str:
+        # A line break would end a comment and make live TeX of what follows.
+        return "".join(_LATEX.get(letter, letter) for letter in one_line(text))
+
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{escape(table.title)}}}",
+        r"\begin{tabular}{" + "".join(_alignment(table)) + "}",
+        r"\toprule",
+        " & ".join(escape(name) for name in _headers(table)) + r" \\",
+        r"\midrule",
+    ]
+    for row in table.rows:
+        shown = []
+        for index, cell in enumerate(row):
+            value, rest = (escape(part) for part in cell_parts(cell, index in table.exploded))
+            value = {1: rf"\textbf{{{value}}}", 2: rf"\underline{{{value}}}"}.get(cell.rank, value)
+            shown.append(value + rest)
+        lines.append(" & ".join(shown) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    notes = [*table.notes, *missing_notes(table)]
+    return "\n".join([*(f"% {one_line(note)}" for note in notes), *lines]) + "\n"
+
+
+def _alignment(table: TableData) -> list[str]:
+    text = [
+        all(row[index].origin == "text" for row in table.rows)
+        for index in range(len(table.headers))
+    ]
+    return ["l" if is_text else "r" for is_text in text]
+
+
+def _csv(table: TableData, heading: bool) -> str:
+    """Return plain values: cost columns also as printed and ratio, scores also as difference."""
+    costs = {
+        index
+        for index in range(len(table.headers))
+        if any(row[index].origin == "computed" for row in table.rows)
+    }
+    scores = {
+        index
+        for index in range(len(table.headers))
+        if any(row[index].delta is not None for row in table.rows)
+    }
+    names: list[str] = []
+    for index, name in enumerate(table.headers):
+        names.append(name)
+        names += [f"{name} printed", f"{name} ratio"] if index in costs else []
+        names += [f"{name} difference"] if index in scores else []
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([csv_cell(name) for name in names])
+    for row in table.rows:
+        values: list[str] = []
+        for index, cell in enumerate(row):
+            exact = cell.origin == "computed" and cell.value is not None
+            values.append(f"{cell.value:.6g}" if exact else _plain(cell))
+            if index in costs:
+                ratio = cell.ratio
+                printed = cell.printed if cell.origin == "computed" else _plain(cell)
+                values += [printed, "" if ratio is None else f"{ratio:.4f}"]
+            if index in scores:
+                values.append("" if cell.delta is None else f"{cell.delta:.6g}")
+        writer.writerow(values)
+    return buffer.getvalue()
+
+
+def _plain(cell: Cell) -> str:
+    return csv_cell(cell.text)
+
+
+def _html(table: TableData, heading: bool) -> str:
+    alignment = _alignment(table)
+    parts = [f"<h2>Table {table.number}</h2>"] if heading else []
+    parts += ['<div class="scroll"><table>', f"<caption>{html.escape(caption(table))}</caption>"]
+    cells = "".join(
+        f'<th scope="col" class="{side}">{html.escape(name)}</th>'
+        for side, name in zip(alignment, _headers(table), strict=True)
+    )
+    parts.append(f"<thead><tr>{cells}</tr></thead><tbody>")
+    for row in table.rows:
+        shown = []
+        for index, (side, cell) in enumerate(zip(alignment, row, strict=True)):
+            value, rest = (html.escape(part) for part in cell_parts(cell, index in table.exploded))
+            value = {1: f"<b>{value}</b>", 2: f"<u>{value}</u>"}.get(cell.rank, value)
+            title = html.escape(cell.reason, quote=True)
+            hint = f' title="{title}"' if title else ""
+            follow = f'<span class="delta">{rest}</span>' if rest else ""
+            shown.append(f'<td class="{side} {cell.origin}"{hint}>{value}{follow}</td>')
+        parts.append(f"<tr>{''.join(shown)}</tr>")
+    parts.append("</tbody></table></div>")
+    notes = [*table.notes, *missing_notes(table)]
+    items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    parts.append(f'<ul class="notes">{items}</ul>')
+    return "\n".join(parts) + "\n"
+
+
+def document(tables: Sequence[TableData], kind: str) -> str:
+    """Return all tables in one document that ends with the cells that differ from print."""
+    if kind == "csv":
+        return "\n".join(f"# {caption(table)}\n{render(table, kind)}" for table in tables)
+    body = "\n".join(render(table, kind, heading=True) for table in tables)
+    title = "Cells whose computed cost differs from the printed one by more than rounding"
+    if kind == "markdown":
+        return f"{body}\n## {title}\n\n{mismatch_markdown(tables)}"
+    rows = [
+        f"{', '.join(row)}: {why}" for why, cells in mismatches(tables).items() for row in cells
+    ]
+    rows = [", ".join(MISMATCH_HEADERS), *rows]
+    if kind == "latex":
+        return body + "\n" + "\n".join(f"% {one_line(row)}" for row in [title, *rows]) + "\n"
+    items = "".join(f"<li>{html.escape(row)}</li>" for row in rows)
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Tables</title>\n'
+        f"{body}\n<h2>{title}</h2>\n<ul>{items}</ul>\n</html>\n"
+    )

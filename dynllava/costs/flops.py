@@ -1,0 +1,79 @@
+"""Closed-form multiply-accumulates (MAC) of a LLaVA-like model, per component.
+
+Only matmul-class operations are counted (linear, matmul, convolution, attention).  One MAC is
+two FLOPs.  Causal attention is counted as the full square, as fvcore and torch's FlopCounterMode
+do.  With multi-head attention one decoder layer on q queries and k keys costs
+
+    FLOPs(q, k) = 2 * MACs = 8 q D^2 + 4 q k D + 6 q D m
+"""
+
+from __future__ import annotations
+
+from dynllava.plan import ModelDims
+
+from .spec import ModelSpec, VisionDims
+
+FLOPS_PER_MAC = 2
+
+COMPONENTS = (
+    "vision_tower",
+    "projector",
+    "attention_projections",
+    "attention_scores",
+    "mlp",
+    "image_predictor",
+    "output_predictor",
+    "lm_head",
+)
+"""Components of a total, in the order of the tables; methods add theirs (scores, clustering)."""
+
+LAYER_COMPONENTS = ("attention_projections", "attention_scores", "mlp")
+
+
+def decoder_layer(dims: ModelDims, queries: int, keys: int, batch: int = 1) -> dict[str, int]:
+    """Return MACs of one LLaMA decoder layer by component (grouped-query aware).
+
+    Parameters
+    ----------
+    dims : ModelDims
+        Language model.
+    queries, keys : int
+        Query rows, and the keys that each attends to (itself included), per sequence.
+    batch : int
+        Sequences.
+    """
+    width = dims.heads * dims.head_dim
+    kv_width = dims.kv_heads * dims.head_dim
+    return {
+        "attention_projections": batch * queries * 2 * dims.hidden * (width + kv_width),
+        "attention_scores": batch * 2 * queries * keys * width,
+        "mlp": batch * queries * 3 * dims.hidden * dims.intermediate,
+    }
+
+
+def lm_head(dims: ModelDims, rows: int, batch: int = 1) -> int:
+    """Return MACs of the vocabulary projection on ``rows`` positions per sequence."""
+    return batch * rows * dims.hidden * dims.vocab
+
+
+def vision_tower(vision: VisionDims, images: int = 1) -> int:
+    """Return MACs of a CLIP vision transformer: patch convolution and *all* its layers."""
+    n = vision.tokens
+    patch = vision.patches * vision.channels * vision.patch_size**2 * vision.hidden
+    layer = n * (4 * vision.hidden**2 + 2 * vision.hidden * vision.intermediate)
+    layer += 2 * n * n * vision.hidden
+    return images * (patch + vision.layers * layer)
+
+
+def projector(spec: ModelSpec, images: int = 1) -> int:
+    """Return MACs of LLaVA-1.5's two-layer MLP projector, or of a TokenPacker."""
+    if spec.vision is None:
+        return 0
+    if spec.packer is not None:
+        from dynllava.models.token_packer import macs
+
+        factor, width = spec.packer
+        v = spec.vision
+        return images * macs(v.hidden, spec.dims.hidden, v.patches, factor, width)
+    width = spec.vision.hidden * spec.feature_layers
+    return images * spec.image_tokens * (width + spec.dims.hidden) * spec.dims.hidden

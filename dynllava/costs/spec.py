@@ -1,0 +1,257 @@
+"""The sizes of a model that costs are computed from: presets, config folders, ``embedded``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dynllava.errors import UserError
+from dynllava.models.sanity import check_sizes
+from dynllava.output.files import read_json_object, reason
+from dynllava.plan import ModelDims, PromptShape, Shape, TowerDims
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
+"""Bytes of one element by dtype name."""
+
+TEXT_BEFORE_IMAGE = 35
+"""Text tokens before the image in LLaVA's v1 conversation template (system prompt, role)."""
+
+
+@dataclass(frozen=True)
+class VisionDims:
+    """A CLIP vision transformer.  All ``layers`` run, whichever layer's features are used."""
+
+    hidden: int
+    layers: int
+    heads: int
+    intermediate: int
+    image_size: int
+    patch_size: int
+    channels: int = 3
+    grid: tuple[int, int] | None = None
+    """Patches (rows, columns) of a picture of another size than ``image_size``."""
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image."""
+        rows, columns = self.grid or (self.image_size // self.patch_size,) * 2
+        return rows * columns
+
+    @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return self.patches + 1
+
+
+CLIP_VIT_L14_336 = VisionDims(1024, 24, 16, 4096, 336, 14)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A LLaVA-like model without its weights.
+
+    Attributes
+    ----------
+    name : str
+        Preset name, folder, or what the caller calls it.
+    dims : ModelDims
+        Language model (and predictors); the tower's sizes are filled in from ``vision``.
+    vision : VisionDims or None
+        Vision tower; None where image embeddings are given (then no projector either).
+    image_tokens : int
+        Image tokens of one image at the language model's input.
+    tied : bool
+        Whether the lm head shares the embedding's weights.
+    feature_layers : int
+        Vision layers whose features are concatenated for the projector.
+    packer : tuple of int or None
+        Edge of a block and width of a TokenPacker projector.
+    """
+
+    name: str
+    dims: ModelDims
+    vision: VisionDims | None
+    image_tokens: int
+    tied: bool = False
+    feature_layers: int = 1
+    packer: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        seen = self.vision
+        if seen is not None and self.dims.tower is None:
+            tower = TowerDims(seen.layers, seen.hidden, seen.heads, seen.patches)
+            object.__setattr__(self, "dims", replace(self.dims, tower=tower))
+
+    def prompt(self, text_tokens: int, images: int = 1) -> Shape:
+        """Return a prompt of ``text_tokens`` text tokens around ``images`` images (0 or 1)."""
+        if text_tokens < 1:
+            raise UserError(f"prompt tokens {text_tokens}: accepted is 1 or more")
+        before = min(TEXT_BEFORE_IMAGE, text_tokens - 1)
+        return PromptShape(before, images * self.image_tokens, text_tokens - before)
+
+    def layer_parameters(self) -> dict[str, int]:
+        """Return parameters of one decoder layer: attention and MLP matrices, norms."""
+        d = self.dims
+        attention = 2 * d.hidden * d.head_dim * (d.heads + d.kv_heads)
+        return {
+            "attention": attention,
+            "mlp": 3 * d.hidden * d.intermediate,
+            "norms": 2 * d.hidden,
+        }
+
+    def parameters(self) -> dict[str, int]:
+        """Return parameters by part (no predictors: the published weights have none)."""
+        d = self.dims
+        parts = {
+            "decoder_layers": d.layers * sum(self.layer_parameters().values()),
+            "final_norm": d.hidden,
+            "embedding": d.vocab * d.hidden,
+            "lm_head": 0 if self.tied else d.vocab * d.hidden,
+        }
+        if self.vision is not None:
+            v = self.vision
+            block = 4 * v.hidden * (v.hidden + 1) + 4 * v.hidden
+            block += 2 * v.hidden * v.intermediate + v.intermediate + v.hidden
+            patch = v.channels * v.patch_size**2 * v.hidden
+            positions = v.tokens * v.hidden + v.hidden
+            parts["vision_tower"] = v.layers * block + patch + positions + 4 * v.hidden
+            width = v.hidden * self.feature_layers
+            parts["projector"] = (width + 1) * d.hidden + (d.hidden + 1) * d.hidden
+            if self.packer is not None:
+                from dynllava.models.token_packer import parameters
+
+                parts["projector"] = parameters(v.hidden, d.hidden, self.packer[1])
+        return parts
+
+    def weight_bytes(self, dtype: str) -> int:
+        """Return the bytes of all weights in ``dtype``."""
+        return sum(self.parameters().values()) * dtype_bytes(dtype)
+
+
+LLAVA_15_7B = ModelSpec(
+    "llava-1.5-7b", ModelDims(32, 4096, 32, 32, 128, 11008, 32000), CLIP_VIT_L14_336, 576
+)
+LLAVA_15_13B = ModelSpec(
+    "llava-1.5-13b", ModelDims(40, 5120, 40, 40, 128, 13824, 32000), CLIP_VIT_L14_336, 576
+)
+MID_SIZE = ModelSpec("mid-size", ModelDims(8, 512, 8, 8, 64, 1376, 2000), None, 144)
+"""Random-weight model of the CPU benchmarks (image embeddings are fed, no vision tower)."""
+
+PRESETS = {spec.name: spec for spec in (LLAVA_15_7B, LLAVA_15_13B, MID_SIZE)}
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Return the bytes of one element of ``dtype``."""
+    if dtype not in DTYPE_BYTES:
+        raise UserError(f"dtype {dtype!r}: accepted are {', '.join(DTYPE_BYTES)}")
+    return DTYPE_BYTES[dtype]
+
+
+def load_spec(name: str) -> ModelSpec:
+    """Return the spec of a preset, ``embedded``, or a local folder with a ``config.json``.
+
+    Raises
+    ------
+    UserError
+        If it is neither, or the config is not that of a LLaVA or LLaMA model.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    if name == "embedded":
+        from dynllava.embedded import dynamic_path
+
+        return replace(spec_from_folder(dynamic_path()), name="embedded")
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"model {name!r}: accepted are {', '.join(PRESETS)}, embedded, or a local folder "
+            "with a config.json"
+        )
+    return spec_from_folder(folder)
+
+
+def spec_from_folder(folder: Path) -> ModelSpec:
+    """Return the spec of the ``config.json`` in ``folder`` (Hugging Face or original LLaVA)."""
+    path = folder / "config.json"
+    raw = read_json_object(path)
+    check_sizes(raw, path)
+    try:
+        return spec_from_config(raw, str(folder))
+    except Exception as error:
+        # transformers checks each field in a way (and with an error class) of its own.
+        raise UserError(f"{path}: not a LLaVA or LLaMA config ({reason(error)})") from None
+
+
+def spec_from_config(raw: dict[str, Any], name: str) -> ModelSpec:
+    """Return the spec of a parsed ``config.json``."""
+    from transformers import CLIPVisionConfig, LlamaConfig
+
+    kind = raw.get("model_type", "")
+    flat = kind == "llava" and "text_config" not in raw and "mm_vision_tower" in raw
+    if flat or kind in ("llava_llama", "dynamic_llava_llama"):
+        # Original LLaVA: one flat config; the vision tower is named, not described.  Released
+        # files say "llava", as llava-hf's do.
+        dims, factor = _llama_dims(LlamaConfig(**raw)), raw.get("scale_factor")
+        if raw.get("mm_projector_type") == "tokenpacker" and isinstance(factor, int) and factor > 0:
+            packed = 576 // factor**2
+            return ModelSpec(name, dims, CLIP_VIT_L14_336, packed, packer=(factor, 1024))
+        return ModelSpec(name, dims, CLIP_VIT_L14_336, 576)
+    if "text_config" in raw:
+        text = LlamaConfig(**raw["text_config"])
+        clip = CLIPVisionConfig(**raw.get("vision_config", {}))
+        vision = VisionDims(
+            clip.hidden_size,
+            clip.num_hidden_layers,
+            clip.num_attention_heads,
+            clip.intermediate_size,
+            clip.image_size,
+            clip.patch_size,
+            clip.num_channels,
+        )
+        chosen = raw.get("vision_feature_layer", -2)
+        select_all = raw.get("vision_feature_select_strategy", "default") == "full"
+        tokens = vision.tokens if select_all else vision.patches
+        layers = len(chosen) if isinstance(chosen, list) else 1
+        dims = _with_predictor(_llama_dims(text), raw)
+        packed, packer = raw.get("token_packer"), None
+        if packed:
+            packer = packed["scale_factor"], packed["width"]
+            tokens = vision.patches // packed["scale_factor"] ** 2
+        tied = bool(text.tie_word_embeddings)
+        return ModelSpec(name, dims, vision, tokens, tied, layers, packer)
+    if kind == "llama":
+        text = LlamaConfig(**raw)
+        return ModelSpec(name, _llama_dims(text), None, 0, bool(text.tie_word_embeddings))
+    raise ValueError(f"model_type {kind!r}")
+
+
+def _llama_dims(config: Any) -> ModelDims:
+    head_dim = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    return ModelDims(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        head_dim=head_dim,
+        intermediate=config.intermediate_size,
+        vocab=config.vocab_size,
+    )
+
+
+def _with_predictor(dims: ModelDims, raw: dict[str, Any]) -> ModelDims:
+    """Return ``dims`` with the predictors' sizes that a Dynamic-LLaVA config names."""
+    sparsity = raw.get("sparse_config") or {}
+    sizes = {
+        field: sparsity[key]
+        for field, key in (
+            ("predictor_dim", "d_model"),
+            ("predictor_heads", "nhead"),
+            ("predictor_feedforward", "dim_feedforward"),
+            ("predictor_blocks", "num_layers"),
+        )
+        if key in sparsity
+    }
+    return replace(dims, **sizes)

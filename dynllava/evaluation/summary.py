@@ -1,0 +1,123 @@
+"""The table at the end of a sweep: one row per method, one column per task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynllava.analysis.points.measured import Stored, measured_points
+from dynllava.analysis.report.against_dense import against_dense
+from dynllava.analysis.report.against_dense import lines as lines_against
+from dynllava.analysis.report.beside_accuracy import HEADERS, Beside, beside_accuracy, key
+from dynllava.records import RecordStore, RunRecord
+from dynllava.tasks.registry import BENCHMARKS
+
+PAPER_MODELS = {(32, 4096): "llava-1.5-7b", (40, 5120): "llava-1.5-13b"}
+"""Models of the published tables by decoder layers and hidden size."""
+
+COSTS = (
+    ("mean_image_tokens", "image tokens/layer", 1.0),
+    ("prefill_flops", "prefill GFLOP", 1e-9),
+    ("forced_kv_bytes", "KV KiB, same outputs", 1 / 1024),
+    ("kv_bytes", "KV KiB, own outputs", 1 / 1024),
+)
+
+
+def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> str:
+    """Return a text table of scores ± standard errors (with n) and mean costs.
+
+    Runs that differ in the seed of their draw alone are one row: the mean, and the lowest and
+    highest score.  With the store of their samples, lines below the table say whether each run is
+    as good as the dense one to within a point, and each row shows its flips and agreement
+    against the dense row, and the visual gain retained where ``no_image`` ran at layer 0.  Costs
+    are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.  Below
+    them stand, for each of the paper's benchmarks, the published score of the dense model (where it
+    is one of the paper's) and what keeps an own score from being compared with it.
+    """
+    rows: dict[tuple[str, str, str], dict[str, list[RunRecord]]] = {}
+    tasks: dict[str, None] = {}
+    for record in records:
+        assert record.task is not None
+        name = (record.method.label or record.method.name, *identity(record))
+        rows.setdefault(name, {}).setdefault(record.task.name, []).append(record)
+        tasks[record.task.name] = None
+    costs = [item for item in COSTS if any(item[0] in record.counted for record in records)]
+    named = ["weights"] if any(record.model.weights for record in records) else []
+    beside = _beside(records, store)
+    extra = HEADERS if beside else ()
+    table = [["method", *named, *tasks, *extra, *(title for _, title, _ in costs)]]
+    for (label, _, weights), found in rows.items():
+        cells = [_score(found.get(task, ())) for task in tasks]
+        flat = [record for items in found.values() for record in items]
+        row = [label, *([weights] if named else []), *cells]
+        if beside:
+            figures = beside.get(key(flat[0]))
+            row += figures.texts() if figures else ["-"] * len(HEADERS)
+        table.append([*row, *(_cost(flat, *item) for item in costs)])
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines += [
+        f"failed: {record.method.label}, {record.task.name}: {record.error}"
+        for record in records
+        if record.status == "failed" and record.task is not None
+    ]
+    return "\n".join([*lines, *_against_dense(records, store), *_published(records)])
+
+
+def _against_dense(records: Sequence[RunRecord], store: RecordStore | None) -> list[str]:
+    if store is None:
+        return []
+    good = [Stored(record, store) for record in records if record.status == "ok"]
+    return lines_against(against_dense(measured_points(good)))
+
+
+def _published(records: Sequence[RunRecord]) -> list[str]:
+    lines: dict[str, None] = {}
+    for record in records:
+        if record.task is None or record.task.name not in BENCHMARKS:
+            continue
+        benchmark = BENCHMARKS[record.task.name]
+        model = PAPER_MODELS.get((record.model.layers, record.model.hidden))
+        score = benchmark.expected(model) if model else None
+        caution = benchmark.caution(record.task.prompts)
+        if score is None and not caution:
+            continue
+        shown = "" if score is None else f"published score of {model}: {score:g}"
+        known = caution.removeprefix(f"{benchmark.title}: ")
+        text = "; ".join(part for part in (shown, known) if part)
+        lines[f"{benchmark.title} ({record.task.name}): {text}"] = None
+    return list(lines)
+
+
+def _beside(records: Sequence[RunRecord], store: RecordStore | None) -> dict[str, Beside]:
+    if store is None:
+        return {}
+    return beside_accuracy(Stored(record, store) for record in records if record.status == "ok")
+
+
+def identity(record: RunRecord) -> tuple[str, str]:
+    """Return a run's parameters without the seed of a draw, and its weights."""
+    return str(record.method.without_seed()), record.model.weights or ""
+
+
+def _score(records: Sequence[RunRecord]) -> str:
+    if not records:
+        return "-"
+    if any(record.status == "failed" for record in records):
+        return "failed"
+    scores = [record.scores[record.task.metric or ""] for record in records if record.task]
+    values = [score.value for score in scores]
+    errors = [score.stderr for score in scores if score.stderr is not None]
+    error = f"±{sum(errors) / len(errors):.3g}" if errors else ""
+    text = f"{sum(values) / len(values):.4g}{error} (n={scores[0].n})"
+    if len(values) == 1:
+        return text
+    return f"{text} [{min(values):.4g}, {max(values):.4g}; {len(values)} seeds]"
+
+
+def _cost(records, name: str, title: str, factor: float) -> str:
+    values = [record.counted[name].value for record in records if name in record.counted]
+    return f"{factor * sum(values) / len(values):.4g}" if values else "-"

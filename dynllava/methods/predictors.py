@@ -1,0 +1,191 @@
+"""Image predictor and output predictor of Dynamic-LLaVA (paper section A.4.1).
+
+Both give two logits a token: index 0 = keep, index 1 = drop, as in the official checkpoints.
+Module names inside a predictor are those of the official checkpoints, so conversion is a
+change of prefix.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dynllava.errors import UserError
+from dynllava.plan import Predictor
+
+if TYPE_CHECKING:
+    from dynllava.models.config import SparsityConfig
+    from dynllava.plan import Plan
+
+
+class PredictorAttention(nn.Module):
+    """Bidirectional attention among the image tokens; fused qkv without bias."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Map [B, P, dim] to [B, P, dim]; ``mask`` [B, P] bool hides keys."""
+        batch, count, dim = x.shape
+        qkv = self.qkv(x).view(batch, count, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        key_mask = None if mask is None else mask[:, None, None, :]
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask)
+        return self.proj(out.transpose(1, 2).reshape(batch, count, dim))
+
+
+class PredictorMLP(nn.Module):
+    """Two linear layers with exact GELU."""
+
+    def __init__(self, dim: int, feedforward: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, feedforward)
+        self.fc2 = nn.Linear(feedforward, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [..., dim] to [..., dim]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class PredictorBlock(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, dim: int, heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = PredictorAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = PredictorMLP(dim, feedforward)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Map [B, P, dim] to [B, P, dim]."""
+        x = x + self.attn(self.norm1(x), mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class ImagePredictor(nn.Module):
+    """Scores the image tokens jointly.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width of the language model.
+    d_model, nhead, dim_feedforward, num_layers : int
+        Sizes of the predictor's transformer.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        d_model: int = 512,
+        nhead: int = 8,
+        dim_feedforward: int = 2048,
+        num_layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.down_mlp = nn.Sequential(
+            nn.LayerNorm(hidden_size), nn.Linear(hidden_size, d_model), nn.GELU()
+        )
+        self.transformer = nn.ModuleList(
+            PredictorBlock(d_model, nhead, dim_feedforward) for _ in range(num_layers)
+        )
+        self.output_mlp = nn.Sequential(
+            nn.Linear(d_model, d_model // 2),
+            nn.GELU(),
+            nn.Linear(d_model // 2, d_model // 4),
+            nn.GELU(),
+            nn.Linear(d_model // 4, 2),
+        )
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Return keep/drop logits.
+
+        Parameters
+        ----------
+        hidden : Tensor [B, P, hidden_size]
+            Image tokens at the input of the sparse layer.
+        mask : Tensor [B, P] bool, optional
+            False = no token (rows with fewer image tokens than P).
+
+        Returns
+        -------
+        Tensor [B, P, 2]
+            Index 0 = keep, 1 = drop.
+        """
+        x = self.down_mlp(hidden)
+        for block in self.transformer:
+            x = block(x, mask)
+        half = x.shape[-1] // 2
+        local, shared = x[..., :half], x[..., half:]
+        if mask is None:
+            mean = shared.mean(1, keepdim=True)
+        else:
+            weight = mask[..., None].to(shared.dtype)
+            mean = (shared * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        return self.output_mlp(torch.cat([local, mean.expand_as(shared)], -1))
+
+
+class OutputPredictor(nn.Module):
+    """Judges each output token by itself.
+
+    Parameters
+    ----------
+    hidden_size : int
+        Width of the language model.
+    d_model : int
+        Width of the first hidden layer.
+    """
+
+    def __init__(self, hidden_size: int, d_model: int = 512) -> None:
+        super().__init__()
+        self.output_mlp = nn.Sequential(
+            nn.LayerNorm(hidden_size),
+            nn.Linear(hidden_size, d_model),
+            nn.GELU(),
+            nn.Linear(d_model, d_model // 2),
+            nn.GELU(),
+            nn.Linear(d_model // 2, d_model // 4),
+            nn.GELU(),
+            nn.Linear(d_model // 4, 2),
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map [..., hidden_size] to keep/drop logits [..., 2]."""
+        return self.output_mlp(hidden)
+
+
+def build_predictors(sparsity: SparsityConfig, text_config: Any) -> dict[str, nn.Module]:
+    """Return fresh predictors for a text model's hidden size: ``image`` and ``output`` as asked."""
+    hidden = text_config.hidden_size
+    found: dict[str, nn.Module] = {}
+    if sparsity.use_vision_predictor:
+        found["image"] = ImagePredictor(
+            hidden,
+            sparsity.d_model,
+            sparsity.nhead,
+            sparsity.dim_feedforward,
+            sparsity.num_layers,
+        )
+    if sparsity.use_output_text_predictor:
+        found["output"] = OutputPredictor(hidden, sparsity.d_model)
+    return found
+
+
+def check_predictors(plan: Plan, sparsity: SparsityConfig) -> None:
+    """Refuse an output keep rate that the checkpoint's predictor was not trained for."""
+    trained = sparsity.output_text_keep_rate
+    for look in plan.looks:
+        if not isinstance(look, Predictor) or look.rate is None:
+            continue
+        if sparsity.use_output_text_predictor and look.rate != trained:
+            raise UserError(
+                f"output_keep_rate={look.rate}: the checkpoint's output predictor was trained for "
+                f"{trained}; accepted are {trained}, 1.0 (predictor off), or any rate together "
+                "with a calibrated output_threshold"
+            )

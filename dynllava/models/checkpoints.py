@@ -1,0 +1,426 @@
+"""Official Dynamic-LLaVA and original LLaVA checkpoints <-> Hugging Face format.
+
+Tensors are renamed, never recomputed.  The official ``config.json`` travels inside the
+Hugging Face configuration (``official_config``), so that the way back is exact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from dynllava.errors import UserError
+from dynllava.output.files import check_output_folder, read_json_object, reason
+
+from .config import NO_PREDICTORS, SparsityConfig
+from .files import WeightFiles, present
+from .layouts import ORIGINAL_TYPES, Checkpoint, Layout, download, inspect
+from .sanity import build_config, check_finite, check_sizes
+from .tensors import stream
+from .token_packer import LEVELS, regions
+from .tower import KNOWN_TOWERS
+
+#: Where a converted folder keeps the files of the original format that it does not use itself.
+OFFICIAL_FILES = "official_files"
+SHARD = "5GB"
+#: Parts of a TokenPacker projector, which keep their names.
+PACKER = (
+    "q_proj_1.", "k_proj_1.", "v_proj_1.", "ln_q_1.", "ln_k_1.", "ln_v_1.", "clip_attn.", "mlp.",
+)  # fmt: skip
+#: (official prefix, Hugging Face prefix); the first match wins.
+RENAMES = (
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    *((f"model.mm_projector.{name}", f"model.multi_modal_projector.{name}") for name in PACKER),
+    ("model.image_score_predictor.", "image_predictor."),
+    ("model.output_text_score_predictor.", "output_predictor."),
+    ("model.vision_tower.vision_tower.vision_model.", "model.vision_tower."),
+    ("model.embed_tokens.", "model.language_model.embed_tokens."),
+    ("model.layers.", "model.language_model.layers."),
+    ("model.norm.", "model.language_model.norm."),
+    ("lm_head.", "lm_head."),
+)
+VISION_PREFIX = "model.vision_tower."
+VOCABULARY_TENSORS = ("model.language_model.embed_tokens.weight", "lm_head.weight")
+
+
+def to_hf_name(name: str) -> str:
+    """Return the Hugging Face name of an official tensor."""
+    for official, hf in RENAMES:
+        if name.startswith(official):
+            return hf + name[len(official) :]
+    raise UserError(f"tensor {name!r}: not part of an official LLaVA checkpoint")
+
+
+def to_official_name(name: str) -> str:
+    """Return the official name of a Hugging Face tensor."""
+    for official, hf in RENAMES:
+        if name.startswith(hf):
+            return official + name[len(hf) :]
+    raise UserError(f"tensor {name!r}: has no place in the official format")
+
+
+def hf_config(
+    official: dict[str, Any], vision: dict[str, Any], packer: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """Return the values of a :class:`~dynllava.models.config.DynamicLlavaConfig`.
+
+    The official image placeholder (-200) lies outside the vocabulary: one row is added for it.
+    ``packer`` gives ``width`` and ``heads`` of a TokenPacker projector.
+    """
+    check_sizes(official, "config.json")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    vocab = official.get("vocab_size")
+    if vocab is None:
+        raise UserError("config.json: vocab_size is missing")
+    text_keys = (
+        "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "hidden_act",
+        "attention_bias", "attention_dropout", "initializer_range", "bos_token_id",
+        "eos_token_id", "pad_token_id", "tie_word_embeddings",
+    )  # fmt: skip
+    text = {key: official[key] for key in text_keys if key in official}
+    rope: dict[str, Any] = {
+        "rope_type": "default",
+        "rope_theta": official.get("rope_theta", 10000.0),
+    }
+    scaling = official.get("rope_scaling")
+    if scaling:
+        if not isinstance(scaling, dict):
+            raise UserError(f"config.json: rope_scaling={scaling!r}: accepted is an object")
+        rope.update({k: v for k, v in scaling.items() if k != "type"})
+        rope["rope_type"] = scaling.get("rope_type", scaling.get("type", "default"))
+        if rope["rope_type"] not in ("default", *ROPE_INIT_FUNCTIONS):
+            raise UserError(
+                f"config.json: rope_scaling of type {rope['rope_type']!r}: accepted are default, "
+                f"{', '.join(ROPE_INIT_FUNCTIONS)}"
+            )
+    text.update(model_type="llama", vocab_size=vocab + 1, rope_parameters=rope)
+    vision = {
+        key: value
+        for key, value in vision.items()
+        if key not in ("architectures", "transformers_version", "torch_dtype")
+    }
+    check_sizes(vision, "config.json of the vision tower")
+    for key in ("image_size", "patch_size"):
+        if key not in vision:
+            raise UserError(f"config.json of the vision tower: {key} is missing")
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    select = official.get("mm_vision_select_feature", "patch")
+    if select not in ("patch", "cls_patch"):
+        raise UserError(
+            f"config.json: mm_vision_select_feature={select!r}: accepted are patch and cls_patch"
+        )
+    layer, layers = official.get("mm_vision_select_layer", -2), vision.get("num_hidden_layers", 12)
+    if type(layer) is not int or not -layers - 1 <= layer <= layers:
+        raise UserError(
+            f"config.json: mm_vision_select_layer={layer!r}: the vision tower has {layers} layers"
+        )
+    sparse = official.get("sparse_config") or {
+        "use_vision_predictor": False,
+        "use_output_text_predictor": False,
+    }
+    extra: dict[str, Any] = {}
+    feature_layer: int | list[int] = layer
+    tokens = patches if select == "patch" else patches + 1
+    if packer is not None:
+        extra["token_packer"] = {"scale_factor": official["scale_factor"], **packer}
+        feature_layer = [*LEVELS, layer]
+        tokens = len(regions(patches, official["scale_factor"]))
+    return extra | {
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_index": vocab,
+        "image_seq_length": tokens,
+        "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": "default" if select == "patch" else "full",
+        "vision_feature_layer": feature_layer,
+        "tie_word_embeddings": official.get("tie_word_embeddings", False),
+        "sparse_config": sparse,
+        "official_config": official,
+    }
+
+
+def official_state(
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return an official checkpoint's tensors and configuration in Hugging Face terms.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Without problems.
+    dtype : torch.dtype, optional
+        Tensors are cast to it one by one; default: as stored.
+    """
+    tower = checkpoint.tower
+    values = hf_config(dict(checkpoint.config), dict(tower.config), checkpoint.packer)
+    values["official_vision_in_checkpoint"] = tower.inside
+    state = {}
+    for name, tensor in stream(checkpoint.weights, dtype):
+        own = to_hf_name(name)
+        if tower.inside or not own.startswith(VISION_PREFIX):
+            state[own] = tensor
+    if not tower.inside:
+        state |= tower_state(tower.weights, dtype)
+    return official_rows(state), values
+
+
+def official_rows(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an official state with the image placeholder's row, zeros, behind the vocabulary."""
+    rows = {name: state[name] for name in VOCABULARY_TENSORS if name in state}
+    return state | {
+        name: torch.cat([old, old.new_zeros(1, old.shape[1])]) for name, old in rows.items()
+    }
+
+
+def tower_state(weights: WeightFiles, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """Return a vision tower's tensors; the text half of a whole CLIP is left out."""
+    state = {}
+    for name, tensor in stream(weights, dtype):
+        if (own := tower_name(name)) is not None:
+            state[own] = tensor
+    return state
+
+
+def tower_name(name: str) -> str | None:
+    """Return the Hugging Face name of a vision tower's tensor, None if it is not of the tower."""
+    for prefix in ("vision_model.", "vision_tower.vision_model."):
+        if name.startswith(prefix):
+            return VISION_PREFIX + name.removeprefix(prefix)
+    return None
+
+
+def check_state(model: torch.nn.Module, state: dict[str, torch.Tensor], where: Path) -> None:
+    """Raise :class:`UserError` naming the first missing, extra or misshaped tensor."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tied = {
+        name for name in (getattr(model, "all_tied_weights_keys", None) or {}) if name in expected
+    }
+    missing = sorted(set(expected) - set(state) - tied)
+    extra = sorted(set(state) - set(expected))
+    for kind, names in (("missing", missing), ("unexpected", extra)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"{where}: {kind} tensor {names[0]!r}{more}")
+    for name in sorted(set(expected) & set(state)):
+        if expected[name] != tuple(state[name].shape):
+            raise UserError(
+                f"{where}: tensor {name!r} has shape {tuple(state[name].shape)}, "
+                f"accepted is {expected[name]}"
+            )
+
+
+def convert(
+    source: str | Path, target: Path, to: str = "hf", vision_tower: str | None = None
+) -> Path:
+    """Convert a checkpoint folder; the target appears whole or not at all.
+
+    Parameters
+    ----------
+    source : str or Path
+        Official or Hugging Face checkpoint: a folder or a hub name.
+    target : Path
+        Folder to create; must not exist or be empty.
+    to : str
+        ``"hf"`` or ``"official"``.
+    vision_tower : str, optional
+        Folder or hub name of the vision tower, if not the one that the checkpoint names.
+
+    Returns
+    -------
+    Path
+        ``target``.
+    """
+    checkpoint = download(inspect(source, vision_tower)).require()
+    check_output_folder(target, "target")
+    if target.exists() and any(target.iterdir()):
+        raise UserError(f"{target}: exists and is not empty")
+    made = _make_folders(target.parent)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        if to == "hf":
+            _write_hf(checkpoint, scratch)
+        elif to == "official":
+            _write_official(checkpoint, scratch)
+        else:
+            raise UserError(f"--to {to!r}: accepted are hf and official")
+        if target.exists():
+            target.rmdir()
+        scratch.chmod(0o755)
+        os.replace(scratch, target)
+    except BaseException as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in made:
+            folder.rmdir()
+        if isinstance(error, (OSError, SafetensorError)):
+            raise UserError(f"cannot write {target}: {reason(error)}", 1) from error
+        raise
+    return target
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Make ``folder`` with its parents; return what was made, the deepest first."""
+    missing = [item for item in (folder, *folder.parents) if not item.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    from .config import DynamicLlavaConfig
+    from .loading import read_hf_state, skeleton
+    from .modeling import DynamicLlavaForConditionalGeneration
+    from .processors import load_processor
+
+    source = checkpoint.folder
+    if checkpoint.is_original:
+        state, values = official_state(checkpoint)
+    elif checkpoint.layout is Layout.LLAVA_HF:
+        # Written anew with what older revisions leave out: processor and template files.
+        state = read_hf_state(checkpoint.weights)
+        values = {k: v for k, v in checkpoint.config.items() if k != "model_type"}
+        values["sparse_config"] = dict(NO_PREDICTORS)
+    else:
+        raise UserError(
+            f"{source}: model_type={checkpoint.model_type!r} ({checkpoint.layout.value}); accepted "
+            f"are {', '.join(ORIGINAL_TYPES)} and llava"
+        )
+    check_finite(state.items(), source)
+    config = build_config(DynamicLlavaConfig, values, source / "config.json")
+    check_state(skeleton(config, source), state, source)
+    kind: Any = DynamicLlavaForConditionalGeneration
+    if not checkpoint.predictors and checkpoint.packer is None:
+        # A plain LLaVA: stock transformers opens it without this package.
+        kind = LlavaForConditionalGeneration
+        values.pop("sparse_config")
+        config = build_config(LlavaConfig, values, source / "config.json")
+    config.architectures = [kind.__name__]
+    config.dtype = checkpoint.config.get("torch_dtype", "float32")
+    config.save_pretrained(target)
+    _save(state, target)
+    if checkpoint.is_original:
+        _write_generation_config(source, values["image_token_index"], target)
+    else:
+        _copy(present(source, ("generation_config.json",)), target)
+    processor = load_processor(checkpoint, config)
+    if processor is None:
+        write_json(target / "preprocessor_config.json", processor_less(values, checkpoint))
+    else:
+        processor.save_pretrained(target)
+    _copy(checkpoint.licences, target)
+    if checkpoint.is_original:
+        _copy(checkpoint.tokenizer_files, target / OFFICIAL_FILES)
+
+
+def processor_less(values: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the image processor of a checkpoint without a tokenizer."""
+    from .processors import image_values
+
+    return image_values(values["vision_config"], dict(checkpoint.config))
+
+
+def _save(state: dict[str, torch.Tensor], target: Path) -> None:
+    """Write tensors as safetensors, sharded with an index where they are many."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(state, target, max_shard_size=SHARD)
+
+
+def _copy(files: Iterable[Path], target: Path) -> None:
+    for path in files:
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / path.name)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON object as transformers does."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_generation_config(source: Path, image_token: int, target: Path) -> None:
+    path = source / "generation_config.json"
+    values = read_json_object(path) if path.is_file() else {}
+    if path.is_file():
+        _copy([path], target / OFFICIAL_FILES)
+    values.pop("_from_model_config", None)
+    values["suppress_tokens"] = [image_token]
+    write_json(target / "generation_config.json", values)
+
+
+def _write_official(checkpoint: Checkpoint, target: Path) -> None:
+    from .loading import read_hf_state
+
+    source, config = checkpoint.folder, dict(checkpoint.config)
+    if config.get("model_type") != "dynamic_llava" and "official_config" not in config:
+        raise UserError(
+            f"{source}: model_type={config.get('model_type')!r}; accepted is 'dynamic_llava'"
+        )
+    state = read_hf_state(checkpoint.weights)
+    check_finite(state.items(), source)
+    official = config.get("official_config") or synthesised_official_config(config)
+    vocab = official["vocab_size"]
+    for name in VOCABULARY_TENSORS:
+        if name in state:
+            state[name] = state[name][:vocab].clone()
+    tensors = {to_official_name(name): tensor for name, tensor in state.items()}
+    if config.get("official_vision_in_checkpoint") is False:
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("model.vision_tower.")}
+    write_json(target / "config.json", official)
+    _save(tensors, target)
+    tower = re.sub(r"^\.*/", "", str(official.get("mm_vision_tower", "")))
+    inside = config.get("official_vision_in_checkpoint") is not False
+    vision, known = config["vision_config"], KNOWN_TOWERS.get(tower, {"": None})
+    as_known = all(vision.get(key, "") == value for key, value in known.items())
+    if tower and not as_known and inside and not Path(tower).is_absolute():
+        _write_tower_config(config, target / tower)
+    kept = source / OFFICIAL_FILES
+    _copy(sorted(kept.iterdir()) if kept.is_dir() else checkpoint.tokenizer_files, target)
+    _copy(checkpoint.licences, target)
+
+
+def _write_tower_config(config: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config["vision_config"], indent=2) + "\n")
+
+
+def synthesised_official_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return an official configuration for a model that never had one."""
+    text = dict(config["text_config"])
+    rope = text.pop("rope_parameters", None) or {}
+    official = {
+        key: value
+        for key, value in text.items()
+        if key not in ("model_type", "dtype", "layer_types", "head_dim")
+    }
+    sparse = SparsityConfig.from_dict(config.get("sparse_config")).to_dict()
+    sparse.pop("output_threshold")
+    official.update(
+        architectures=["DynamicLlavaLlamaForCausalLM"],
+        model_type="dynamic_llava_llama",
+        vocab_size=min(text["vocab_size"], config["image_token_index"]),
+        rope_theta=rope.get("rope_theta", 10000.0),
+        rope_scaling=None,
+        mm_projector_type="mlp2x_gelu",
+        mm_hidden_size=config["vision_config"]["hidden_size"],
+        mm_vision_select_layer=config["vision_feature_layer"],
+        mm_vision_select_feature=(
+            "patch" if config["vision_feature_select_strategy"] == "default" else "cls_patch"
+        ),
+        mm_vision_tower="vision_tower",
+        image_aspect_ratio="pad",
+        torch_dtype=config.get("dtype", "float32"),
+        sparse_config={**sparse, "use_text_predictor": sparse["use_output_text_predictor"]},
+    )
+    return official

@@ -1,0 +1,86 @@
+"""Tables as text, Markdown, CSV; numbers with readable units."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .cells import csv_cell
+
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass
+class Table:
+    """A titled table of text cells; ``left`` columns are left-aligned, notes follow below."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: list[str] = field(default_factory=list)
+    left: int = 1
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a number with its unit, e.g. ``"8.86 TFLOP"``, ``"1.34 GB"``, ``"71.5 %"``."""
+    if unit == "1":
+        return f"{100 * value:.1f} %"
+    if unit == "s":
+        return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
+    if unit in ("token", "sequence"):
+        return f"{int(value)}"
+    symbol = "B" if unit == "byte" else unit
+    for size, prefix in PREFIXES:
+        if abs(value) >= size:
+            return f"{value / size:.4g} {prefix}{symbol}"
+    return f"{value:.4g} {symbol}"
+
+
+def as_text(tables: Sequence[Table]) -> str:
+    """Return aligned plain text."""
+    return "\n\n".join(_text(table) for table in tables) + "\n"
+
+
+def _text(table: Table) -> str:
+    rows = [list(table.columns), *[list(row) for row in table.rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
+    lines = [table.title]
+    for number, row in enumerate(rows):
+        cells = [
+            cell.ljust(width) if i < table.left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(("  " + "  ".join(cells)).rstrip())
+        if number == 0:
+            lines.append("  " + "  ".join("-" * width for width in widths))
+    return "\n".join(lines + [f"  {note}" for note in table.notes])
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """Return GitHub-flavoured Markdown."""
+    return "\n\n".join(_markdown(table) for table in tables) + "\n"
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [f"### {table.title}", "", line(table.columns)]
+    lines.append(
+        "|" + "|".join(["---"] * table.left + ["---:"] * (len(table.columns) - table.left)) + "|"
+    )
+    lines += [line(row) for row in table.rows]
+    for note in table.notes:
+        lines += ["", note]
+    return "\n".join(lines)
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return CSV text with a header line."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([csv_cell(name) for name in columns])
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
+    return stream.getvalue()

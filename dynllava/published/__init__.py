@@ -1,0 +1,1 @@
+"""Numbers that papers printed, typed and with their units."""

@@ -1,0 +1,1 @@
+"""Studies on the embedded model that need trainings of their own."""

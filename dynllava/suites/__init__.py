@@ -1,0 +1,1 @@
+"""Ready-made selections of measurements, one command each."""

@@ -1,0 +1,293 @@
+"""Write docs/performance.md from the bench records: targets, where the time goes, all rows."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dynllava.errors import UserError
+from dynllava.output.tables import Table, as_markdown
+from dynllava.records import Measured, RunRecord, read_tree
+from dynllava.records.pooling import pooled
+from dynllava.timing import targets
+from dynllava.timing.intervals import interval
+from dynllava.timing.speed import CPU_SUFFIX
+from dynllava.timing.targets import TARGETS, Target, shown, verdict
+
+from .breakdown import TASK as BREAKDOWN
+from .breakdown import names as classes
+
+QUANTITIES = (
+    "ttft",
+    "tpot",
+    "tokens_per_second",
+    "nocache_call",
+    "time_ratio_prefill",
+    "realised_share_prefill",
+    "time_ratio_decode",
+    "time_ratio_decode_late",
+    "time_ratio_to_full_decode",
+    "time_ratio_to_compiled_decode",
+    "realised_share_decode",
+    "realised_share_decode_nocache",
+    "step",
+    "time_ratio_step",
+    "time_ratio_to_compiled_step",
+    "realised_share_step",
+    "peak_memory",
+)
+RUNS = ("samples_per_second", "speedup_over_first_batch", "training_step", "time_ratio_training")
+MODES = {
+    targets.SHARE: "prefill",
+    targets.RATIO: "prefill",
+    targets.STEP: "decode",
+    targets.LATE: "decode",
+    targets.TO_FULL: "decode",
+    targets.NOCACHE: "decode_nocache",
+    targets.AT_LENGTH: "decode",
+    targets.COMPILED: "decode",
+}
+"""Quantity of a target -> mode of the breakdown that explains it."""
+
+INTRODUCTION = """# Performance
+
+Written by `python -m dynllava.suites.page` from the speed records under `results/`; protocol,
+clocks, intervals and "realised share" are explained in [profiling.md](profiling.md). Dense is the
+stock transformers model, timed in the same rounds, decoding with the faster of its caches
+(`StaticCache`, which is allocated for the whole run beforehand, or the growing `DynamicCache`);
+`full` is our dense path. Compiled methods are compared with eager dense and with the dense model's
+compiled steps. Rows measured on a CPU use process CPU time (one thread), which other work on the
+machine disturbs less than wall-clock time. A share above 1 means that the dense baseline lost time
+elsewhere.
+
+    python -m dynllava.suites.prefill --processes 8
+    python -m dynllava.suites.decode --processes 8 --no-cache --compile
+    python -m dynllava.suites.breakdown --mode prefill
+    python -m dynllava.suites.evaluation
+    python -m dynllava.suites.training
+    python -m dynllava.suites.page
+
+Targets at 7B shape need a GPU (LLaVA-1.5-7B, random weights, bfloat16). One command measures them
+all in order of worth, within its time, and goes on where it stopped
+([profiling.md](profiling.md#a-gpu-campaign)); its records are taken up here:
+
+    python -m dynllava bench --campaign results/campaign-7b --minutes 9
+
+What needs no clock is tested instead. Host synchronisations in a decode step: none, for every
+method (counted on CPU by `dynllava.timing.syncs`, `tests/core/test_invariants.py`). KV
+allocated: at most one growth chunk above batch x longest row (same file). Compiled steps: the same
+tokens (`tests/core/test_compiled.py`).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dynllava.suites.page", description=__doc__)
+    parser.add_argument("--store", default="results", help="folder of record stores")
+    parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
+    args = parser.parse_args(argv)
+    try:
+        records, problems = read_tree(args.store)
+    except UserError as error:
+        print(f"summary: {error}", file=sys.stderr)
+        return error.exit_code
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    speed = [one for one in records if one.kind == "bench" and one.task and one.status == "ok"]
+    newest = latest(pooled(speed))
+    tables = [
+        target_table(newest),
+        length_table(newest, "time_ratio_decode", LENGTH_TITLE, LENGTH_NOTE),
+        length_table(newest, "time_ratio_step", STEP_TITLE, STEP_NOTE),
+        breakdown_table(newest),
+        measured_table(
+            "Evaluation through lmms-eval, and training steps",
+            newest,
+            RUNS,
+            "Evaluation: embedded model, one task, samples/s while generating.",
+        ),
+        measured_table(
+            "All speed measurements",
+            newest,
+            QUANTITIES,
+            "Task names: b = batch, t = text, i = image, o = output tokens.",
+        ),
+    ]
+    args.out.write_text(f"{INTRODUCTION}\n{as_markdown(tables)}", encoding="utf-8")
+    print(args.out)
+    return 0
+
+
+def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return the newest record of every model, task, method and device."""
+    found = {}
+    for record in records:
+        key = (record.model.name, record.task.name, label(record), record.environment.device)
+        found[key] = record
+    return list(found.values())
+
+
+def label(record: RunRecord) -> str:
+    """Return what the tables call the record's method."""
+    return record.method.label or record.method.name
+
+
+def value_of(record: RunRecord, quantity: str) -> Measured | None:
+    """Return a measured quantity, on a CPU in process CPU time."""
+    suffix = CPU_SUFFIX if record.environment.device == "cpu" else ""
+    return record.measured.get(quantity + suffix) or record.measured.get(quantity)
+
+
+def target_table(records: Sequence[RunRecord]) -> Table:
+    """Return every target with what was measured."""
+    rows = []
+    for target in TARGETS:
+        rows += target_rows(target, records)
+    columns = ("target", "method", "bound", "measured", "reached", "where", "time lost in")
+    notes = [
+        "measured: median [95 % interval] (rounds, processes). The interval is that of the median "
+        "over processes; with one process it is that process's own, and what differs between "
+        "processes is not inside. Under 6 rounds there is no interval and no verdict. Time lost: "
+        "the class of operators that exceeds its counted cost (or dense, where nothing is saved) "
+        "by most, in ms a call; see [where the time goes](#where-the-time-goes). + = uncommitted "
+        "changes."
+    ]
+    return Table("Targets", columns, rows, notes, left=2)
+
+
+def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]:
+    """Return one row per record that the target covers, else one that says so."""
+    head = [target.text, target.method, target.promise]
+    rows = []
+    for record in records:
+        same = label(record) == target.method and record.model.name.startswith(target.models)
+        found = value_of(record, target.quantity)
+        if not same or found is None or not target.covers(record.task.name):
+            continue
+        says = verdict(target, found)
+        lost = "" if says.startswith("yes") else time_lost(target, record, records)
+        rows.append([*head, shown(found), says, where(record), lost])
+    return rows or [[*head, "not measured", "-", "-", ""]]
+
+
+def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -> str:
+    """Return the class of operators that costs more than it should by most, from a breakdown."""
+    mode = MODES[target.quantity]
+    _, batch, *_, outputs = record.task.name.split("-")
+    task = f"{BREAKDOWN}-{mode}-{batch}" + ("" if mode == "prefill" else f"-{outputs}")
+    found: dict[str, RunRecord] = {}
+    for other in records:
+        same = other.environment.device == record.environment.device
+        if same and other.task.name == task:
+            found[label(other)] = other
+    dense = [found[name] for name in found if name.startswith("dense")]
+    if not dense or target.method not in found:
+        return "no breakdown"
+    base = min(dense, key=lambda one: sum(one.measured[name].median for name in classes()))
+    saves = target.quantity in (targets.SHARE, targets.NOCACHE)
+    ratio = record.counted[f"cost_ratio_{mode}"].value if saves else 1.0
+    excess = {
+        name: found[target.method].measured[name].median - ratio * base.measured[name].median
+        for name in classes()
+    }
+    worst = max(excess, key=excess.__getitem__)
+    return f"{worst} {1e3 * excess[worst]:+.1f} ms (in all {1e3 * sum(excess.values()):+.1f})"
+
+
+LENGTH_TITLE = "Decode step with a cache / dense, by generated tokens"
+LENGTH_NOTE = (
+    "Mean over the steps up to each length, divided by the stock model's; median [95 % interval]. "
+    "Faster from: the shortest measured length from which on every interval lies below 1."
+)
+STEP_TITLE = "Decode step with a cache / dense, at a number of generated tokens"
+STEP_NOTE = "Steps right behind that many generated tokens, divided by the stock model's."
+
+
+def length_table(records: Sequence[RunRecord], quantity: str, title: str, note: str) -> Table:
+    """Return the decode step against dense by output length, and from where on it is faster."""
+    groups: dict[tuple[str, ...], dict[int, Measured]] = {}
+    for record in records:
+        found = value_of(record, quantity)
+        if found is None or record.method.label.startswith("dense"):
+            continue
+        _, batch, _, _, length = record.task.name.split("-")
+        key = (record.model.name, record.environment.device, batch[1:], label(record))
+        groups.setdefault(key, {})[int(length[1:])] = found
+    lengths = sorted({length for steps in groups.values() for length in steps})
+    rows = []
+    for group, steps in sorted(groups.items()):
+        cells = [bounded(steps[length]) if length in steps else "-" for length in lengths]
+        rows.append([*group, *cells, faster_from(steps)])
+    columns = ("model", "device", "batch", "method", *map(str, lengths), "faster from")
+    return Table(title, columns, rows, [note], 4)
+
+
+def bounded(item: Measured) -> str:
+    """Return a median with its interval, or with its rounds where these are too few."""
+    found = interval(item)
+    if found is None:
+        return f"{item.median:.2f} ({item.repeats} rounds)"
+    return f"{item.median:.2f} [{found.low:.2f}, {found.high:.2f}]"
+
+
+def faster_from(found: dict[int, Measured]) -> str:
+    """Return the shortest measured length from which on the step is faster than dense."""
+    start = None
+    for length in sorted(found, reverse=True):
+        around = interval(found[length])
+        if around is None or around.high >= 1:
+            break
+        start = length
+    return "-" if start is None else str(start)
+
+
+def breakdown_table(records: Sequence[RunRecord]) -> Table:
+    """Return the time of each class of operators, in ms a call."""
+    rows = []
+    for record in records:
+        if not record.task.name.startswith(BREAKDOWN):
+            continue
+        cells = [f"{1e3 * record.measured[name].median:.2f}" for name in classes()]
+        total = sum(record.measured[name].median for name in classes())
+        rows.append([label(record), where(record), *cells, f"{1e3 * total:.2f}"])
+    columns = ("method", "where", *classes(), "all")
+    notes = [
+        "ms a call, medians, under torch's profiler (which slows small operators down): operators' "
+        "own time, the rest is Python's. Tasks: mode, b = batch, o = output tokens fed before."
+    ]
+    return Table("Where the time goes", columns, rows, notes, left=2)
+
+
+def where(record: RunRecord) -> str:
+    """Return task, device, date and commit of a record."""
+    environment = record.environment
+    commit = (environment.commit or "no checkout")[:8] + ("+" if environment.dirty else "")
+    return f"{record.task.name}, {environment.device}, {environment.date[:10]}, {commit}"
+
+
+def measured_table(
+    title: str, records: Sequence[RunRecord], quantities: Sequence[str], note: str
+) -> Table:
+    """Return measured quantities, one row a record that has any of them."""
+    rows = []
+    for record in records:
+        cells = [cell(value_of(record, quantity)) for quantity in quantities]
+        if any(item != "-" for item in cells):
+            rows.append([record.model.name, label(record), where(record), *cells])
+    columns = ("model", "method", "where", *[name.replace("_", " ") for name in quantities])
+    return Table(title, columns, rows, [f"Median (inter-quartile range). {note}"], left=3)
+
+
+def cell(item: Measured | None) -> str:
+    """Return a quantity with its spread, seconds as ms."""
+    if item is None:
+        return "-"
+    factor, unit = (1e3, " ms") if item.unit == "s" else (1, "")
+    spread = "" if item.iqr is None else f" ({factor * item.iqr:.3g})"
+    return f"{factor * item.median:.3g}{spread}{unit}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

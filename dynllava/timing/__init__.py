@@ -1,0 +1,1 @@
+"""Measured times and memory: protocol, commands, targets, the device campaign."""

@@ -1,0 +1,168 @@
+"""The rooms of the house: who may import whom, and where a method's name may stand."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PLACES = {
+    "dynllava": ROOT / "dynllava",
+    "dynllava.analysis": ROOT / "analysis",
+    "dynllava.paper": ROOT / "results" / "paper",
+    "lmms_eval_dynllava": ROOT / "plugins" / "lmms_eval_dynllava",
+}
+ORDER = (
+    "errors",
+    "_version",
+    "_moved",
+    "output",
+    "plan",
+    "uncertainty",
+    "paper",
+    "published",
+    "records",
+    "prompts",
+    "images",
+    "embedded",
+    "engine",
+    "methods",
+    "models",
+    "costs",
+    "training",
+    "conformance",
+    "timing",
+    "tasks",
+    "preflight",
+    "lmms_eval_dynllava",
+    "analysis",
+    "evaluation",
+    "studies",
+    "commands",
+    "cli",
+    "suites",
+)
+"""From the ground up: a room imports what stands before it, never what stands behind."""
+DOORS = ("__main__", "loading", "wrapping")
+"""Public names at the top of the package that lead into a room."""
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for name, folder in PLACES.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found[".".join((name, *parts))] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str, source: str, package: bool) -> set[tuple[str, bool]]:
+    """Return (module, whether inside a function) of every import but those for types alone."""
+    found = set()
+
+    def visit(node: ast.AST, inside: bool) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        inside = inside or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        if isinstance(node, ast.Import):
+            found.update((alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                own = module.split(".")[: None if package else -1]
+                above = own[: len(own) - (node.level - 1)]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{base}.{alias.name}"
+                found.add((name if name in MODULES else base, inside))
+        for child in ast.iter_child_nodes(node):
+            visit(child, inside)
+
+    visit(ast.parse(source), False)
+    return {(name, inside) for name, inside in found if name in MODULES}
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "dynllava" and len(parts) > 1 else parts[0]
+
+
+def moved(path: Path) -> bool:
+    return "_moved import forward" in path.read_text(encoding="utf-8")
+
+
+def back_arrows(module: str, source: str, package: bool = False) -> list[str]:
+    """Return the imports of a module that run back up."""
+    here = room(module)
+    if here in DOORS or here == "dynllava":
+        return []
+    return [
+        f"{module} imports {other}"
+        for other, _ in sorted(imports(module, source, package))
+        if room(other) not in (here, "dynllava", *DOORS)
+        and ORDER.index(room(other)) > ORDER.index(here)
+    ]
+
+
+def test_no_import_runs_back_up():
+    found = []
+    for module, path in MODULES.items():
+        if not moved(path) and room(module) not in ("benchmarks", "profiling"):
+            source = path.read_text(encoding="utf-8")
+            found += back_arrows(module, source, path.name == "__init__.py")
+    assert found == []
+
+
+def test_an_import_that_runs_back_up_is_noticed():
+    source = "def f():\n    from ..training.losses import keep_rate_loss\n"
+    assert back_arrows("dynllava.engine.attention", source) == [
+        "dynllava.engine.attention imports dynllava.training.losses"
+    ]
+
+
+def test_every_room_has_its_place_in_the_order():
+    rooms = {room(module) for module, path in MODULES.items() if not moved(path)}
+    assert rooms - {"dynllava", "benchmarks", "profiling", *DOORS} == set(ORDER)
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Return the modules from which an import leads back to themselves."""
+    found = []
+    for start in graph:
+        seen, queue = set(), list(graph[start])
+        while queue:
+            node = queue.pop()
+            if node == start:
+                found.append(start)
+                break
+            if node not in seen:
+                seen.add(node)
+                queue.extend(graph.get(node, ()))
+    return sorted(found)
+
+
+def test_no_module_imports_itself_over_others():
+    graph = defaultdict(set)
+    for module, path in MODULES.items():
+        found = imports(module, path.read_text(encoding="utf-8"), path.name == "__init__.py")
+        # An import inside a function runs when both modules are there.
+        graph[module] = {other for other, inside in found if not inside and other != module}
+    assert circles(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"a"}, "c": {"a"}}, ["a", "b"]),
+    ],
+)
+def test_circles_are_found(graph, expected):
+    assert circles(graph) == expected

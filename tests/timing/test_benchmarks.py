@@ -1,0 +1,168 @@
+"""The speed measurements' own logic: targets, verdicts, breakdowns.  No test depends on a time."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dynllava.records import (
+    Counted,
+    Environment,
+    Measured,
+    MethodInfo,
+    ModelInfo,
+    RecordStore,
+    RunRecord,
+    TaskInfo,
+)
+from dynllava.suites import breakdown
+from dynllava.suites import page as summary
+from dynllava.timing.intervals import interval
+from dynllava.timing.targets import MID, RATIO, SHARE, TARGETS, Target, verdict
+
+ROOT = Path(__file__).parents[2]
+AT_LEAST = Target("share", "speed-b1-*-o1", "fastv", SHARE, 0.7, True, MID)
+AT_MOST = Target("ratio", "speed-b*-o1", "h2o", RATIO, 1.1, False)
+
+
+def record(task, method, label="", counted=None, **measured):
+    return RunRecord(
+        kind="bench",
+        model=ModelInfo("mid-size (random weights)", None, 8, 512, 144),
+        method=MethodInfo(method, label=label),
+        task=TaskInfo(task, suite="speed"),
+        counted={key: Counted(value, "1", "", "prefill") for key, value in (counted or {}).items()},
+        measured={key: Measured(*value, "1") for key, value in measured.items()},
+        environment=Environment(device="cpu", commit="0123456789", dirty=False),
+    )
+
+
+def processes(*medians, rounds=3):
+    """A ratio measured in several processes, each round at its process's median."""
+    by_process = {f"p{index}": [value] * rounds for index, value in enumerate(medians)}
+    values = [value for found in by_process.values() for value in found]
+    return Measured(statistics.median(values), 0.1, len(values), "1", False, by_process)
+
+
+@pytest.mark.parametrize(
+    ("target", "item", "says"),
+    [
+        (AT_LEAST, processes(*[0.8, 0.9] * 4), "yes"),
+        (AT_LEAST, processes(*[0.8, 0.65] * 4), "open: bound within the interval (median: yes)"),
+        (AT_LEAST, processes(*[0.71, 0.6] * 4), "open: bound within the interval (median: no)"),
+        (AT_LEAST, processes(*[0.5, 0.6] * 4), "**not reached**"),
+        (AT_MOST, processes(*[1.04, 1.05] * 4), "yes"),
+        (AT_MOST, processes(*[1.2, 1.3] * 4), "**not reached**"),
+        # Between processes it varies more than within one: many rounds of two decide nothing.
+        (AT_LEAST, processes(0.8, 0.9, rounds=50), "open: bound within the interval (median: yes)"),
+        (AT_LEAST, processes(0.9, rounds=6), "yes, in one process"),
+        (AT_LEAST, processes(0.5, rounds=6), "**not reached**, in one process"),
+        (AT_LEAST, processes(0.9, rounds=5), "open: 5 rounds, 6 are needed"),
+        # Schema 1: no rounds, a factor on the spread.
+        (AT_LEAST, Measured(0.9, 0.1, 12, "1"), "yes, in one process"),
+        (AT_LEAST, Measured(0.9, 0.1, 5, "1"), "open: 5 rounds, 6 are needed"),
+        (AT_LEAST, Measured(0.9, None, 12, "1"), "open: 12 rounds, 6 are needed"),
+    ],
+)
+def test_verdicts_respect_the_interval(target, item, says):
+    assert verdict(target, item) == says
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 8, 12])
+def test_intervals_over_processes_cover_the_true_median(count):
+    """Drift of 5 % between processes, ten rounds each: 0.94 or more of 2,000 intervals cover."""
+    generator = np.random.default_rng(count)
+    inside = 0
+    for _ in range(2000):
+        place = 1 + generator.normal(0, 0.05, count)
+        rounds = {
+            f"p{i}": list(at * (1 + generator.normal(0, 0.03, 10))) for i, at in enumerate(place)
+        }
+        found = interval(Measured(1.0, 0.1, 10 * count, "1", False, rounds))
+        inside += found.low <= 1 <= found.high
+    assert inside / 2000 >= 0.94
+
+
+def test_targets_take_their_own_records_only():
+    rows = [
+        record("speed-b1-t56-i144-o1", "fastv", **{SHARE: (0.9, 0.0, 12)}),
+        record("speed-b8-t56-i144-o1", "fastv", **{SHARE: (0.8, 0.0, 5)}),
+        record("speed-b1-t56-i144-o11", "fastv", **{SHARE: (0.7, 0.0, 5)}),
+        record("speed-b1-t56-i144-o1", "fastv", "fastv, compiled", **{SHARE: (0.6, 0.0, 5)}),
+    ]
+    found = summary.target_rows(AT_LEAST, rows)
+    assert [row[3] for row in found] == ["0.90 [0.90, 0.90] (12 rounds, one process)"]
+    assert summary.target_rows(AT_MOST, rows)[0][3] == "not measured"
+
+
+def test_a_missed_target_names_the_class_that_costs_too_much():
+    times = dict.fromkeys(breakdown.names(), (0.010, 0.0, 5))
+    task = "breakdown-prefill-b1"
+    rows = [
+        record(task, "full", "dense, stock transformers", **times),
+        record(task, "fastv", **{**times, "softmax": (0.013, 0.0, 5)}),
+        record(
+            "speed-b1-t56-i144-o1",
+            "fastv",
+            counted={"cost_ratio_prefill": 0.5},
+            **{SHARE: (0.2, 0.0, 12)},
+        ),
+    ]
+    (found,) = summary.target_rows(AT_LEAST, rows)
+    assert found[4] == "**not reached**, in one process"
+    assert found[-1] == "softmax +8.0 ms (in all +38.0)"
+
+
+def test_faster_from_needs_every_longer_length():
+    def ratios(*medians):
+        return {8 * 2**i: Measured(median, 0.0, 6, "1") for i, median in enumerate(medians)}
+
+    assert summary.faster_from(ratios(1.1, 0.9, 0.8)) == "16"
+    assert summary.faster_from(ratios(0.9, 1.1, 0.8)) == "32"
+    assert summary.faster_from(ratios(0.9, 1.1)) == "-"
+    few = {8: Measured(0.5, 0.0, 5, "1")}
+    assert summary.faster_from(few) == "-"
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [
+        ("aten::mm", "matrix products"),
+        ("aten::baddbmm", "matrix products"),
+        ("aten::mul", breakdown.OTHERS),
+        ("aten::_softmax", "softmax"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "fused attention"),
+        ("aten::index_put_", "gathering, sorting"),
+        ("aten::copy_", "copying, allocating"),
+    ],
+)
+def test_operators_are_grouped(operator, name):
+    assert breakdown.class_of(operator) == name
+
+
+@pytest.mark.parametrize("mode", breakdown.MODES)
+def test_breakdown_runs_and_records(mode, tmp_path, capsys):
+    arguments = ["--mode", mode, "--methods", "h2o", "--repeats", "1", "--fed", "2"]
+    assert breakdown.main([*arguments, "--store", str(tmp_path)]) == 0
+    assert mode in capsys.readouterr().out
+    records, problems = RecordStore(tmp_path).read()
+    assert not problems
+    # Two dense caches while decoding; H2O has nothing to evict from without a cache.
+    subjects = {"prefill": 2, "decode": 3, "decode_nocache": 1}
+    assert len(records) == subjects[mode]
+    for found in records:
+        assert set(found.measured) == set(breakdown.names())
+        assert found.measured["matrix products"].median > 0
+
+
+def test_the_page_is_what_the_records_say(tmp_path):
+    out = tmp_path / "performance.md"
+    assert summary.main(["--store", str(ROOT / "results"), "--out", str(out)]) == 0
+    page = out.read_text(encoding="utf-8")
+    assert page == (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert all(target.text in page for target in TARGETS)
+    assert not re.search(r"\bnan\b", page)
