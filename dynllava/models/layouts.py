@@ -253,9 +253,9 @@ def _inspect(
         packer=packer_of(config, weights) if original else None,
     )
     if original:
-        problems += packer_problems(checkpoint) + stored_problems(checkpoint)
+        problems += packer_problems(checkpoint)
     if layout in LOADABLE:
-        problems += vision_problems(checkpoint)
+        problems += vision_problems(checkpoint) or stored_problems(checkpoint)
         found, notes = token_problems(checkpoint)
         return replace(checkpoint, problems=tuple(problems + found), notes=tuple(notes))
     return replace(checkpoint, problems=tuple(problems))

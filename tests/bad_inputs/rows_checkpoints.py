@@ -163,8 +163,13 @@ TOWERS = [
     ("the tower has no image size", config(TOWER, drop="image_size"), "image_size is missing"),
     ("the tower has no patch size", config(TOWER, drop="patch_size"), "patch_size is missing"),
     ("the tower's patches are 0", config(TOWER, patch_size=0), "patch_size=0: accepted"),
-    ("a patch is larger than the image", config(TOWER, patch_size=512), "smaller than patch_size"),
-    ("the tower's layers are absurd", config(TOWER, num_hidden_layers=10**6), "from 1 to 1000"),
+    ("the image is smaller than a patch", config(TOWER, image_size=7), "smaller than patch_size"),
+    ("a patch is larger than the image", config(TOWER, patch_size=512), "inside has patch_size=14"),
+    (
+        "the tower's layers are absurd",
+        config(TOWER, num_hidden_layers=10**6),
+        "num_hidden_layers=3",
+    ),
     ("the tower's act is unknown", config(TOWER, hidden_act="no_such"), "makes no model"),
 ]
 
@@ -320,11 +325,15 @@ FILES = [
         text("checkpoint/tokenizer_config.json", "[]"),
         "tokenizer or processor",
     ),
-    ("processor_config.json is torn", cut("checkpoint/processor_config.json"), "processor cannot"),
+    (
+        "processor_config.json is torn",
+        cut("checkpoint/processor_config.json"),
+        "processor_config.json: not valid JSON",
+    ),
     (
         "processor_config.json is a list",
         text("checkpoint/processor_config.json", "[1]"),
-        "processor cannot",
+        "processor_config.json: a JSON object is expected",
     ),
     ("generation_config.json is torn", cut(GENERATION), "generation_config.json: cannot be read"),
     (

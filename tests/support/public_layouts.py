@@ -22,6 +22,8 @@ from public_tokenizers import (
 from safetensors.torch import save_file
 
 TOWER = "openai/clip-vit-large-patch14-336"
+#: Names of a vision tower that lies in the checkpoint.
+INSIDE = "model.vision_tower.vision_tower."
 MEAN = [0.48145466, 0.4578275, 0.40821073]
 STD = [0.26862954, 0.26130258, 0.27577711]
 HF_TEMPLATE = (
@@ -301,8 +303,7 @@ def official(folder: Path, sizes: Sizes) -> Path:
     shapes = llama_shapes(sizes, vocabulary)
     shapes |= projector_shapes(sizes, "model.mm_projector.0", "model.mm_projector.2")
     shapes |= predictor_shapes(sizes)
-    inside = "model.vision_tower.vision_tower."
-    shapes |= {inside + name: shape for name, shape in clip_shapes(sizes).items()}
+    shapes |= {INSIDE + name: shape for name, shape in clip_shapes(sizes).items()}
     _shard(_fill(shapes, sizes, 2, torch.bfloat16), folder, "model", "safetensors", 2)
     sparse = {
         "use_vision_predictor": True,

@@ -13,6 +13,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 from PIL import Image
+from public_layouts import INSIDE
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import (
@@ -30,7 +31,6 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
-INSIDE = "model.vision_tower.vision_tower."
 
 
 def square(picture: Image.Image, mean: list[float]) -> Image.Image:
