@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynllava.errors import UserError
-from dynllava.models.files import LICENCE_PREFIXES
+
+from .files import LICENCE_PREFIXES
 
 #: The shipped model with trained predictors, and the dense one it was trained from.
 EMBEDDED = ("embedded", "embedded-dense")

@@ -13,9 +13,9 @@ from PIL import Image
 from public_layouts import HF_TEMPLATE
 from transformers import LlavaForConditionalGeneration
 
-from dynllava.checkpoints import convert
 from dynllava.images import ImagePreparation
-from dynllava.loading import load_model
+from dynllava.models.checkpoints import convert
+from dynllava.models.loading import load_model
 from dynllava.preflight import Wanted, check_model
 from dynllava.prompts import Turn, batch, choose_template, prompt_ids, render
 from dynllava.prompts.tokens import image_positions
