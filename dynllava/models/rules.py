@@ -64,7 +64,7 @@ def stored_problems(checkpoint: Checkpoint) -> list[str]:
 
 def _stored_sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """Return the sizes of a vision tower that its stored tensors tell."""
-    found = {}
+    found: dict[str, int] = {}
     layers = set()
     for name, shape in shapes.items():
         if "vision_tower." not in name:

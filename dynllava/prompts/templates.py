@@ -163,7 +163,8 @@ def render(template: Template, turns: Sequence[Turn], processor: Any) -> str:
     Raises
     ------
     UserError
-        If placeholders and images differ in number, or a chat template refuses the conversation.
+        If placeholders and images differ in number, or a chat template refuses the conversation or
+        loses or changes words of the user.
     """
     if template.name == "plain":
         return "".join(f"{turn.placed()}\n" for turn in turns)
@@ -173,7 +174,19 @@ def render(template: Template, turns: Sequence[Turn], processor: Any) -> str:
     images = sum(len(turn.images) for turn in turns)
     if text.count(IMAGE) != images:
         raise UserError(f"{text.count(IMAGE)} image placeholders in the prompt for {images} images")
+    for turn in turns:
+        # The trial question may pass where a longer one, or an earlier turn, is cut.
+        if turn.role == "user" and not all(part.strip() in text for part in turn.text.split(IMAGE)):
+            raise UserError(
+                f"the checkpoint's chat template leaves out or changes {shortened(turn.text)}; "
+                "give conv_template=vicuna_v1 or plain"
+            )
     return text
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """Return a text's beginning, quoted, for a message."""
+    return repr(text if len(text) <= length else text[:length] + "...")
 
 
 def continuation_separator(template: Template) -> str:

@@ -399,6 +399,23 @@ def test_a_template_that_loses_the_question_is_refused(tmp_path):
         assert choose_template("vicuna_v1", processor).name == "vicuna_v1"
 
 
+def test_a_template_that_cuts_a_longer_question_or_forgets_a_turn_is_refused(tmp_path):
+    """The trial question passes; the prompt that is asked does not."""
+    _, processor = load_model(layouts.llava_hf(tmp_path / "cut", SIZES))
+    body = (
+        "{{% for p in {turn}['content'] %}}{{% if p['type'] == 'text' %}}{{{{ p['text']{cut} }}}}"
+        "{{% else %}}<image>{{% endif %}}{{% endfor %}}{{{{ 'A:' if add_generation_prompt }}}}"
+    )
+    for turn, cut, turns in (
+        ("messages[0]", "[:40]", [Turn("user", "How many? " * 10, [1])]),
+        ("messages[-1]", "", [Turn("user", "First."), Turn("user", "Second.", [1])]),
+    ):
+        processor.chat_template = body.format(turn=turn, cut=cut)
+        template = choose_template(None, processor)
+        with pytest.raises(UserError, match=r"leaves out or changes .*; give conv_template="):
+            render(template, turns, processor)
+
+
 def test_a_placeholder_typed_by_the_user_is_one_line(tmp_path):
     _, processor = load_model(layouts.llava_hf(tmp_path / "typed", SIZES))
     template = choose_template(None, processor)
