@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("lmms_eval")
@@ -122,6 +124,18 @@ def test_every_upstream_task_says_whether_it_wants_a_login(tmp_path):
     assert not needs["textvqa"].login
     write_yaml(tmp_path / "own.yaml", {"dataset_path": "a/b", "dataset_kwargs": {"token": True}})
     assert access.read_requirements(tmp_path / "own.yaml") == access.Requirements("a/b", True)
+
+
+def test_the_page_names_the_tasks_whose_prompts_differ_and_those_that_need_no_login():
+    page = " ".join((Path(__file__).parents[2] / "docs" / "lmms_eval.md").read_text().split())
+    prompts = page.partition("**Prompts.**")[2].partition("**Tasks that cannot run.**")[0]
+    logins = page.partition("**Tasks that cannot run.**")[2].partition("## Model arguments")[0]
+    for item in BENCHMARKS.values():
+        assert (item.title.removesuffix(" 2D") in prompts) == bool(item.protocol), item.title
+    free = [item.task for item in BENCHMARKS.values() if not access.requirements(item).login]
+    assert f"all but {', '.join(f'`{name}`' for name in free)})" in logins
+    assert len(BENCHMARKS) - len(free) == 10
+    assert "Ten of the paper's thirteen tasks" in logins
 
 
 # ------------------------------------------------------------------ scores beside published ones

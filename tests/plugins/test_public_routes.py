@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import layout_variants
 import picture_task
 import public_layouts as layouts
 import pytest
@@ -21,6 +23,7 @@ import stock_answers
 import torch
 
 from dynllava.cli import main
+from dynllava.errors import UserError
 from dynllava.models.checkpoints import convert
 from dynllava.models.loading import load_model
 from dynllava.records import RecordStore
@@ -132,22 +135,62 @@ def test_compare_answers_as_stock_transformers(made, tmp_path, layout, route, as
     assert record.environment.template == ("checkpoint" if layout == "llava-hf" else "vicuna_v1")
 
 
-@pytest.mark.parametrize("layout", ["llava-hf", "original"])
-def test_fastv_through_lmms_eval_is_the_stock_model_wrapped(made, layout):
-    """The model loaded by stock transformers, wrapped in memory; stock pixels and ids."""
-    reference = stock_answers.LlavaHf(made.converted[layout])
-    reference.images = made.folders[layout] if layout == "llava-hf" else made.tower
-    reference.official = made.folders[layout] if layout == "original" else None
-    wrapped = wrap(reference.model, "fastv", k=2, keep_ratio=0.5)
-    expected = [
-        reference.answer(question, picture, "crop", TOKENS, wrapped)
-        for question, picture in zip(picture_task.QUESTIONS, picture_task.pictures(), strict=True)
-    ]
+def wrapped(made, layout, root):
+    """FastV round the model that stock transformers loads; stock pixels and ids."""
+    folder = made.folders[layout]
+    if layout == "official":
+        # Without its predictors it is a plain LLaVA in the original format, tower inside.
+        folder = shutil.copytree(folder, root / "plain")
+        state = layout_variants.state_of(folder)
+        state = {name: value for name, value in state.items() if "score_predictor" not in name}
+        layout_variants.store(folder, state, "model.safetensors")
+        tower = str(made.tower)
+        layouts.edit_json(folder / "config.json", sparse_config=None, mm_vision_tower=tower)
+        converted = convert(folder, root / "stock")
+    else:
+        converted = made.converted[layout]
+    reference = stock_answers.LlavaHf(converted)
+    reference.images = folder if layout == "llava-hf" else made.tower
+    reference.official = None if layout == "llava-hf" else folder
+    return reference, wrap(reference.model, "fastv", k=2, keep_ratio=0.5)
+
+
+@pytest.mark.parametrize("layout", list(BUILDERS))
+def test_fastv_is_the_stock_model_wrapped(made, tmp_path, layout):
+    """Through lmms-eval from the folder, and through compare from the converted one."""
+    reference, model = wrapped(made, layout, tmp_path)
+    expected = {
+        aspect: [
+            reference.answer(question, picture, aspect, TOKENS, model)
+            for question, picture in zip(
+                picture_task.QUESTIONS, picture_task.pictures(), strict=True
+            )
+        ]
+        for aspect in ("pad", "crop")
+    }
     arguments = {"method": "fastv", "k": 2, "keep_ratio": 0.5, "image_aspect": "crop"}
     found, kept = evaluated(made, made.route(layout, "folder"), **arguments)
-    assert found == expected
+    assert found == expected["crop"]
     assert found != stock(made, layout, "crop")
     assert set(kept) == {EVERYTHING // 2}
+    options = ("--methods", "fastv:k=2,keep_ratio=0.5", "--image-aspect", "pad")
+    converted = made.route(layout, "converted")
+    assert compared(made, converted, tmp_path / "store", *options)[:2] == (expected["pad"], kept)
+
+
+def test_the_vision_tower_can_be_given(made, tmp_path):
+    """In place of the one that the checkpoint names, which is nowhere; not for other layouts."""
+    alone = shutil.copytree(made.folders["original"], tmp_path / "far" / "away")
+    layouts.edit_json(alone / "config.json", mm_vision_tower="someone/no-such-tower")
+    expected = stock(made, "original", "pad")
+    found, _ = evaluated(made, str(alone), method="full", vision_tower=str(made.tower))
+    assert found == expected
+    options = ("--methods", "full", "--vision-tower", str(made.tower))
+    assert compared(made, str(alone), tmp_path / "store", *options)[0] == expected
+    with pytest.raises(UserError, match="vision tower 'someone/no-such-tower' not found"):
+        evaluated(made, str(alone), method="full")
+    with pytest.raises(UserError, match="which has its tower inside; accepted for checkpoints in"):
+        evaluated(made, made.route("llava-hf", "folder"), vision_tower=str(made.tower))
 
 
 @pytest.mark.parametrize("aspect", ["pad", "crop"])
