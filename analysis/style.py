@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -37,7 +37,11 @@ LOOKS = {
     "structure": Look(_AMBER, "<", _DASHDOT),
     "uniform": Look(_PURPLE, "s", _DOT),
     "no_image": Look(_GREY, "d", _DASH),
+    "prumerge": Look(_PURPLE, "H", _DASH),
     "prumerge+": Look(_PURPLE, "d", _DOT),
+    "fastervlm": Look(_BLUE, "8", _DOT),
+    "cdpruner": Look(_ORANGE, "*", _DASHDOT),
+    "voco_llama": Look(_GREEN, "<", _DOT),
     "voco-llama": Look(_GREEN, "<", _DOT),
     "hired": Look(_PINK, "p", _DASH),
     "ivtp": Look(_AMBER, "*", _DOT),
@@ -62,11 +66,16 @@ _SPARE = tuple(
 
 
 def look(curve: str) -> Look:
-    """Return the look of a curve: always the same for the same name."""
+    """Return the look of a curve: always the same for the same name.
+
+    A method with parameters (``fastv k=5``) has the method's colour and a marker of its own.
+    """
     if curve in LOOKS:
         return LOOKS[curve]
     # crc32 and not hash(): the same in every process.
-    return _SPARE[zlib.crc32(curve.encode()) % len(_SPARE)]
+    spare = _SPARE[zlib.crc32(curve.encode()) % len(_SPARE)]
+    base = LOOKS.get(_split(curve)[0])
+    return replace(spare, colour=base.colour) if base else spare
 
 
 def dark(colour: str) -> str:
@@ -79,7 +88,14 @@ def dark(colour: str) -> str:
 
 def name(curve: str) -> str:
     """Return what legends call a curve."""
-    return _NAMES.get(curve, curve)
+    base, beside = _split(curve)
+    return _NAMES.get(curve) or _NAMES.get(base, base) + beside
+
+
+def _split(curve: str) -> tuple[str, str]:
+    """Return a curve's method, and what tells it from others of the same method."""
+    end = next((place for place, letter in enumerate(curve) if letter in " ,"), len(curve))
+    return curve[:end], curve[end:]
 
 
 def model_name(model: str) -> str:
@@ -93,7 +109,9 @@ _NAMES = {
     "dynamic_llava I|T": "Dynamic-LLaVA I|T",
     "dynamic_llava I|T, output keep rate": "Dynamic-LLaVA I|T, output keep rate",
     "fastv": "FastV", "fastv (trained)": "FastV (trained)", "sparsevlm": "SparseVLM",
-    "h2o": "H2O", "random": "Random", "structure": "Structure", "prumerge+": "PruMerge+",
+    "h2o": "H2O", "random": "Random", "structure": "Structure", "prumerge": "PruMerge",
+    "prumerge+": "PruMerge+", "fastervlm": "FasterVLM", "cdpruner": "CDPruner",
+    "voco_llama": "VoCo-LLaMA",
     "uniform": "Uniform", "no_image": "No image",
     "voco-llama": "VoCo-LLaMA", "hired": "HiRED", "ivtp": "IVTP", "trim": "TRIM",
     "pyramiddrop": "PyramidDrop", "tome": "ToMe", "visionzip": "VisionZip",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.methods.titles import Named, titles
 from dynllava.records import RecordStore, RunRecord
 from dynllava.records.store import FILE_NAME
 from dynllava.tasks import registry
@@ -179,11 +180,11 @@ def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[P
         elif item.record.kind in ("bench", "profile"):
             others.append(item)
     draws: dict[str, list[Point]] = {}
-    for items in groups.values():
+    named = curves(items[0].record for items in groups.values())
+    for items, curve in zip(groups.values(), named, strict=True):
         first = items[0].record
-        point = _point(
-            items, [item.record for item in others if _joins(item.record, first)], samples
-        )
+        costs = [item.record for item in others if _joins(item.record, first)]
+        point = _point(items, curve, costs, samples)
         unseeded = replace(
             first, method=replace(first.method, parameters=first.method.without_seed())
         )
@@ -212,7 +213,7 @@ def _joins(cost: RunRecord, evaluation: RunRecord) -> bool:
     return cost.method.name == "full" or cost.method.parameters == evaluation.method.parameters
 
 
-def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point:
+def _point(items: list[Stored], curve: str, others: list[RunRecord], samples: bool) -> Point:
     record = items[0].record
     scores, per_sample, clusters = {}, {}, {}
     costs: dict[str, list[Cost]] = {}
@@ -243,8 +244,8 @@ def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point
         "measured",
         "own runs",
         model,
-        _curve(record),
-        method_label(record),
+        curve + _weights(record),
+        _label(record, curve),
         scores,
         {axis: _mean(values) for axis, values in costs.items()},
         {name: value for name, value in per_sample.items() if value},
@@ -253,12 +254,28 @@ def _point(items: list[Stored], others: list[RunRecord], samples: bool) -> Point
     )
 
 
-def _curve(record: RunRecord) -> str:
-    """Return the curve of a record: a method on tuned weights without need is one of its own."""
-    name = record.method.name
-    if record.model.weights == "tuned" and "dynamic_llava" not in name.split("+"):
-        return f"{name}, tuned weights"
-    return name
+def curves(records: Iterable[RunRecord]) -> list[str]:
+    """Return the curve of each record: its method, told apart from others of the same name."""
+    return titles(
+        [Named(item.method.name, item.method.parameters, item.method.budget) for item in records],
+        shares=False,
+    )
+
+
+def _weights(record: RunRecord) -> str:
+    """Return what a curve's name ends with on tuned weights without need."""
+    own = record.method.name.split("+")
+    return (
+        ", tuned weights" if record.model.weights == "tuned" and "dynamic_llava" not in own else ""
+    )
+
+
+def _label(record: RunRecord, curve: str) -> str:
+    """Return a label that also tells a record from those of other runs."""
+    label, name = method_label(record), record.method.name
+    if label.startswith(curve) or not label.startswith(name):
+        return label
+    return curve + label.removeprefix(name)
 
 
 def method_label(record: RunRecord) -> str:

@@ -12,7 +12,7 @@ from dynllava.errors import UserError
 from dynllava.methods.budget import solve
 from dynllava.methods.parameters import MethodText, parse
 
-from .sweep import Cell
+from .sweep import Cell, labelled
 
 IMAGE_TO_TEXT = 9
 """Image tokens per text token of the prompt that budgets are solved for (LLaVA-1.5: 576 to 64).
@@ -59,7 +59,7 @@ def cells(
             found.append(Cell(name, own))
         else:
             found += _solved(name, budgets, own, spec)
-    return [draw for cell in found for draw in _draws(cell, seeds)]
+    return [draw for cell in labelled(found) for draw in _draws(cell, seeds)]
 
 
 def _draws(cell: Cell, seeds: int) -> list[Cell]:

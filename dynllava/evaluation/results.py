@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dynllava.costs import flops, ledger
+from dynllava.costs import flops, ledger, realised
 from dynllava.costs.spec import ModelSpec
 from dynllava.methods.base import Method
 from dynllava.records import Counted, Score
@@ -115,7 +115,7 @@ def counted(
     """Return the costs of a mean sample: observed by the model, and counted by the ledger.
 
     The ledger counts at the mean prompt and answer length of the task, with the realised share
-    of kept output tokens.
+    of kept output tokens, and the realised mean of image tokens where the image sets their number.
     """
     means = {}
     for name in _MEANS:
@@ -147,13 +147,18 @@ def _ledger(
     if text < 1:
         return {}
     outputs = max(1, round(means.get("output_tokens", 1)))
+    seen = means.get("image_tokens_kept")
+    adaptive = seen is not None and realised.adapts(method, spec.dims.layers)
+    if adaptive:
+        method = realised.Realised(method, round(seen or 0))
     run = ledger.Run(spec, method, spec.prompt(text), outputs)
     if keep_rate is not None and any(run.schedule.drops_output):
         run = run.realised(output_keep=keep_rate)
     image = ledger.image_tokens_per_layer(run)
+    value, origin = (seen, "realised") if adaptive else (sum(image) / len(image), "declared")
     found = {
         "mean_image_tokens": Counted(
-            sum(image) / len(image), "token", "mean over decoder layers, declared", "prefill"
+            float(value or 0), "token", f"mean over decoder layers, {origin}", "prefill"
         )
     }
     modes = ("prefill", "decode") if outputs > 1 else ("prefill",)

@@ -24,6 +24,7 @@ from typing import Any
 
 from dynllava.errors import UserError
 from dynllava.methods.base import Method
+from dynllava.methods.titles import Named, titles
 from dynllava.records import Measured, MethodInfo, RecordStore, RunRecord, TaskInfo
 from dynllava.records.schema import storable
 from dynllava.tasks.access import FailedTask
@@ -50,7 +51,7 @@ class Cell:
     budget : float or None
         The mean number of image tokens per layer that was asked for, where one was.
     label : str
-        What tables show; by default name and budget.
+        What tables show; by default (:func:`labelled`) title and budget.
     """
 
     method: str
@@ -59,9 +60,22 @@ class Cell:
     label: str = ""
 
     def __str__(self) -> str:
-        return self.label or (
-            self.method if self.budget is None else f"{self.method} {self.budget:g}"
-        )
+        return self.label or _with_budget(self.method, self.budget)
+
+
+def labelled(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells of one run, each with a label: different ones where parameters differ."""
+    names = titles([Named(cell.method, cell.params, cell.budget) for cell in cells])
+    return [
+        cell
+        if cell.label or name == cell.method
+        else replace(cell, label=_with_budget(name, cell.budget))
+        for cell, name in zip(cells, names, strict=True)
+    ]
+
+
+def _with_budget(name: str, budget: float | None) -> str:
+    return name if budget is None else f"{name} {budget:g}"
 
 
 @dataclass
@@ -134,7 +148,7 @@ def run_sweep(
         # After everything that can be refused without it: loading a model takes minutes.
         runner = runner or ModelRunner(pretrained, **model_options)
         sweep = _Sweep(runner, RecordStore(store), limit, batch_size, progress, suite, prompts)
-        return sweep.run([_Job(cell, task) for cell in cells for task in loaded])
+        return sweep.run([_Job(cell, task) for cell in labelled(cells) for task in loaded])
 
 
 class _Sweep:
@@ -211,7 +225,10 @@ class _Sweep:
             # Another sweep may have made it since the store was read.
             finished |= self._finished()
         record = finished.get(fingerprint)
-        if record is None:
+        if record is not None:
+            # The run that made it may have had nothing to tell it from.
+            record = replace(record, method=replace(record.method, label=str(job.cell)))
+        else:
             start = time.perf_counter()
             record = self._evaluate(job, method, error, fingerprint)
             self.seconds.setdefault(job.task.name, []).append(time.perf_counter() - start)

@@ -121,6 +121,11 @@ class Method:
         """Return the patches (rows, columns) that the vision tower processes."""
         return rows, columns
 
+    @property
+    def title(self) -> str:
+        """What tables and plots call it: its name, and which of its published forms it is."""
+        return self.name
+
     # ------------------------------------------------------------------ derived; not overridden
 
     @property

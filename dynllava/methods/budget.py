@@ -61,6 +61,12 @@ def shares(method: type[Method]) -> list[str]:
     return found
 
 
+def budget_fields(method: type[Method]) -> set[str]:
+    """Return the parameters that cannot stand beside a budget: it sets them, or what they mean."""
+    grid = {"rows", "columns"} if method.sets_grid else set()
+    return {*shares(method), *_marked(method, "instead"), *grid}
+
+
 def _marked(method: type[Method], kind: str) -> list[str]:
     return [
         field.name for field in dataclasses.fields(method) if field.metadata.get("budget") == kind

@@ -45,6 +45,11 @@ class Composition(Method):
         """Both methods."""
         return self.first, self.second
 
+    @property
+    def title(self) -> str:
+        """Both titles."""
+        return "+".join(part.title for part in self.parts)
+
     def plan(self, layers: int) -> Plan:
         """Return both plans joined; parts that get in each other's way are refused."""
         plans = [part.plan(layers) for part in self.parts]

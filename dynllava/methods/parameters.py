@@ -110,7 +110,7 @@ def render(name: str, parameters: Mapping[str, Any], separator: str = ",") -> st
             for key, value in parameters.items()
             if key.startswith(prefix)
         }
-        body = separator.join(f"{key}={_render_value(value)}" for key, value in own.items())
+        body = separator.join(f"{key}={render_value(value)}" for key, value in own.items())
         texts.append(f"{part}:{body}" if body else part)
     return "+".join(texts)
 
@@ -318,11 +318,12 @@ def _from_value(value: Any, kinds: tuple[Any, ...]) -> Any:
     return _REFUSED
 
 
-def _render_value(value: Any) -> str:
+def render_value(value: Any) -> str:
+    """Return the text that :func:`convert` reads back to ``value``."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return "/".join(map(_render_value, value))
+        return "/".join(map(render_value, value))
     return repr(value) if isinstance(value, float) else str(value)

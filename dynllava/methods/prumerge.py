@@ -60,6 +60,12 @@ class PruMerge(Method):
     positions: str = "compact"
     strict_official: bool = False
 
+    @property
+    def title(self) -> str:
+        """``prumerge``, ``prumerge+``; adaptive where the image sets the number of tokens."""
+        form = f"{self.name}+" if self.plus else self.name
+        return f"{form} adaptive" if self.ratio is None else form
+
     def plan(self, layers: int) -> Plan:
         """See :meth:`Method.plan`."""
         if self.ratio is not None:
@@ -140,8 +146,10 @@ class PruMerge(Method):
         if dims.tower is None:
             return
         width = dims.tower.hidden
+        # The stage's own rule: a ledger of realised lengths puts their number there.
+        keep = next(stage.cut.keep for stage in stages if stage.cut.stage == "features")
         for image in shape.images:
-            size, kept = image.tokens, self._declared(shape, image.tokens) - 1
+            size, kept = image.tokens, keep.count(shape, image.tokens, image.tokens) - 1
             sizes = {
                 ("class_scores", "ranking"): (1, width, size + 1),
                 ("cosines", "merging"): (kept, width, size),

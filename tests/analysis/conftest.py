@@ -28,7 +28,9 @@ def make_record(method="full", task="synthetic_colour", value=0.8, **changes):
     fields = {
         "kind": "evaluation",
         "model": ModelInfo(changes.pop("model", "synthetic-model"), "sha256:w", 4, 64, 16),
-        "method": MethodInfo(method, parameters={"seed": 0}, budget=budget),
+        "method": method
+        if isinstance(method, MethodInfo)
+        else MethodInfo(method, parameters={"seed": 0}, budget=budget),
         "task": TaskInfo(task, "synthetic", "test", dataset, "accuracy", True, 1.0, 40),
         "scores": {"accuracy": Score(value, 0.05, 40)},
         "counted": {

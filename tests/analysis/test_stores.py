@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from dynllava.analysis import style
 from dynllava.analysis.pareto.data import groups, panel
 from dynllava.analysis.points.measured import latest, measured_points, read_stores, sample_score
 
 from dynllava.cli import main
-from dynllava.records import Measured
+from dynllava.records import Measured, MethodInfo
 
 
 def append(folder, line):
@@ -130,3 +131,31 @@ def test_missing_samples_file_is_one_clear_line(store, record, capsys):
 )
 def test_sample_scores(sample, score):
     assert sample_score(sample, "accuracy") == score
+
+
+def test_runs_whose_parameters_differ_are_curves_of_their_own_whatever_their_labels(store, record):
+    """Each came from a run of its own, which had nothing to tell it from."""
+    parameters = [{"k": 2, "keep_ratio": 0.3}, {"k": 2, "keep_ratio": 0.2}, {"k": 5}]
+    methods = [
+        MethodInfo("fastv", label, own, budget)
+        for label, own, budget in zip(
+            ("fastv 8", "fastv 6", "fastv 8"), parameters, (8.0, 6.0, 8.0), strict=True
+        )
+    ]
+    other = MethodInfo("fastv", "by hand", {"k": 4}, 8.0)
+    folder = store("one", [(record(method=item), None) for item in (*methods, other)])
+    points = measured_points(read_stores(folder)[0])
+    assert [(point.curve, point.label) for point in points] == [
+        ("fastv k=2", "fastv k=2 8"),
+        ("fastv k=2", "fastv k=2 6"),
+        ("fastv k=5", "fastv k=5 8"),
+        ("fastv k=4", "by hand"),
+    ]
+
+
+def test_forms_of_a_method_have_its_colour_and_differ_in_their_marks():
+    plain, other = style.look("fastv"), style.look("fastv k=5")
+    assert other.colour == plain.colour
+    assert (other.marker, other.dashes) != (plain.marker, plain.dashes)
+    assert style.name("fastv k=5") == "FastV k=5"
+    assert style.look("prumerge") != style.look("prumerge+")

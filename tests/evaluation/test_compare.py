@@ -24,6 +24,15 @@ def test_one_cell_per_method_without_budgets():
     assert found == [Cell("full"), Cell("uniform", {"layer": 3})]
 
 
+def test_cells_of_one_grid_have_labels_of_their_own_where_parameters_differ():
+    names = ["full", "prumerge", "prumerge:plus=true", "fastv:k=2", "fastv:k=3", "random"]
+    found = grid.cells(names, [192, 128], {}, LLAVA_15_7B, seeds=2)
+    assert list(dict.fromkeys(map(str, found))) == [
+        *("full", "prumerge 192", "prumerge 128", "prumerge+ 192", "prumerge+ 128"),
+        *("fastv k=2 192", "fastv k=2 128", "fastv 192", "fastv 128", "random 192", "random 128"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

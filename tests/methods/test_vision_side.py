@@ -14,6 +14,7 @@ from tiny import batch, pixels, prompts, tiny_model
 from dynllava.conformance import CaseResult, vision_side
 from dynllava.costs import ledger
 from dynllava.costs.counters import flop_counter
+from dynllava.costs.realised import Realised
 from dynllava.costs.spec import PRESETS, spec_from_config
 from dynllava.engine.rows import ImageView
 from dynllava.errors import UserError
@@ -262,16 +263,22 @@ def test_a_prompt_from_pixels_costs_exactly_what_the_ledger_says(name):
     assert total == ledger.total(ledger.entries(ledger.Run(spec, method, shape), "prefill"))
 
 
-@pytest.mark.parametrize("plus", [False, True])
-def test_the_adaptive_form_costs_what_the_fixed_one_of_its_realised_length_does(plus):
+@pytest.mark.parametrize(
+    "method",
+    [create("prumerge"), create("prumerge", plus=True), create("hired", spatial=0.3)],
+    ids=["prumerge", "prumerge+", "hired-spatial"],
+)
+def test_counts_that_depend_on_the_image_cost_what_the_ledger_of_their_number_says(method):
     model = tiny_model(kv_heads=2)
+    wrong, seen = 0, set()
     for seed in range(20):
-        total, spec, shape = counted_and_run(model, create("prumerge", plus=plus), seed)
-        kept = model.last_report.image_tokens[0] - 1
-        if 0 < kept < 16:
-            break
-    same = create("prumerge", ratio=kept / 16)
-    assert total == ledger.total(ledger.entries(ledger.Run(spec, same, shape), "prefill"))
+        total, spec, shape = counted_and_run(model, method, seed)
+        rows = model.last_report.image_tokens[0]
+        seen.add(rows)
+        run = ledger.Run(spec, Realised(method, rows), shape)
+        wrong += total != ledger.total(ledger.entries(run, "prefill"))
+    assert not wrong
+    assert len(seen) > 1
 
 
 def test_the_towers_sizes_are_known_to_closed_forms():
