@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
+
+from dynllava import methods
+from dynllava.methods.plugins import methods_in
 
 ROOT = Path(__file__).parents[1]
 PLACES = {
@@ -166,3 +170,75 @@ def test_no_module_imports_itself_over_others():
 )
 def test_circles_are_found(graph, expected):
     assert circles(graph) == expected
+
+
+# ---------------------------------------------------------------------- methods' names
+
+NAMES_LIVE_IN = ("methods", "published", "paper", "conformance")
+"""Rooms that are about methods by name."""
+NAMES_ALLOWED: dict[str, dict[str, str]] = {
+    "dynllava.plan.names": {
+        "full": "the dense model's name, for all rooms",
+        "dynamic_llava": "the name of the trained predictors, for all rooms",
+    },
+    "dynllava.analysis.style": {"*": "colours, markers and printed names"},
+    "dynllava.timing.targets": {
+        name: "targets are set for a method" for name in ("fastv", "sparsevlm", "h2o")
+    },
+    "dynllava.costs.conventions": {
+        name: "how that paper counts" for name in ("fastv", "pyramiddrop")
+    },
+    "dynllava.embedded.evaluate": {"full": "a condition of the embedded model's own evaluation"},
+    "dynllava.costs.spec": {"full": "a value of transformers' vision_feature_select_strategy"},
+    "dynllava.models.checkpoints": {
+        "full": "a value of transformers' vision_feature_select_strategy"
+    },
+    "dynllava.models.layout": {"full": "a value of transformers' vision_feature_select_strategy"},
+    "dynllava.models.layouts": {"dynamic_llava": "model_type of our model class"},
+    "dynllava.models.modeling": {"dynamic_llava": "what a checkpoint with predictors runs"},
+    "dynllava.records.lmms_eval_results": {"dynamic_llava": "what lmms-eval calls our model"},
+    "lmms_eval_dynllava": {"dynamic_llava": "what lmms-eval calls our model"},
+}
+"""Module -> {literal: why it may stand there}."""
+
+
+def method_names(source: str, names: set[str]) -> set[str]:
+    """Return the string literals of a module that are, or begin like, a method's text."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {node.value.partition(":")[0]} & names
+    return found
+
+
+def test_methods_are_named_in_their_rooms_only():
+    names = set(methods.names())
+    found = []
+    for module, path in MODULES.items():
+        if room(module) in NAMES_LIVE_IN:
+            continue
+        allowed = NAMES_ALLOWED.get(module, {})
+        literals = method_names(path.read_text(encoding="utf-8"), names)
+        if "*" not in allowed:
+            found += [f"{module}: {name}" for name in sorted(literals - set(allowed))]
+    assert found == []
+
+
+def test_no_exception_is_left_over():
+    names = set(methods.names())
+    for module, allowed in NAMES_ALLOWED.items():
+        assert all(allowed.values())
+        literals = method_names(MODULES[module].read_text(encoding="utf-8"), names)
+        assert "*" in allowed or literals == set(allowed), module
+
+
+def test_a_method_named_elsewhere_is_noticed():
+    source = (
+        'def f(x):\n    """About fastv."""\n    return x.name == "fastv" or x == "h2o:heavy=0.2"'
+    )
+    assert method_names(source, {"fastv", "h2o", "sparsevlm"}) == {"fastv", "h2o"}
+
+
+def test_shared_modules_hold_no_method():
+    for name in methods.SHARED:
+        assert methods_in(importlib.import_module(f"dynllava.methods.{name}")) == []

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from dynllava import methods
 from dynllava.costs.kv import entry_bytes
 from dynllava.costs.ledger import Run
 from dynllava.costs.spec import load_spec
+from dynllava.methods.presets import KV_GROWTH
 
 TEXT_TOKENS = 56
 """Text tokens of a prompt of LVIS-VQA, single round (table 8)."""
-
-_SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("full", "Dense", {}),
-    ("fastv", "FastV k=3, keep 25 %", {"k": 3, "keep_ratio": 0.25}),
-    ("sparsevlm", "SparseVLM", {}),
-    ("h2o", "H2O", {}),
-    ("structure", "Structure", {}),
-    ("dynamic_llava", "Dynamic-LLaVA", {}),
-)
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ def growth(model: str = "llava-1.5-7b", most: int = 2000, step: int = 10) -> lis
     unit = entry_bytes(spec.dims, "float16")
     outputs = tuple(range(0, most + 1, step))
     found = []
-    for name, label, parameters in _SETTINGS:
+    for name, label, parameters in KV_GROWTH:
         if name not in methods.names():
             continue
         run = Run(spec, methods.create(name, **parameters), spec.prompt(TEXT_TOKENS))

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from dynllava.plan.names import FULL
+
 from .. import style
 from ..points import names as benchmarks
 from ..points.values import AXES, cost_kind, display_unit
@@ -205,7 +207,7 @@ def _is_outlier(shown: Panel, mark: Mark) -> bool:
 def _legend_entries(panels: Sequence[Panel]) -> list[tuple[str, str]]:
     """Return (origin, curve) pairs to explain: dense first, then by name."""
     found = {(mark.point.origin, mark.point.curve) for shown in panels for mark in shown.marks}
-    return sorted(found, key=lambda item: (item[1] != "full", style.name(item[1]), item[0]))
+    return sorted(found, key=lambda item: (item[1] != FULL, style.name(item[1]), item[0]))
 
 
 def _legend_rows(panels: Sequence[Panel], columns: int) -> int:
@@ -223,7 +225,7 @@ def _legend(figure: Any, panels: Sequence[Panel], columns: int) -> None:
         look = style.look(curve)
         kind = {"published": "published", "measured": "own run"}[origin]
         label = style.name(curve) + (f" ({kind})" if len(origins) > 1 else "")
-        dense = curve == "full"
+        dense = curve == FULL
         handles.append(
             Line2D(
                 [], [], color=look.colour, marker=look.marker, ms=6, mew=1.4, lw=1.3,

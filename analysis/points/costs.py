@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from dynllava.costs.conventions import eq13_decode_tflops, eq13_prefill_tflops
 from dynllava.errors import UserError
+from dynllava.published import labels
 
 Segments = list[tuple[int, int]]
-
-SPARSE_LAYER = 2
-"""Dense layers of the published Dynamic-LLaVA models."""
 
 KV_BYTES_PER_ELEMENT = 2
 """The published models run in half precision."""
@@ -36,11 +34,6 @@ def size_of(name: str) -> Size:
     return SIZES[match.group(1)]
 
 
-def parameters(text: str | None) -> dict[str, float]:
-    """Return the numbers of text such as ``"k=3,r=0.75"`` (empty for None)."""
-    return {key: float(value) for key, value in re.findall(r"(\w+)=([0-9.]+)", text or "")}
-
-
 def image_segments(method: str, size: Size, image_tokens: int, base: int = 576) -> Segments:
     """Return (layers, image tokens) of a published row.
 
@@ -54,21 +47,8 @@ def image_segments(method: str, size: Size, image_tokens: int, base: int = 576) 
     base : int
         Image tokens before sparsification (144 for TokenPacker).
     """
-    if "fastv" in method:
-        dense = int(parameters(method)["k"])
-        return [(dense, base), (size.layers - dense, image_tokens)]
-    if "dynamic" in method:
-        return [(SPARSE_LAYER, base), (size.layers - SPARSE_LAYER, image_tokens)]
-    return [(size.layers, image_tokens)]
-
-
-def kept_image_tokens(method: str, base: int = 576, keep: float = 0.2) -> int:
-    """Return the image tokens that a method of the generation tables keeps."""
-    if "fastv" in method:
-        return round(base * (1 - parameters(method.partition("+")[0])["r"]))
-    if "dynamic" in method:
-        return int(base * keep)
-    return base
+    dense = labels.image_layers(method)
+    return [(dense, base)] * bool(dense) + [(size.layers - dense, image_tokens)]
 
 
 def prefill_tflops(size: Size, segments: Segments) -> float:
@@ -82,13 +62,13 @@ def decode_tflops(method: str, size: Size, total: float, computing: float) -> fl
     Dynamic-LLaVA's first layers compute all output tokens; the static baselines drop them in
     every layer.
     """
-    dense = SPARSE_LAYER if "dynamic" in method else 0
+    dense = labels.dense_layers(method)
     return eq13_decode_tflops(size.hidden, size.layers, int(total), int(computing), dense)
 
 
 def output_kv_bytes(method: str, size: Size, total: float, computing: float) -> int:
     """Return the bytes of the keys and values stored for the output tokens."""
-    dense = SPARSE_LAYER if "dynamic" in method else 0
+    dense = labels.dense_layers(method)
     tokens = dense * int(total) + (size.layers - dense) * int(computing)
     return 2 * size.hidden * KV_BYTES_PER_ELEMENT * tokens
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.methods import learned
 from dynllava.methods.titles import Named, titles
 from dynllava.records import RecordStore, RunRecord
 from dynllava.records.store import FILE_NAME
@@ -210,7 +211,7 @@ def _joins(cost: RunRecord, evaluation: RunRecord) -> bool:
         return False
     if (cost.model.name, cost.method.name) != (evaluation.model.name, evaluation.method.name):
         return False
-    return cost.method.name == "full" or cost.method.parameters == evaluation.method.parameters
+    return cost.method.is_dense or cost.method.parameters == evaluation.method.parameters
 
 
 def _point(items: list[Stored], curve: str, others: list[RunRecord], samples: bool) -> Point:
@@ -264,10 +265,8 @@ def curves(records: Iterable[RunRecord]) -> list[str]:
 
 def _weights(record: RunRecord) -> str:
     """Return what a curve's name ends with on tuned weights without need."""
-    own = record.method.name.split("+")
-    return (
-        ", tuned weights" if record.model.weights == "tuned" and "dynamic_llava" not in own else ""
-    )
+    tuned = record.model.weights == "tuned" and not learned(record.method.name)
+    return ", tuned weights" if tuned else ""
 
 
 def _label(record: RunRecord, curve: str) -> str:
@@ -282,7 +281,7 @@ def method_label(record: RunRecord) -> str:
     """Return what plots and tables call the record's method."""
     if record.method.label.strip():
         return record.method.label.strip()
-    if record.method.name == "full" or record.method.budget is None:
+    if record.method.is_dense or record.method.budget is None:
         return record.method.name
     return f"{record.method.name} {record.method.budget:g}"
 

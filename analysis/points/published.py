@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from dynllava.published import labels
 from dynllava.published import tables as published
 
 from . import costs
@@ -16,16 +17,16 @@ from . import names as benchmarks
 from .values import Cost, Point, Value
 
 MODELS = ("llava-1.5-7b", "llava-1.5-13b")
-SOURCES = ("dynamic-llava", "restore", "fastv")
+SOURCES = (published.PAPER_KEY, published.RESTORE_KEY, published.FASTV_KEY)
 _SCORES = (*benchmarks.PAPER12, "mme")
 _TEXT_TOKENS, _OUTPUT_TOKENS = 56, 159
 
 
 def published_points(source: str, model: str) -> list[Point]:
     """Return the points of one study on one model (empty if it has none)."""
-    if source == "restore":
+    if source == published.RESTORE_KEY:
         return _restore() if model == MODELS[0] else []
-    if source == "fastv":
+    if source == published.FASTV_KEY:
         return _fastv_readme(model)
     points = _understanding(model)
     if model == MODELS[0]:
@@ -56,19 +57,13 @@ def _understanding(model: str) -> list[Point]:
                     "published",
                     f"{published.DYNAMIC_LLAVA}, tables 1, 11, 12",
                     model,
-                    _curve(row["method"], variant),
+                    labels.curve(row["method"], variant),
                     label,
                     _scores(row) | extra.get(label, {}),
                     _row_costs(model, label, row["image_tokens"]) | _latency(model, label),
                 )
             )
     return points
-
-
-def _curve(method: str, variant: str) -> str:
-    if method == "dynamic_llava":
-        return f"{method} {variant}"
-    return f"{method} (trained)" if "trained" in variant else method
 
 
 def _row_costs(model: str, label: str, tokens: published.Printed | None) -> dict[str, Cost]:
@@ -84,7 +79,7 @@ def _computed_outputs(model: str, label: str) -> int:
 
     H2O computes every token; what its table 3 row counts is what the cache keeps.
     """
-    if label.startswith("h2o"):
+    if labels.evicts(label):
         return _OUTPUT_TOKENS
     for row in published.table(3):
         if (row["benchmark"], row["model"], row["method"]) == ("lvis_vqa_single", model, label):
@@ -95,11 +90,11 @@ def _computed_outputs(model: str, label: str) -> int:
 def _segment_costs(
     size: costs.Size, segments: costs.Segments, label: str, computed: int
 ) -> dict[str, Cost]:
-    dense = costs.SPARSE_LAYER if "dynamic" in label else 0
+    dense = labels.dense_layers(label)
     outputs = [(dense, _OUTPUT_TOKENS), (size.layers - dense, computed)]
     total: float = costs.context_kv_bytes(size, segments, _TEXT_TOKENS, outputs)
-    if label.startswith("h2o"):
-        given = costs.parameters(label)
+    if labels.evicts(label):
+        given = labels.numbers(label)
         full = int(given.get("k", 0))
         total = total * (full + given["r"] * (size.layers - full)) / size.layers
     note = "56 text and 159 output tokens"
@@ -133,18 +128,18 @@ def _keep_rates() -> list[Point]:
     for row in published.table(5):
         key = (row["context"], row["keep_rate"].text)
         # Table 1 holds the default rates already; language 0.5 anchors the second curve.
-        if key[0] == "full" or key == ("vision", "0.2"):
+        if labels.is_dense(key[0]) or key == ("vision", "0.2"):
             continue
-        segments = costs.image_segments("dynamic_llava I|T", size, int(row["image_tokens"].value))
+        segments = costs.image_segments(labels.IMAGE_AND_TEXT, size, int(row["image_tokens"].value))
         computed = int(row["language_tokens_ppl"].value)
-        cost = _segment_costs(size, segments, "dynamic_llava I|T", computed)
-        curve = "dynamic_llava I|T"
+        cost = _segment_costs(size, segments, labels.IMAGE_AND_TEXT, computed)
+        curve = labels.IMAGE_AND_TEXT
         if key[0] == "language":
             # All have the same prefill: on those axes the first curve says it all.
             cost = {name: cost[name] for name in ("decode_flops", "kv_bytes")}
-            curve = "dynamic_llava I|T, output keep rate"
+            curve = f"{labels.IMAGE_AND_TEXT}, output keep rate"
         source = f"{published.DYNAMIC_LLAVA}, tables 1, 11, 12"
-        label = f"dynamic_llava I|T, {key[0]} keep rate {key[1]} (tables 5, 16)"
+        label = f"{labels.IMAGE_AND_TEXT}, {key[0]} keep rate {key[1]} (tables 5, 16)"
         scores = _scores(row) | _scores(more[key])
         points.append(Point("published", source, model, curve, label, scores, cost))
     return points
@@ -174,7 +169,7 @@ def _fastv_readme(model: str) -> list[Point]:
     for row in published.fastv_latency():
         if row["model"] != model:
             continue
-        given = costs.parameters(row["method"])
+        given = labels.numbers(row["method"])
         tokens = round(576 * (1 - given.get("r", 0)))
         segments = costs.image_segments(row["method"], size, tokens)
         cost = _segment_costs(size, segments, row["method"], _OUTPUT_TOKENS)

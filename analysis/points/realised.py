@@ -58,11 +58,11 @@ def _prefill(points: Sequence[Point], point: Point, source: str) -> Share | None
     times = point.costs["ttft"].value / dense.costs["ttft"].value
     costs = point.costs["prefill_flops"].value / dense.costs["prefill_flops"].value
     value = realised_share(times, costs)
-    where = "FastV README" if source == "fastv" else "table 14"
+    where = "FastV README" if source == published.FASTV_KEY else "table 14"
     note = f"time {times - 1:+.0%}, Eq. 13 {costs - 1:+.0%}"
     label = f"{point.label}, 13B ({where})"
     return Share(label, point.curve, "prefill", value, times > 1, note, published.FASTV
-                 if source == "fastv" else point.source)  # fmt: skip
+                 if source == published.FASTV_KEY else point.source)  # fmt: skip
 
 
 def measured_shares(stored: Sequence[Stored]) -> list[Share]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
+from dynllava.plan.names import FULL
+
 from . import names as benchmarks
 
 
@@ -146,7 +148,7 @@ class Point:
     @property
     def is_dense(self) -> bool:
         """Whether this is the unpruned model."""
-        return self.curve == "full"
+        return self.curve == FULL
 
 
 def dense_of(points: Iterable[Point], point: Point) -> Point | None:

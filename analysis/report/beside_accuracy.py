@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dynllava.methods.presets import BLIND
 from dynllava.records import RunRecord
 from dynllava.uncertainty.flips import agreement, flips
 from dynllava.uncertainty.retained import Retained, Triple, retained_gain
@@ -163,11 +164,13 @@ def task_of(record: RunRecord) -> tuple[Any, ...]:
 
 
 def _is_dense(record: RunRecord) -> bool:
-    return record.method.name == "full" and record.model.weights != "tuned"
+    return record.method.is_dense and record.model.weights != "tuned"
 
 
 def _is_blind(record: RunRecord) -> bool:
-    blind = record.method.name == "no_image" and record.method.parameters.get("layer") == 0
+    name, parameters = BLIND
+    own = record.method.parameters
+    blind = record.method.name == name and parameters.items() <= own.items()
     return blind and record.model.weights != "tuned"
 
 

@@ -27,9 +27,9 @@ from . import overlay
 from .hardness import strata_table
 
 _STUDIES = {
-    "dynamic-llava": "Dynamic-LLaVA paper",
-    "restore": "RESTORE, three budgets",
-    "fastv": "FastV README",
+    published.PAPER_KEY: "Dynamic-LLaVA paper",
+    published.RESTORE_KEY: "RESTORE, three budgets",
+    published.FASTV_KEY: "FastV README",
     "own": "own runs",
 }
 

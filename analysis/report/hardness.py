@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dynllava.methods.presets import CONTROL
 from dynllava.uncertainty.strata import Stratum, by_runs
 
 from ..points.measured import Stored, latest, method_label
 from ..tables.cells import Cell, TableData
 from .beside_accuracy import Run, key, reader, takes_part, task_of
 
-CONTROL = "random"
 NOTE = (
     "Gain over random dropping at the same budget, in points of the score, [95 % interval] "
     "(items). An item is hard if the other seeds of random score under half on average; it is "

@@ -10,6 +10,8 @@ from html import escape
 from importlib import resources
 
 from dynllava import __version__
+from dynllava.methods.presets import CONTROL
+from dynllava.plan.names import FULL
 
 from .. import style
 from ..tables import render as table_render
@@ -105,7 +107,7 @@ _CHARTED = tuple(style.LOOKS)
 
 
 def _class(method: str) -> str:
-    name = method if method in _CHARTED else "random"
+    name = method if method in _CHARTED else CONTROL
     return f"m{_CHARTED.index(name)}"
 
 
@@ -207,7 +209,7 @@ def _samples(overlays: Sequence[Overlay]) -> str:
         )
     groups: dict[tuple[str, str], list[Overlay]] = {}
     # Dense first: the others are compared with it.
-    for item in sorted(overlays, key=lambda found: found.method != "full"):
+    for item in sorted(overlays, key=lambda found: found.method != FULL):
         groups.setdefault((item.image, item.question), []).append(item)
     parts = [
         '<p class="quiet">Veiled patches were dropped before the last layer. Struck-through words '

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from dynllava.plan.names import FULL, LEARNED
+from dynllava.published import labels
 from dynllava.published import tables as published
 
 from ..points import costs
@@ -74,7 +76,7 @@ class Generation:
     @property
     def dense(self) -> int:
         """Layers that compute all output tokens."""
-        return costs.SPARSE_LAYER if "dynamic" in self.method else 0
+        return labels.dense_layers(self.method)
 
     def tflops(self, more: float = 0.0) -> float:
         """Return Eq. 13's TFLOPs with ``more`` tokens than printed in both counts."""
@@ -101,10 +103,10 @@ def generation(row: dict[str, Any], run: str) -> Generation | None:
     total, computing = row[f"total_tokens_{run}"], row[f"computing_tokens_{run}"]
     if total is None or computing is None:
         return None
-    method = row.get("method") or ("full" if row["context"] == "full" else "dynamic_llava")
+    method = row.get("method") or (FULL if labels.is_dense(row["context"]) else LEARNED)
     size = costs.size_of("7b" if "context" in row else row.get("model") or row["method"])
     # H2O evicts from the cache and computes every token.
-    computed = total.value if "h2o" in method else computing.value
+    computed = total.value if labels.evicts(method) else computing.value
     return Generation(method, size, total.value, computed)
 
 
@@ -113,7 +115,7 @@ def decode_reason(row: dict[str, Any], run: str) -> str:
     found, printed = generation(row, run), row[f"decode_tflops_{run}"]
     if found is None or printed is None:
         return ""
-    if "h2o" in found.method:
+    if labels.evicts(found.method):
         return H2O_TOKENS
     half = 0.5 * 10.0**-printed.decimals
     if found.tflops(-0.5) <= printed.value + half and printed.value - half <= found.tflops(0.5):
@@ -150,7 +152,9 @@ def teacher_forced_variance(benchmark: str) -> Interval | None:
     low, high = 0.0, math.inf
     for row in published.table(3):
         found, printed = generation(row, "ppl"), row["decode_tflops_ppl"]
-        dense = found is not None and found.total == found.computing and "h2o" not in found.method
+        dense = (
+            found is not None and found.total == found.computing and not labels.evicts(found.method)
+        )
         if found is None or printed is None or row["benchmark"] != benchmark or not dense:
             continue
         needed = found.variance(printed)
@@ -167,7 +171,7 @@ def kv_reason(row: dict[str, Any], run: str) -> str:
     found, printed = generation(row, run), row[f"kv_mem_mb_{run}"]
     if found is None or printed is None:
         return ""
-    every = costs.output_kv_bytes("full", found.size, found.total, found.total) / 1e6
+    every = costs.output_kv_bytes(FULL, found.size, found.total, found.total) / 1e6
     return KV_SOURCE if printed.value > _KV_LIMIT * every else MEASURED_KV
 
 

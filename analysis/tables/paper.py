@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dynllava.published import labels
 from dynllava.published import tables as published
 
 from .. import style
@@ -164,9 +165,9 @@ def _token_statistics(data: published.PublishedTable, with_ours: bool) -> TableD
         cells = [Cell(row["quantity"])]
         for task in tasks:
             images, out = image[task], outputs[task]
-            if "fastv" in row["quantity"]:
+            if labels.cuts_at_its_k(row["quantity"]):
                 images = round(images * 0.25)
-            elif "dynamic" in row["quantity"]:
+            elif labels.is_learned(row["quantity"]):
                 images, out = int(images * 0.2), KEPT_OUTPUTS.get(task, out)
             elif "total" not in row["quantity"] and "13b" not in row["quantity"]:
                 cells.append(published_cell(row[task]))

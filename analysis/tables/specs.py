@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dynllava.costs.conventions import TABLE10_MISMATCHES, parse_segments
+from dynllava.plan.names import FULL
+from dynllava.published import labels
 
 from ..points import costs
 from . import eq13_gaps
@@ -42,7 +44,7 @@ class Spec:
     formulas: dict[str, Formula] = field(default_factory=dict)
     exploded: tuple[str, ...] = ()
     group: Callable[[Row], object] = lambda row: None
-    dense: Callable[[Row], bool] = lambda row: row.get("method") == "full"
+    dense: Callable[[Row], bool] = lambda row: labels.is_dense(row.get("method", ""))
     reasons: Callable[[Row, str, float], str] = lambda row, column, ratio: ""
     notes: tuple[str, ...] = ()
     scores: bool = True
@@ -73,7 +75,7 @@ def _prefill_generation(row: Row) -> float:
     tokenpacker = "tokenpacker" in method
     base = 144 if tokenpacker else 576
     size = _size(row)
-    kept = costs.kept_image_tokens(method, base, keep=0.4 if tokenpacker else 0.2)
+    kept = labels.kept_image_tokens(method, base, keep=0.4 if tokenpacker else 0.2)
     return costs.prefill_tflops(size, costs.image_segments(method, size, kept, base))
 
 
@@ -121,7 +123,7 @@ _GENERATION_NOTES = (
 
 def _image_tokens(row: Row) -> float:
     keep = row["keep_rate"].value if row["context"] == "vision" else 0.2
-    return 576 if row["context"] == "full" else int(576 * keep)
+    return 576 if labels.is_dense(row["context"]) else int(576 * keep)
 
 
 def _segments(row: Row) -> float:
@@ -139,9 +141,9 @@ def _table12_reason(row: Row, column: str, ratio: float) -> str:
     size = _size(row)
 
     def tflops(tokens: float) -> float:
-        dense = eq13_gaps.Generation("full", costs.Size(size.hidden, costs.SPARSE_LAYER), 576, 576)
-        rest = costs.Size(size.hidden, size.layers - costs.SPARSE_LAYER)
-        return dense.tflops() + eq13_gaps.Generation("full", rest, tokens, tokens).tflops()
+        dense = eq13_gaps.Generation(FULL, costs.Size(size.hidden, labels.SPARSE_LAYER), 576, 576)
+        rest = costs.Size(size.hidden, size.layers - labels.SPARSE_LAYER)
+        return dense.tflops() + eq13_gaps.Generation(FULL, rest, tokens, tokens).tflops()
 
     needed = eq13_gaps.tokens_for(row[column].value, tflops, 576)
     return (
@@ -191,7 +193,7 @@ SPECS: dict[int, Spec] = {
             notes=_GENERATION_NOTES),
     4: Spec(("model", "method", "batch_size"), scores=False, notes=(_MEASURED,)),
     5: Spec(("context", "keep_rate", "language_tokens_ppl", "language_tokens_meteor"),
-            {"image_tokens": _image_tokens}, dense=lambda row: row["context"] == "full",
+            {"image_tokens": _image_tokens}, dense=lambda row: labels.is_dense(row["context"]),
             reasons=lambda *_: "int(576 x 0.8) truncates 460.8, as the official code does; the "
             "table rounds",
             notes=("Language tokens are what the trained predictor kept: data, not computed.",)),
@@ -215,10 +217,10 @@ SPECS: dict[int, Spec] = {
     14: Spec(("model", "method", "batch_size", "generated_tokens"), scores=False,
              notes=(_MEASURED,)),
     15: Spec(("method", "hardware"), scores=False, notes=(_MEASURED,)),
-    16: Spec(("context", "keep_rate"), dense=lambda row: row["context"] == "full"),
+    16: Spec(("context", "keep_rate"), dense=lambda row: labels.is_dense(row["context"])),
     17: Spec(("context", "keep_rate", "benchmark", "total_tokens_ppl", "total_tokens_meteor",
               "computing_tokens_ppl", "computing_tokens_meteor"), dict(_GENERATION),
              tuple(_GENERATION), lambda row: row["benchmark"],
-             lambda row: row["context"] == "full", _generation_reason, _GENERATION_NOTES),
+             lambda row: labels.is_dense(row["context"]), _generation_reason, _GENERATION_NOTES),
 }  # fmt: skip
 """All tables but table 8, whose rows are computed from one another (see ``tables``)."""

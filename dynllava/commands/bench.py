@@ -13,10 +13,10 @@ import time
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.methods.presets import MEASURED
 
 HELP = "measure speed against the dense model, and how much of the counted saving is real"
 
-DEFAULT_METHODS = ("full", "dynamic_llava", "fastv", "sparsevlm", "h2o")
 DEFAULT_STORE = "results/bench"
 LARGEST_BATCH = 65_536
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=list(DEFAULT_METHODS),
+        default=list(MEASURED),
         metavar="NAME[:PARAMETER=VALUE,...]",
         help="what is compared with the dense stock model",
     )

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynllava.errors import UserError
+from dynllava.methods import learned
+from dynllava.methods.presets import COMPARED
 
 if TYPE_CHECKING:
     from dynllava.costs.spec import ModelSpec
@@ -46,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=["full", "dynamic_llava"],
+        default=list(COMPARED),
         metavar="METHOD",
         help="names, with parameters if wanted: fastv:k=2,keep_ratio=0.25+h2o:heavy=0.25",
     )
@@ -150,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         if not tasks:
             raise UserError("--no-judge leaves no task: accepted is at least one without a judge")
     chosen = weights.parts(args.pretrained, args.methods, args.dense, args.on_tuned)
-    if not chosen[0].role and any(weights.needs_tuned(name) for name in args.methods):
+    if not chosen[0].role and any(learned(name) for name in args.methods):
         print(
             f"note: every row runs on the weights of {args.pretrained}, tuned with its predictors; "
             "--dense MODEL puts the dense row and the baselines on dense weights",

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dynllava.errors import UserError
+from dynllava.methods.presets import DEMO, DEMO_PARAMETERS
+from dynllava.plan.names import FULL
 
 if TYPE_CHECKING:
     from dynllava.costs.spec import ModelSpec
@@ -20,10 +22,7 @@ if TYPE_CHECKING:
     from dynllava.records import RunRecord
 
 HELP = "compare methods on the embedded suite: curves, tables, report"
-METHODS = ("dynamic_llava", "fastv", "sparsevlm", "h2o", "uniform", "no_image")
 BUDGETS = (60.0, 96.0)
-# At the defaults of larger models these cut too late for a model of six layers.
-PARAMETERS = {"fastv": {"k": 2}}
 SHOWN = (("caption", 0), ("attribute", 0), ("counting", 1))
 """Samples of the test split (family, number) whose kept tokens the report shows."""
 
@@ -35,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
     parser.add_argument("--limit", type=int, default=60, help="samples per task family")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="methods besides dense")
+    parser.add_argument("--methods", nargs="+", default=list(DEMO), help="methods besides dense")
     parser.add_argument(
         "--budgets",
         nargs="+",
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     before.check_request(["embedded"], args.budgets, args.limit, [], args.out)
     methods = args.methods
-    parameters = {name: PARAMETERS[name] for name in methods if name in PARAMETERS}
+    parameters = {name: DEMO_PARAMETERS[name] for name in methods if name in DEMO_PARAMETERS}
     store = args.out / "results"
 
     def load(part: weights.Part) -> ModelRunner:
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         _overlays(runner, grid, store)
         return found
 
-    chosen = weights.parts(args.pretrained, ["full", *methods])
+    chosen = weights.parts(args.pretrained, [FULL, *methods])
     records = weights.run_parts(chosen, load, grid, sweep)
     written = _write(args.out, store)
     print(summary(records, RecordStore(store)))

@@ -11,6 +11,8 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from dynllava.plan.names import LEARNED
+
 if TYPE_CHECKING:
     from dynllava.costs.ledger import Run
     from dynllava.costs.quantities import Options, Quantity
@@ -29,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--method",
-        default="dynamic_llava",
+        default=LEARNED,
         help="see 'dynllava methods'; with parameters if wanted: fastv:k=2,keep_ratio=0.25",
     )
     what.add_argument(

@@ -11,9 +11,9 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 from dynllava.methods.base import Method
+from dynllava.published import labels
 
 from . import kv, roofline
 from .devices import GIB, load_device
@@ -53,22 +53,10 @@ class Comparison:
 
 
 def method_of_label(label: str) -> Method:
-    """Return the method that a row of the published tables names.
-
-    FastV's ``r`` is the share of image tokens removed; H2O's ``r`` the share of the cache kept.
-    """
+    """Return the method that a row of the published tables names."""
     from dynllava import methods
 
-    name, _, rest = label.strip().partition(" ")
-    values = dict(item.split("=") for item in rest.split(",") if "=" in item)
-    if name == "dynamic_llava":
-        return methods.create(name, output_keep_rate=0.5 if rest == "I|T" else 1.0)
-    parameters: dict[str, Any] = {}
-    if name == "fastv":
-        parameters = {"k": int(values["k"]), "keep_ratio": 1 - float(values["r"])}
-    elif name == "h2o":
-        half = float(values["r"]) / 2
-        parameters = {"heavy": half, "recent": half}
+    name, parameters = labels.method_of(label)
     return methods.create(name, **parameters)
 
 

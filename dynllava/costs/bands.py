@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dynllava.published.labels import is_dense
+
 from .against_published import Comparison, compare
 from .devices import GIB
 
@@ -44,7 +46,7 @@ def _ratios() -> tuple[dict[Regime, list[float]], dict[tuple[str, bool], list[fl
         if row.ratio is None:
             continue
         large = row.batch >= LARGE_BATCH
-        sparse = row.method != "full"
+        sparse = not is_dense(row.method)
         times.setdefault((row.mode, large, sparse), []).append(row.ratio)
         dense = next((item for item in rows if _is_dense_of(item, row)), None)
         if sparse and dense is not None and dense.ratio is not None:
@@ -54,7 +56,7 @@ def _ratios() -> tuple[dict[Regime, list[float]], dict[tuple[str, bool], list[fl
 
 def _is_dense_of(item: Comparison, row: Comparison) -> bool:
     same = (item.table, item.model, item.batch, item.quantity)
-    return item.method == "full" and same == (row.table, row.model, row.batch, row.quantity)
+    return is_dense(item.method) and same == (row.table, row.model, row.batch, row.quantity)
 
 
 def time_band(mode: str, batch: int, sparse: bool) -> Band | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dynllava import methods
 from dynllava.output.tables import Table, quantity
+from dynllava.plan.names import FULL
 
 from . import bands, flops, kv, ledger, roofline
 from .quantities import Options
@@ -42,7 +43,7 @@ class Grid:
                 quantity(stored, "byte"),
                 "-" if seconds is None else quantity(seconds, "s"),
                 "-"
-                if seconds is None or method == "full"
+                if seconds is None or method == FULL
                 else bands.speedup_text(baseline / seconds, mode, batch),
             )
             for model, method, mode, flop, dense, stored, seconds, baseline, batch in self.rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynllava.plan.names import FULL
 from dynllava.records import Counted, Environment, MethodInfo, ModelInfo, RunRecord
 
 from . import ledger
@@ -24,7 +25,7 @@ def model_info(run: ledger.Run, checkpoint_hash: str | None = None) -> ModelInfo
 
 def method_info(run: ledger.Run) -> MethodInfo:
     """Return the record's method."""
-    return MethodInfo(run.method.name or "full", parameters=run.method.parameters())
+    return MethodInfo(run.method.name or FULL, parameters=run.method.parameters())
 
 
 def counted(run: ledger.Run, items: Sequence[Quantity]) -> dict[str, Counted]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynllava.output.tables import Table, quantity
+from dynllava.plan.names import FULL
 
 from . import bands, conventions, ledger
 from .against_published import DEVICE, DTYPE, TEXT_TOKENS, Comparison
@@ -27,7 +28,7 @@ def describe(run: ledger.Run, options: Options) -> dict[str, Any]:
     """Return what was profiled, as plain values."""
     return {
         "model": run.spec.name,
-        "method": run.method.name or "full",
+        "method": run.method.name or FULL,
         "parameters": run.method.parameters(),
         "text_tokens": run.shape.total - run.shape.image,
         "image_tokens": run.shape.image,
@@ -87,7 +88,7 @@ def _overhead_note() -> str:
 def _checked(run: ledger.Run, items: Sequence[Quantity]) -> Table:
     """Return what published runs took beside their estimates, and speed-ups with that range."""
     seconds = {(item.mode, item.name): item.value for item in items if item.section == "time"}
-    sparse = run.method.name != "full"
+    sparse = run.method.name != FULL
     rows = []
     for mode in dict.fromkeys(mode for mode, _ in seconds):
         band = bands.time_band(mode, run.batch, sparse)

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
+from dynllava import methods
 from dynllava.costs.spec import ModelSpec, spec_from_config
 from dynllava.errors import UserError
 from dynllava.methods.base import Method
@@ -113,8 +114,8 @@ class ModelRunner:
         UserError
             If the parameters do not fit, or the method needs predictors that were never trained.
         """
-        if name == "dynamic_llava" and not self.trained:
-            raise UserError(f"{self.info.name} has no trained predictors, so no dynamic_llava")
+        if methods.learned(name) and not self.trained:
+            raise UserError(f"{self.info.name} has no trained predictors, so no {name}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             self.model.set_method(name, **params)

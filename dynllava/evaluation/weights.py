@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from dynllava.costs.spec import ModelSpec
 from dynllava.errors import UserError
+from dynllava.methods import learned
 from dynllava.records import RunRecord
 
 from .runner import ModelRunner
@@ -41,11 +42,6 @@ class Part:
     methods: tuple[str, ...]
 
 
-def needs_tuned(method: str) -> bool:
-    """Return whether a method (name, or text with parameters) needs trained predictors."""
-    return any(part.partition(":")[0] == "dynamic_llava" for part in method.split("+"))
-
-
 def parts(
     pretrained: str, methods: Sequence[str], dense: str | None = None, on_tuned: Sequence[str] = ()
 ) -> list[Part]:
@@ -72,9 +68,9 @@ def parts(
         if on_tuned:
             raise UserError("--on-tuned compares two kinds of weights: give --dense MODEL too")
         return [Part(pretrained, "", tuple(methods))]
-    tuned = [name for name in methods if needs_tuned(name)]
+    tuned = [name for name in methods if learned(name)]
     found = [
-        Part(dense, DENSE, tuple(name for name in methods if not needs_tuned(name))),
+        Part(dense, DENSE, tuple(name for name in methods if not learned(name))),
         Part(pretrained, TUNED, tuple(dict.fromkeys([*tuned, *on_tuned]))),
     ]
     return [part for part in found if part.methods]
@@ -126,6 +122,6 @@ def _sizes(spec: ModelSpec) -> tuple[int, ...]:
 
 def label(part: Part, cell: Cell) -> Cell:
     """Return the cell, labelled where its method runs on the tuned weights without need."""
-    if part.role != TUNED or needs_tuned(cell.method):
+    if part.role != TUNED or learned(cell.method):
         return cell
     return replace(cell, label=f"{cell}, {TUNED} weights")

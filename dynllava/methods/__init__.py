@@ -15,6 +15,23 @@ from dynllava.errors import UserError
 
 from .base import Method
 
+SHARED = frozenset(
+    {
+        "base",
+        "budget",
+        "checks",
+        "composition",
+        "parameters",
+        "patches",
+        "plugins",
+        "predictors",
+        "presets",
+        "smaller",
+        "titles",
+    }
+)
+"""Modules of this package that hold no method; some need torch, which listing methods does not."""
+
 _EXTERNAL: dict[str, type[Method]] = {}
 
 
@@ -46,6 +63,7 @@ def _own() -> dict[str, type[Method]]:
     modules = [
         importlib.import_module(f"{__name__}.{info.name}")
         for info in pkgutil.iter_modules(__path__)
+        if info.name not in SHARED
     ]
     return {cls.name: cls for module in modules for cls in methods_in(module)}
 
@@ -53,6 +71,13 @@ def _own() -> dict[str, type[Method]]:
 def names() -> list[str]:
     """Return the names of all methods."""
     return list(registry())
+
+
+def learned(text: str) -> bool:
+    """Return whether a method (a name, or a text with parameters) needs trained predictors."""
+    known = registry()
+    found = (known.get(part.partition(":")[0]) for part in text.split("+"))
+    return any(method.learned for method in found if method is not None)
 
 
 def create(text: str, **parameters: Any) -> Method:

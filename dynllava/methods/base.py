@@ -60,6 +60,8 @@ class Method:
     summary: ClassVar[str] = ""
     source: ClassVar[str] = ""
     certificate: ClassVar[str] = ""
+    #: Whether trained predictors of the checkpoint decide.
+    learned: ClassVar[bool] = False
     #: Whether a budget is met by ``rows`` x ``columns`` image tokens before layer 0.
     sets_grid: ClassVar[bool] = False
 

@@ -43,6 +43,7 @@ class DynamicLlava(Method):
     """
 
     name: ClassVar[str] = "dynamic_llava"
+    learned: ClassVar[bool] = True
     summary: ClassVar[str] = "learned image and output predictors after layer 2"
     source: ClassVar[str] = "arXiv 2412.00876, official repository Osilly/dynamic_llava"
     certificate: ClassVar[str] = "golden/dynamic_llava"

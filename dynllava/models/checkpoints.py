@@ -23,7 +23,7 @@ from dynllava.output.files import check_output_folder, read_json_object, reason
 
 from .config import NO_PREDICTORS, SparsityConfig
 from .files import WeightFiles, present
-from .layouts import ORIGINAL_TYPES, Checkpoint, Layout, download, inspect
+from .layouts import MODEL_TYPE, ORIGINAL_TYPES, Checkpoint, Layout, download, inspect
 from .sanity import build_config, check_finite, check_sizes
 from .tensors import stream
 from .token_packer import LEVELS, regions
@@ -363,9 +363,9 @@ def _write_official(checkpoint: Checkpoint, target: Path) -> None:
     from .loading import read_hf_state
 
     source, config = checkpoint.folder, dict(checkpoint.config)
-    if config.get("model_type") != "dynamic_llava" and "official_config" not in config:
+    if config.get("model_type") != MODEL_TYPE and "official_config" not in config:
         raise UserError(
-            f"{source}: model_type={config.get('model_type')!r}; accepted is 'dynamic_llava'"
+            f"{source}: model_type={config.get('model_type')!r}; accepted is {MODEL_TYPE!r}"
         )
     state = read_hf_state(checkpoint.weights)
     check_finite(state.items(), source)

@@ -11,6 +11,8 @@ from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
 from dynllava.plan import ModelDims, TowerDims
 
+from .layouts import MODEL_TYPE
+
 NO_PREDICTORS = {"use_vision_predictor": False, "use_output_text_predictor": False}
 """``sparse_config`` of a plain LLaVA."""
 
@@ -84,7 +86,7 @@ class DynamicLlavaConfig(LlavaConfig):
         (:mod:`dynllava.models.token_packer`); None = LLaVA-1.5's own.
     """
 
-    model_type = "dynamic_llava"
+    model_type = MODEL_TYPE
     sparse_config: dict | None = None
     token_packer: dict | None = None
 

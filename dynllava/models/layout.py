@@ -16,6 +16,8 @@ import torch
 
 from dynllava.errors import UserError
 
+from .layouts import MODEL_TYPE
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -157,7 +159,7 @@ def layouts(config: Any, given: dict[str, Any], runs: Sequence[int]) -> list[Ima
         vision = config.vision_config
         tile = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
         return [ImageLayout(_crops(run, tile)) for run in runs]
-    if kind in ("llava", "dynamic_llava"):
+    if kind in ("llava", MODEL_TYPE):
         # image_seq_length is left out of published files, and its default is one tower's.
         vision = config.vision_config
         side = vision.image_size // vision.patch_size

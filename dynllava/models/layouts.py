@@ -31,6 +31,9 @@ from .tower import Tower, find_tower
 
 #: ``model_type`` of LLaVA-1.5's original format: released files, later code, Dynamic-LLaVA.
 ORIGINAL_TYPES = ("llava_llama", "dynamic_llava_llama")
+MODEL_TYPE = "dynamic_llava"
+"""``model_type`` of our own model class."""
+
 PREDICTORS = {
     "image": ("image_predictor.", "model.image_score_predictor."),
     "output": ("output_predictor.", "model.output_text_score_predictor."),
@@ -194,7 +197,7 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
     tells them apart is ``text_config`` against the ``mm_*`` fields.
     """
     kind = config.get("model_type")
-    if kind == "dynamic_llava":
+    if kind == MODEL_TYPE:
         return Layout.DYNLLAVA
     original = "text_config" not in config and any(
         config.get(key) is not None for key in ("mm_vision_tower", "mm_projector_type")
@@ -306,7 +309,7 @@ def _weights(location: Location) -> tuple[WeightFiles, dict[str, int | None]]:
 
 def _image_token_id(config: Mapping[str, Any]) -> int | None:
     value = config.get("image_token_index", config.get("image_token_id"))
-    if value is None and config.get("model_type") in ("llava", "dynamic_llava"):
+    if value is None and config.get("model_type") in ("llava", MODEL_TYPE):
         return 32000
     return value if isinstance(value, int) else None
 

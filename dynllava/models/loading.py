@@ -13,6 +13,7 @@ from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.base import Method
 from dynllava.output.files import reason
+from dynllava.plan.names import FULL
 
 from .checkpoints import check_state, hf_config, official_state
 from .config import NO_PREDICTORS, DynamicLlavaConfig, SparsityConfig
@@ -101,7 +102,7 @@ def load_model(
     if is_stock_family(pretrained):
         kernel = attention.check_kernel(attn_implementation)
         model, processor = load_stock(
-            pretrained, method or "full", method_args or {}, parse_dtype(dtype), kernel, device,
+            pretrained, method or FULL, method_args or {}, parse_dtype(dtype), kernel, device,
             device_map,
         )  # fmt: skip
         if compile:
@@ -122,10 +123,10 @@ def load_model(
     model = _build(checkpoint, kernel, dtype)
     model = _place(model, device, device_map)
     if method is None and not _trained_predictors(model):
-        method = "full"
+        method = FULL
     if method is not None:
         chosen = create(method, **(method_args or {})) if isinstance(method, str) else method
-        if chosen.name == "dynamic_llava":
+        if chosen.learned:
             _ensure_predictors(model)
         model.set_method(chosen)
     elif method_args:

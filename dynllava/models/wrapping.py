@@ -11,6 +11,7 @@ from torch import nn
 from dynllava.engine import attention
 from dynllava.errors import UserError
 from dynllava.methods.base import Method
+from dynllava.plan.names import FULL
 
 from .cloning import clone
 from .families import check_text_model, family_of
@@ -18,7 +19,7 @@ from .sparse import OWN_ARGUMENTS, SparseGeneration
 from .text_loop import SparseTextModel
 
 
-def wrap(model: nn.Module, method: str | Method = "full", **parameters: Any) -> Any:
+def wrap(model: nn.Module, method: str | Method = FULL, **parameters: Any) -> Any:
     """Wrap a loaded stock model with a method; weights are shared, the stock model stays as it is.
 
     Parameters

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynllava.errors import UserError
 from dynllava.models.layouts import Checkpoint, Layout, check_methods, inspect
+from dynllava.plan.names import FULL, LEARNED
 
 from .findings import Preflight
 from .resources import memory, run_time, sizes
@@ -236,7 +237,7 @@ def _methods(
     from dynllava.methods.parameters import parse
     from dynllava.models.config import SparsityConfig
 
-    names = wanted.methods or (("dynamic_llava",) if checkpoint.predictors else ("full",))
+    names = wanted.methods or ((LEARNED,) if checkpoint.predictors else (FULL,))
     sparse = values.get("sparse_config") if checkpoint.predictors else None
     trained = SparsityConfig.from_dict(sparse).to_dict() if sparse else None
     fitting = {}
@@ -246,7 +247,7 @@ def _methods(
             check_methods(checkpoint, [text])
             chosen = parse(text)
             parameters = dict(chosen.parameters)
-            if chosen.name == "dynamic_llava" and trained and not parameters:
+            if chosen.name == LEARNED and trained and not parameters:
                 parameters = {
                     "sparse_layer": trained["sparse_layer"],
                     "vision_keep_rate": trained["vision_keep_rate"],
@@ -272,7 +273,7 @@ def _methods(
 
 
 def _keep_rates(method: Any, trained: Mapping[str, Any] | None) -> str:
-    if trained is None or method.name != "dynamic_llava":
+    if trained is None or method.name != LEARNED:
         return ""
     rate, own = method.vision_keep_rate, trained["vision_keep_rate"]
     return "" if rate in (own, 1.0) else f": keeps {rate} of the image, trained for {own}"

@@ -15,6 +15,9 @@ DYNAMIC_LLAVA = "Huang et al., ICLR 2025, arXiv 2412.00876v4"
 RESTORE = "Cho et al., ICML 2026 (RESTORE), table 1"
 FASTV = "FastV README, time to first token on A-OKVQA, one A100 80G"
 
+PAPER_KEY, RESTORE_KEY, FASTV_KEY = "dynamic-llava", "restore", "fastv"
+"""What commands and reports call the three studies."""
+
 _TITLES = {
     1: "Vision understanding: LLaVA-1.5 with sparsified vision context",
     2: "Vision projectors and token sparsification",

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.plan.names import FULL
 
 from .schema import Environment, MethodInfo, ModelInfo, RunRecord, Score, TaskInfo
+
+PLUGIN = "dynamic_llava"
+"""What lmms-eval calls the model of our plugin."""
 
 RESULTS_SUFFIX = "_results.json"
 # model_args that say which weights run how, and are no hyper-parameters of a method.
@@ -73,7 +77,7 @@ def _record(content: dict[str, Any], config: dict[str, Any], name: str, data: by
     task = content["configs"][name]
     metric = next(iter(scores), None)
     better = content.get("higher_is_better", {}).get(name, {})
-    method = str(arguments.get("method", "full"))
+    method = str(arguments.get("method", FULL))
     return RunRecord(
         kind="evaluation",
         record_id=hashlib.sha256(data + name.encode()).hexdigest()[:32],
@@ -108,7 +112,7 @@ def _record(content: dict[str, Any], config: dict[str, Any], name: str, data: by
 
 def _protocol(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return how our own model made its pixels and prompts; other models do not say."""
-    if model != "dynamic_llava":
+    if model != PLUGIN:
         return {}
     backend = _text(arguments.get("image_backend", "pil"))
     return {

@@ -15,6 +15,7 @@ from typing import Any
 
 from dynllava.errors import UserError
 from dynllava.output.files import DEEPEST
+from dynllava.plan.names import FULL
 
 SCHEMA_VERSION = 3
 OLDEST_VERSION = 1
@@ -103,6 +104,11 @@ class MethodInfo:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameters", plain(self.parameters))
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether nothing was dropped."""
+        return self.name == FULL
 
     def without_seed(self) -> dict[str, Any]:
         """Return the parameters but for the seed of a draw."""

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from dynllava.errors import UserError
-from dynllava.methods import create
+from dynllava.methods import create, presets
 from dynllava.models.loading import load_model
+from dynllava.plan.names import FULL, LEARNED
 
 CAPTION = "caption"
 PROMPT = "USER: <image>\n{} ASSISTANT:"
@@ -129,26 +130,22 @@ class Setting:
 
 def image_settings(rate: float, layer: int) -> Iterator[Setting]:
     """Yield the comparison of image-token selections at one budget."""
-    yield Setting("full, dense weights", "dense", "full")
-    yield Setting("full", "trained", "full")
-    learned = {"sparse_layer": layer, "vision_keep_rate": rate, "output_keep_rate": 1.0}
-    yield Setting("learned", "trained", "dynamic_llava", learned)
-    static = {"image_keep_rate": rate, "layer": layer}
+    yield Setting("full, dense weights", "dense", FULL)
+    yield Setting(FULL, "trained", FULL)
+    yield Setting("learned", "trained", LEARNED, presets.learned(rate, layer))
     for weights in ("trained", "dense"):
         suffix = "" if weights == "trained" else ", dense weights"
-        yield Setting(f"fastv{suffix}", weights, "fastv", {"k": layer, "keep_ratio": rate})
-        yield Setting(f"random{suffix}", weights, "random", static)
-        yield Setting(f"uniform{suffix}", weights, "uniform", static)
-    yield Setting("no image tokens", "trained", "no_image", {"layer": layer})
+        for name, parameters in presets.image_controls(rate, layer).items():
+            yield Setting(f"{name}{suffix}", weights, name, parameters)
+    yield Setting("no image tokens", "trained", presets.BLIND[0], {"layer": layer})
 
 
 def output_settings(rate: float, layer: int) -> Iterator[Setting]:
     """Yield the comparison of output-token selections; image tokens all stay."""
-    yield Setting("full", "trained", "full")
-    learned = {"sparse_layer": layer, "vision_keep_rate": 1.0, "output_keep_rate": rate}
-    yield Setting("learned", "trained", "dynamic_llava", learned)
-    yield Setting("random", "trained", "random", {"layer": layer, "output_keep_rate": rate})
-    yield Setting("structure", "trained", "structure", {"layer": layer})
+    yield Setting(FULL, "trained", FULL)
+    yield Setting("learned", "trained", LEARNED, presets.learned(1.0, layer, rate))
+    for name, parameters in presets.output_controls(rate, layer).items():
+        yield Setting(name, "trained", name, parameters)
 
 
 def use(models: dict[str, Any], setting: Setting) -> Any:
@@ -183,7 +180,7 @@ def compare(args: argparse.Namespace) -> int:
     from dynllava.embedded.questions import FAMILIES
 
     trained, processor = load_model(args.trained)
-    models = {"trained": trained, "dense": load_model(args.dense, method="full")[0]}
+    models = {"trained": trained, "dense": load_model(args.dense, method=FULL)[0]}
     sparsity = trained.config.sparsity()
     layer = sparsity.sparse_layer
     questions = [family for family in FAMILIES if family != CAPTION]

@@ -17,6 +17,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from dynllava.costs.spec import load_spec
+from dynllava.methods.presets import MEASURED
 from dynllava.output.tables import Table, as_text
 from dynllava.records import Measured, RecordStore, RunRecord, TaskInfo
 from dynllava.records.environment import capture
@@ -26,7 +27,7 @@ from dynllava.timing.bench_report import describe
 from dynllava.timing.speed import STATIC, STOCK, Inputs, Subject
 from dynllava.timing.stats import spread
 
-from .common import METHODS, MODEL_ON, PROMPT_TOKENS, parser
+from .common import MODEL_ON, PROMPT_TOKENS, parser
 
 MODES = ("prefill", "decode", "decode_nocache")
 STEPS = 8
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--mode", choices=MODES, default="prefill")
     options.add_argument("--batch", type=int, default=1)
     options.add_argument("--fed", type=int, default=64, help="output tokens fed before")
-    options.add_argument("--methods", nargs="+", default=list(METHODS))
+    options.add_argument("--methods", nargs="+", default=list(MEASURED))
     args = options.parse_args(argv)
     bench.set_threads(args.threads)
     cuda = args.device.startswith("cuda")

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from dynllava.cli import main as dynllava
+from dynllava.methods.presets import MEASURED
 
 STORE = "results/bench"
-METHODS = ("full", "dynamic_llava", "fastv", "sparsevlm", "h2o")
 MODEL_ON = {True: ("llava-1.5-7b", "bfloat16"), False: ("mid-size", "float32")}
 """Whether on CUDA -> what is timed by default, and its dtype."""
 PROMPT_TOKENS = {True: 60, False: 56}
@@ -32,7 +32,7 @@ def bench_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """Return a parser for measurements that ``dynllava bench`` makes."""
     found = parser(name, description)
     found.add_argument("--batch", default="1,8", help="batch sizes")
-    found.add_argument("--methods", nargs="+", default=list(METHODS))
+    found.add_argument("--methods", nargs="+", default=list(MEASURED))
     found.add_argument("--processes", type=int, default=1, help="run so often, each on its own")
     return found
 

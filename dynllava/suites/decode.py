@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from dynllava.methods.presets import MEASURED
 from dynllava.timing.targets import KEEPS_ALL
 
-from .common import METHODS, bench_arguments, bench_parser, run
+from .common import bench_arguments, bench_parser, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--output-tokens", help="generated tokens, e.g. 64,512")
     options.add_argument("--no-cache", action="store_true", help="also calls without a cache")
     options.add_argument("--compile", action="store_true", help="also compiled decode steps")
-    options.set_defaults(methods=[*METHODS, KEEPS_ALL])
+    options.set_defaults(methods=[*MEASURED, KEEPS_ALL])
     args = options.parse_args(argv)
     cuda = args.device.startswith("cuda")
     given = args.output_tokens or ("512,2000" if cuda else "64,512")

@@ -12,6 +12,8 @@ from typing import Any
 
 from dynllava.costs.arguments import parse_integers
 from dynllava.evaluation.runner import ModelRunner
+from dynllava.methods import learned
+from dynllava.methods.presets import MEASURED
 from dynllava.output.tables import Table, as_text
 from dynllava.records import MethodInfo, RecordStore, RunRecord, TaskInfo
 from dynllava.timing.bench import set_threads
@@ -19,7 +21,7 @@ from dynllava.timing.bench_report import measured_rounds
 from dynllava.timing.speed import process_name
 from dynllava.timing.stats import paired_ratios, spread
 
-from .common import METHODS, parser
+from .common import parser
 
 TASK = "embedded_attribute"
 
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     options = parser("evaluation", __doc__)
     options.add_argument("--model", default="embedded")
-    options.add_argument("--methods", nargs="+", default=list(METHODS))
+    options.add_argument("--methods", nargs="+", default=list(MEASURED))
     options.add_argument("--batch", default="1,16", help="batch sizes; the first is the baseline")
     options.add_argument("--limit", type=int, default=64, help="samples")
     args = options.parse_args(argv)
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner = ModelRunner(args.model, device=args.device)
     rows = []
     for method in args.methods:
-        if method == "dynamic_llava" and not runner.trained:
+        if learned(method) and not runner.trained:
             continue
         chosen = runner.set_method(method, {})
         seconds: dict[int, list[float]] = {batch: [] for batch in batches}

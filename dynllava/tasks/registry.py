@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.plan.names import FULL
 
 PROTOCOL = "dynllava.tasks.protocol"
 
@@ -113,7 +114,7 @@ class Benchmark:
     def expected(self, model: str) -> float | None:
         """Return the published score of dense ``model``, e.g. ``"llava-1.5-7b"``, if any."""
         for row in _published(self.table):
-            if row["model"] == model and row["method"] == "full":
+            if row["model"] == model and row["method"] == FULL:
                 text = row.get(self.name, "")
                 return float(text) if text else None
         return None

@@ -20,14 +20,12 @@ from dynllava.costs import ledger, roofline
 from dynllava.costs.spec import ModelSpec
 from dynllava.errors import UserError
 from dynllava.plan import Shape
+from dynllava.plan.names import FULL
 
 from . import speed, stats
 from .bench_model import Bench
 from .peak import peak_memory
 from .speed import STATIC_COMPILED, STOCK, Inputs, Subject, Times
-
-FULL = "full"
-"""Our own dense path among the subjects."""
 
 LATE = "decode_late"
 """The second half of the decoding steps: a ratio to dense, without a cost of its own."""

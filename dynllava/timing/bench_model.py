@@ -11,6 +11,7 @@ import torch
 from dynllava.costs.spec import ModelSpec
 from dynllava.engine.compiled import CompiledSteps, compiled
 from dynllava.errors import UserError
+from dynllava.plan.names import FULL
 
 
 @dataclass
@@ -65,7 +66,7 @@ def build_bench(
     target, kind = _device(device), parse_dtype(dtype)
     if name in PRESETS:
         return random_bench(spec, device, dtype, attention, seed)
-    wrapped, _ = load_model(name, "full", None, kind, target, attention)
+    wrapped, _ = load_model(name, FULL, None, kind, target, attention)
     return _with_predictors(Bench(spec, _stock_of(wrapped), wrapped, False, target, kind), seed)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from dynllava.costs import ledger
 from dynllava.costs.report import MODE_TITLES
 from dynllava.output.tables import Table, quantity
+from dynllava.plan.names import FULL
 from dynllava.records import (
     Counted,
     Environment,
@@ -203,7 +204,7 @@ def describe(subject: Subject) -> tuple[ModelInfo, MethodInfo]:
         cache = "StaticCache" if subject.name.startswith(STATIC) else "DynamicCache"
         cache += ", compiled" if subject.compiled else ""
         method = MethodInfo(
-            "full",
+            FULL,
             label=f"dense, {subject.name}",
             parameters={"implementation": f"transformers, {cache}"},
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynllava.plan.names import LEARNED
 from dynllava.records import Measured
 
 from .intervals import interval
 
-KEEPS_ALL = "dynamic_llava:vision_keep_rate=1.0,output_threshold=-1000000.0"
+KEEPS_ALL = f"{LEARNED}:vision_keep_rate=1.0,output_threshold=-1000000.0"
 """Judges every output token and keeps it: against ``full`` this is the cost of judging."""
 
 SEVEN_B = ("llava-1.5-7b",)
@@ -101,7 +102,7 @@ def _shares(method: str) -> list[Target]:
     ]
 
 
-DYNAMIC = "dynamic_llava"
+DYNAMIC = LEARNED
 TARGETS = (
     *_shares(DYNAMIC),
     *_shares("fastv"),

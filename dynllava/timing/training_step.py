@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from dynllava.engine.masked_softmax import policy_attention
 from dynllava.models.config import DynamicLlavaConfig
 from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.plan.names import FULL
 from dynllava.training.gumbel import SampleNoise
 from dynllava.training.policy import SparsityTargets, TrainingPolicy
 from dynllava.training.step import method_step, policy_step
@@ -142,7 +143,7 @@ def step_functions(
     """Return ``plain`` and ``policy``: forward and backward of one step, gradients cleared."""
 
     def plain() -> None:
-        model.set_method("full")
+        model.set_method(FULL)
         method_step(model, batch).loss.backward()
         model.zero_grad(set_to_none=True)
 

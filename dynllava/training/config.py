@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from dynllava.errors import UserError
+from dynllava.plan.names import LEARNED
 
 from .policy import SparsityTargets
 
@@ -159,7 +160,7 @@ class TrainingConfig:
     """
 
     model: str = ""
-    method: str = "dynamic_llava"
+    method: str = LEARNED
     method_args: dict[str, Any] = field(default_factory=dict)
     sparse_layer: int = 2
     predictor: dict[str, int] = field(default_factory=dict)
@@ -167,6 +168,11 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def learns(self) -> bool:
+        """Whether predictors are trained, not only weights under a method."""
+        return self.method == LEARNED
 
     def validate(self) -> None:
         """Raise :class:`UserError` naming the first value that is not accepted."""

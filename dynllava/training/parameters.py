@@ -53,7 +53,7 @@ def _trains(name: str, config: TrainingConfig) -> bool:
         rates = config.sparsity
         image = name.startswith(PREDICTORS[0])
         rate = rates.vision_keep_rate if image else rates.output_keep_rate
-        return config.method == "dynamic_llava" and rate < 1
+        return config.learns and rate < 1
     return config.optim.train_language
 
 

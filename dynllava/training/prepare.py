@@ -13,6 +13,7 @@ from dynllava.models.config import DynamicLlavaConfig, SparsityConfig
 from dynllava.models.layouts import inspect
 from dynllava.models.loading import load_model, load_processor
 from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.plan.names import FULL
 
 from .config import TrainingConfig
 from .data import InstructionDataset, load_records
@@ -31,7 +32,7 @@ def prepare_model(config: TrainingConfig) -> tuple[DynamicLlavaForConditionalGen
     """
     model, processor = load_model(
         config.model,
-        method="full",
+        method=FULL,
         dtype=config.run.dtype,
         attn_implementation=config.run.attention,
     )
@@ -63,7 +64,7 @@ def meta_model(config: TrainingConfig) -> DynamicLlavaForConditionalGeneration:
 
 def sparsify(model: DynamicLlavaForConditionalGeneration, config: TrainingConfig) -> None:
     """Set the method that a model trains under, and what its checkpoint will say about it."""
-    if config.method != "dynamic_llava":
+    if not config.learns:
         model.set_method(create(config.method, **config.method_args))
         return
     targets = config.sparsity
@@ -91,7 +92,7 @@ def sparsify(model: DynamicLlavaForConditionalGeneration, config: TrainingConfig
                 raise UserError(f"{config.model} has predictors, but no {name} predictor to train")
         model.config.sparse_config = {**(model.config.sparse_config or {}), **wanted}
     model.set_method(
-        "dynamic_llava",
+        config.method,
         sparse_layer=config.sparse_layer,
         vision_keep_rate=targets.vision_keep_rate,
         output_keep_rate=targets.output_keep_rate,

@@ -125,7 +125,7 @@ class DynamicTrainer(Trainer):
     ) -> Any:
         """Return the loss of a micro-batch; stop the run where it is no finite number."""
         self._note_data(inputs)
-        if self.config.method == "dynamic_llava":
+        if self.config.learns:
             policy = self._policy(inputs)
             result = policy_step(model, inputs, policy, self.config.sparse_layer)
         else:
@@ -194,7 +194,7 @@ class DynamicTrainer(Trainer):
                 if count:
                     logs[name] = total / count
             self.totals = dict.fromkeys(METRICS, (0.0, 0))
-            if self.config.method == "dynamic_llava":
+            if self.config.learns:
                 optim, done = self.config.optim, self.state.global_step - 1
                 logs["tau"] = gumbel_tau(done, self.state.max_steps, optim.tau_start, optim.tau_end)
                 logs.update(self.gradient_norms)

@@ -12,6 +12,7 @@ from dynllava.images import ASPECTS
 from dynllava.methods.parameters import MethodText, convert, nearest, parse
 from dynllava.methods.parameters import accepted as accepted_parameters
 from dynllava.methods.plugins import load_file
+from dynllava.plan.names import LEARNED
 from dynllava.records.environment import code_version
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -109,7 +110,7 @@ class ModelArguments:
                 if key in self.parameters:
                     raise UserError(f"method={text.name}: {key} is given twice")
         else:
-            text = MethodText("dynamic_llava", {})
+            text = MethodText(LEARNED, {})
         accepted = list(accepted_parameters(text.name))
         for key in self.parameters:
             if key not in accepted:

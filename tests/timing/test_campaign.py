@@ -20,6 +20,7 @@ import torch
 
 from dynllava.cli import main
 from dynllava.errors import UserError
+from dynllava.methods.presets import MEASURED
 from dynllava.records import RecordStore
 from dynllava.records.pooling import pooled
 from dynllava.suites import page as summary
@@ -98,7 +99,7 @@ def test_checks_are_passed_or_say_why_they_did_not_run(rehearsal):
     assert all(found[name]["detail"] for name in not_run)
     assert "sdpa: full = stock" in found
     assert "compiled, dynamic_llava: steps = eager steps" in found
-    assert {f"eager, {name}: ragged batch = single" for name in steps.METHODS} <= set(found)
+    assert {f"eager, {name}: ragged batch = single" for name in MEASURED} <= set(found)
 
 
 @pytest.mark.slow  # the rehearsal: about a minute of five processes
@@ -114,7 +115,7 @@ def test_records_hold_every_round_with_its_process(rehearsal):
     } <= tasks  # fmt: skip
     assert any(task.startswith("training-") for task in tasks)
     assert any(record.model.name.startswith("tiny-wide") for record in records)
-    assert any(record.method.name not in steps.METHODS for record in records)
+    assert any(record.method.name not in MEASURED for record in records)
     found = {
         (one.model.name, one.task.name, one.method.label or one.method.name): one
         for one in pooled(records)
@@ -282,7 +283,7 @@ def test_filled_caches_have_the_lengths_that_stepping_leaves():
     place = random_bench(TINY.spec, "cpu", "float32")
     prompt = TINY.spec.prompt(TINY.text)
     inputs = speed.make_inputs(place, prompt, 2, 40)
-    for subject in bench.make_subjects(lambda: place, steps.METHODS, TINY.spec):
+    for subject in bench.make_subjects(lambda: place, MEASURED, TINY.spec):
         subject = speed.calibrate_keep_rate(subject, inputs, 40)
         assert windows.drops_outputs(subject, inputs) == (subject.name == "dynamic_llava")
         track = windows.filled(subject, inputs, 30, 40, lambda: None)

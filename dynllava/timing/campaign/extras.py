@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.costs import kv, ledger
+from dynllava.methods.presets import MEASURED
+from dynllava.plan.names import FULL, LEARNED
 from dynllava.records import Counted, Measured, MethodInfo, ModelInfo, RunRecord, TaskInfo
 
 from .. import bench
@@ -20,7 +22,7 @@ from ..peak import peak_memory
 from ..speed import process_name
 from . import smoke
 from .session import Session
-from .steps import METHODS, Step
+from .steps import Step
 
 MEMORY_OUTPUTS = 16
 ROOT = Path(__file__).parents[3]
@@ -64,7 +66,7 @@ def run_memory(session: Session, step: Step) -> None:
     """
     shape = session.shape
     plan = bench.Plan(shape.spec.prompt(shape.text), step.batch, MEMORY_OUTPUTS, 1, what="memory")
-    ready, inputs = bench.prepare(session.subjects(shape.spec, METHODS), plan)
+    ready, inputs = bench.prepare(session.subjects(shape.spec, MEASURED), plan)
     for subject in ready:
         session.check()
         work = functools.partial(subject.time, inputs, plan.outputs)
@@ -162,7 +164,7 @@ def training_records(steps: Any, name: str, environment: Any) -> list[RunRecord]
     from ..training_step import IMAGE_TOKENS, SHAPES
 
     shape, records = SHAPES[name], []
-    for label, method in (("plain", "full"), ("policy", "dynamic_llava")):
+    for label, method in (("plain", FULL), ("policy", LEARNED)):
         seconds = steps.seconds[label]
         process = [process_name()] * len(seconds)
         ratios = paired_ratios(seconds, steps.seconds["plain"])

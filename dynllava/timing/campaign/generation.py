@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from dynllava.methods.presets import MEASURED
 from dynllava.records import MethodInfo, ModelInfo, RunRecord, TaskInfo
 
 from ..bench_report import measured_rounds
 from ..speed import process_name
 from ..stats import paired_ratios
 from .session import Session
-from .steps import METHODS, Step
+from .steps import Step
 
 BATCHES = (1, 16)
 NEW_TOKENS = 8
@@ -28,7 +29,7 @@ def generation_records(session: Session, step: Step) -> list[RunRecord]:
     model, processor = load_model(str(dynamic_path()), device=session.device)
     processor.tokenizer.padding_side = "left"
     samples = questions(session.shape.samples)
-    runs = [(name, batch) for name in METHODS for batch in BATCHES]
+    runs = [(name, batch) for name in MEASURED for batch in BATCHES]
     seconds: dict[tuple[str, int], list[float]] = {run: [] for run in runs}
     generator = random.Random(step.number)
     for number in range(1 + session.shape.rounds["generation"]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from dynllava.costs.spec import PRESETS, ModelSpec
 from dynllava.errors import UserError
 from dynllava.methods.base import ModelDims
+from dynllava.plan.names import FULL, LEARNED
 
 _TINY = ModelDims(
     layers=4,
@@ -78,7 +79,7 @@ class Shape:
 
 _GPU_ROUNDS = {"prefill": 12, "step": 10, "nocache": 6, "training": 6, "generation": 6}
 _LENGTHS = (64, 512, 2000)
-_REPEATED = ((2, 3, 5), ("full", "dynamic_llava"))  # compiling takes most of a minute a method
+_REPEATED = ((2, 3, 5), (FULL, LEARNED))  # compiling takes most of a minute a method
 _SEVEN, _THIRTEEN = PRESETS["llava-1.5-7b"], PRESETS["llava-1.5-13b"]
 _TINY_ROUNDS = {**dict.fromkeys(_GPU_ROUNDS, 6), "training": 2, "generation": 1}
 SHAPES = {
@@ -94,7 +95,7 @@ SHAPES = {
     ),
     "tiny": Shape(
         "tiny", ModelSpec("tiny", _TINY, None, 36), ModelSpec("tiny-wide", _WIDER, None, 36), 12,
-        (1, 2), (3, 20), 2, _TINY_ROUNDS, 2, (2,), ("full",), "tiny", 4,
+        (1, 2), (3, 20), 2, _TINY_ROUNDS, 2, (2,), (FULL,), "tiny", 4,
         "cpu", "float32", "eager",
     ),
 }  # fmt: skip

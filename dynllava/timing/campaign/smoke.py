@@ -14,11 +14,12 @@ import torch
 
 from dynllava.costs.spec import ModelSpec
 from dynllava.methods.base import PromptShape
+from dynllava.methods.presets import MEASURED
+from dynllava.plan.names import FULL, LEARNED
 
 from .. import speed
 from ..bench_model import Bench, random_bench
 from ..speed import STOCK, Inputs, Subject
-from .steps import METHODS
 
 KERNELS = ("sdpa", "eager", "flash_attention_2")
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.02}
@@ -55,7 +56,7 @@ def checks(spec: ModelSpec, device: str, dtype: str, compiler: str) -> Iterator[
         del bench
     bench = random_bench(small, device, dtype)
     bench.compiled_steps.backend = compiler
-    for name in ("full", "dynamic_llava"):
+    for name in (FULL, LEARNED):
         yield _checked(f"compiled, {name}: steps = eager steps", dtype, _compiled(bench, name))
 
 
@@ -73,12 +74,12 @@ def missing(kernel: str, device: str) -> str:
 def _of_kernel(bench: Bench, inputs: Inputs, kernel: str, dtype: str) -> Iterator[Check]:
     from dynllava.methods import create
 
-    full = Subject(bench, "full", create("full"))
+    full = Subject(bench, FULL, create(FULL))
     stock = Subject(bench, STOCK, None)
     yield _checked(
         f"{kernel}: full = stock", dtype, lambda: (logits(full, inputs), logits(stock, inputs))
     )
-    for name in METHODS:
+    for name in MEASURED:
         subject = speed.calibrate_keep_rate(Subject(bench, name, create(name)), inputs, STEPS + 1)
         yield _checked(f"{kernel}, {name}: ragged batch = single", dtype, _ragged(subject, inputs))
 

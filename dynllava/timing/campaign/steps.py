@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from .shapes import Shape
 
-METHODS = ("full", "dynamic_llava", "fastv", "sparsevlm", "h2o")
 PARTS = {
     1: "smoke: every kernel path, full = stock, ragged batch = single rows",
     2: "prefill, batch 1 and 8",

@@ -10,17 +10,18 @@ import torch
 
 from dynllava import methods
 from dynllava.errors import UserError
+from dynllava.methods.presets import MEASURED
 
 from .. import bench, speed
 from ..speed import Clock, Inputs, Subject, Times
 from . import windows
 from .session import Session, failure
-from .steps import METHODS, Step
+from .steps import Step
 
 
 def run_prefill(session: Session, step: Step) -> None:
     """Time the prefill (and the time to the first token) of the six methods."""
-    _prefill(session, step, METHODS)
+    _prefill(session, step, MEASURED)
 
 
 def run_further(session: Session, step: Step) -> None:
@@ -35,7 +36,7 @@ def _further(name: str, layers: int) -> bool:
         methods.create(name).validate(layers)
     except (UserError, TypeError):
         return False
-    return name not in METHODS
+    return name not in MEASURED
 
 
 def _prefill(session: Session, step: Step, names: Sequence[str]) -> None:
@@ -61,7 +62,7 @@ def run_nocache(session: Session, step: Step) -> None:
             spec.prompt(shape.text), step.batch, length, shape.rounds["nocache"],
             nocache_fed=(length,), seed=step.number, what="nocache",
         )  # fmt: skip
-        ready, inputs = bench.prepare(session.subjects(spec, METHODS), plan)
+        ready, inputs = bench.prepare(session.subjects(spec, MEASURED), plan)
         ready = [item for item in ready if not item.evicts(inputs.shape)]
         ready = _warm(session, step, ready, functools.partial(_call, inputs=inputs, fed=length))
 
@@ -91,7 +92,7 @@ def _call(subject: Subject, inputs: Inputs, fed: int) -> Times:
 def run_step(session: Session, step: Step) -> None:
     """Time decode steps behind each number of generated tokens, on caches filled once."""
     shape, spec = session.shape, _spec(session, step)
-    names = shape.compiled if step.compiled else METHODS
+    names = shape.compiled if step.compiled else MEASURED
     rounds, prompt = shape.rounds["step"], spec.prompt(shape.text)
     plans = [
         bench.Plan(prompt, step.batch, length, rounds, seed=step.number, what="step",
