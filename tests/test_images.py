@@ -136,3 +136,64 @@ def test_what_is_no_picture_is_refused(data, tmp_path):
 def test_grey_values_of_unknown_range_are_refused(tmp_path):
     Image.fromarray(np.array([[0.0, 1e9]], dtype=np.float32)).save(tmp_path / "p.tiff")
     refused_alike(tmp_path / "p.tiff", "accepted are 0 to 65535")
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("F", [[0.0, 0.5], [1.0, 0.25]], [[0, 128], [255, 64]]),
+        ("F", [[0.0, 51.0], [255.0, 2.0]], [[0, 51], [255, 2]]),
+        ("F", [[0.0, 256.0], [65_535.0, 514.0]], [[0, 1], [255, 2]]),
+        ("I", [[0, 1], [255, 2]], [[0, 1], [255, 2]]),
+        ("I", [[0, 257], [65_535, 2]], [[0, 1], [255, 0]]),
+        ("I;16", [[0, 257], [514, 200]], [[0, 1], [2, 1]]),
+    ],
+)
+def test_the_scale_of_a_grey_picture_follows_its_kind_and_largest_value(
+    mode, values, expected, tmp_path
+):
+    kinds = {"F": np.float32, "I": np.int32, "I;16": np.uint16}
+    picture = Image.fromarray(np.array(values, dtype=kinds[mode]))
+    assert picture.mode == mode
+    path = tmp_path / "grey.tiff"
+    picture.save(path)
+    found = np.asarray(images.open_image(path))
+    assert found.shape == (2, 2, 3)
+    assert found[..., 0].tolist() == expected
+
+
+class Recorder:
+    """Stands for an image processor: keeps what it was given."""
+
+    image_mean = (0.1, 0.5, 0.9)
+
+    def __init__(self, do_pad):
+        self.do_pad = do_pad
+
+    def __call__(self, image, **options):
+        self.image, self.options = image, options
+        return {"pixel_values": [np.zeros((3, 2, 2))]}
+
+
+@pytest.mark.parametrize("do_pad", [True, False, None])
+@pytest.mark.parametrize("aspect", images.ASPECTS)
+@pytest.mark.parametrize("size", [(4, 2), (3, 3)])
+def test_who_pads_a_picture(aspect, do_pad, size):
+    """Ours for ``pad``, the processor only where the checkpoint's own way is asked for."""
+    processor = Recorder(do_pad)
+    images.ImagePreparation(processor, aspect)(Image.new("RGB", size, (200, 0, 0)))
+    ours = aspect == "pad" and size == (4, 2)
+    assert processor.image.size == ((4, 4) if ours else size)
+    assert processor.options.get("do_pad") is (False if do_pad and aspect != "checkpoint" else None)
+    if ours:
+        assert processor.image.getpixel((0, 0)) == (25, 127, 229)
+        assert [processor.image.getpixel((0, row))[0] for row in range(4)] == [25, 200, 200, 25]
+
+
+@pytest.mark.parametrize(("size", "corner"), [((2, 6), (2, 0)), ((6, 2), (0, 2)), ((3, 6), (1, 0))])
+def test_a_padded_picture_stands_in_the_middle(size, corner):
+    square = images.pad_to_square(Image.new("RGB", size, (255, 255, 255)), (0, 0, 0))
+    bright = np.argwhere(np.asarray(square)[..., 0] == 255)
+    assert square.size == (6, 6)
+    assert (bright.min(0)[::-1] == corner).all()
+    assert (bright.max(0) - bright.min(0) + 1)[::-1].tolist() == list(size)

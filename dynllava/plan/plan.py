@@ -95,6 +95,11 @@ class Plan:
         return any(cut.positions == "compact" and not cut.early for cut in self.cuts)
 
     @property
+    def needs_pictures(self) -> bool:
+        """Whether a cut looks at pictures or their features: embeddings alone do not do."""
+        return any(cut.stage in ("pixels", "features") for cut in self.cuts)
+
+    @property
     def needs_embeddings(self) -> bool:
         """Whether a look chooses its rows by what entered layer 0."""
         return any(isinstance(look, Attention) and callable(look.rows) for look in self.looks)

@@ -7,7 +7,8 @@ import torch
 
 from dynllava import methods
 from dynllava.costs import devices as device
-from dynllava.costs import kv, ledger, roofline
+from dynllava.costs import flops, kv, ledger, roofline
+from dynllava.costs.spec import load_spec
 from dynllava.timing import speed
 from dynllava.timing.speed import Subject
 
@@ -163,3 +164,60 @@ def test_untrained_predictors_are_calibrated_to_the_rate_itself(rate, tiny_bench
     same = speed.calibrate_keep_rate(Subject(tiny_bench, "x", given), inputs, 33)
     assert same.method.output_threshold == 0.25
     assert torch.is_tensor(inputs.fed)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.4, "bandwidth"), (0.5, "bandwidth"), (0.6, "compute")]
+)
+def test_a_component_is_bound_by_what_takes_more_than_half_of_its_time(share, expected):
+    found = roofline.Estimate("prefill", 1, {"mlp": 2.0}, {"mlp": 2.0 * share})
+    assert found.bound("mlp") == expected
+    assert roofline.Estimate("prefill", 1, {"mlp": 2.0}, {}).bound("mlp") == "bandwidth"
+
+
+def test_seconds_bound_by_compute_are_those_whose_computing_takes_longest(tiny_spec):
+    """With no bandwidth to wait for all time is computing, with no computing none is."""
+    a100, run = device.load_device("a100-80g"), run_of(tiny_spec, batch=4)
+    fast_memory = roofline.estimate(run, "decode", a100, "float16", roofline.Efficiency(1e-9, 1.0))
+    assert fast_memory.compute_bound == pytest.approx(fast_memory.seconds)
+    slow_memory = roofline.estimate(run, "decode", a100, "float16", roofline.Efficiency(1.0, 1e-9))
+    assert slow_memory.compute_bound == {}
+    mixed = roofline.estimate(run, "prefill", a100, "float16", FULL)
+    for component, items in roofline.work_calls(run, "prefill", "float16").items():
+        by_compute = sum(
+            times * item.flop / a100.flops("float16")
+            for item, times in items
+            if item.flop / a100.flops("float16") >= item.bytes / a100.bandwidth_bytes_per_s
+        )
+        assert mixed.compute_bound.get(component, 0.0) == pytest.approx(by_compute)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_work_of_tower_and_projector_by_hand(batch):
+    """Bytes: each part's weights once, and what one image's layers read and write, times images."""
+    spec = load_spec("llava-1.5-7b")
+    vision, parts, size = spec.vision, spec.parameters(), 2
+    work = roofline.vision_work(spec, batch, size)
+    inner = vision.layers * vision.tokens * (8 * vision.hidden + 2 * vision.intermediate)
+    assert work["vision_tower"].bytes == size * (parts["vision_tower"] + batch * inner)
+    rows = batch * 576
+    assert work["projector"].bytes == size * (parts["projector"] + rows * (1024 + 3 * 4096))
+    assert work["vision_tower"].flop == 2 * flops.vision_tower(vision, batch)
+    assert work["projector"].flop == 2 * flops.projector(spec, batch)
+
+
+@pytest.mark.parametrize("name", ["full", "fastv", "sparsevlm"])
+def test_bytes_moved_are_weights_once_a_call_and_every_attended_entry(name, tiny_spec):
+    run = run_of(tiny_spec, outputs=3, batch=2, name=name)
+    dims, layer = tiny_spec.dims, tiny_spec.layer_parameters()
+    weights = dims.layers * (layer["attention"] + layer["mlp"]) + dims.hidden * dims.vocab
+    kv_elements = sum(
+        times * keys * 2 * dims.kv_heads * dims.head_dim
+        for (_, keys), times in ledger.shape_calls(run, "decode").items()
+    )
+    own = sum(
+        times * item.count * item.k * item.n
+        for item, times in ledger.operation_calls(run, "decode")
+    )
+    expected = 2 * (2 * (weights) + own + 2 * kv_elements)
+    assert roofline.bytes_moved(run, "decode", "float16") == expected

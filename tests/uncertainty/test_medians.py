@@ -58,3 +58,9 @@ def test_a_median_known_by_its_spread_alone_is_covered(rounds, law):
 
 def test_a_spread_of_few_rounds_has_no_margin():
     assert summary_margin(1.0, MIN_ROUNDS - 1) is None
+
+
+def test_an_adjusted_p_value_at_the_level_is_rejected():
+    assert holm([0.025, 0.05]) == [True, True]
+    assert holm([0.05]) == [True]
+    assert holm([0.0501]) == [False]

@@ -224,3 +224,47 @@ def test_the_simulations_apply_the_rule_of_compare_paired():
         wrong += found.p_not_inferior <= 0.05
     covered, inferior, _ = simulation.rates(totals, counts, totals != 0, -0.01)
     assert (inside / 40, wrong / 40) == pytest.approx((covered, inferior))
+
+
+def test_both_p_values_and_the_two_sided_one_are_told():
+    """6 lost and 1 won of 40: 7 differ; at the level itself the verdict is against."""
+    base = [1] * 6 + [0] + [1] * 33
+    candidate = [0] * 6 + [1] + [1] * 33
+    found = compare_paired(base, candidate)
+    tail = stats.binom.cdf(1, 7, 0.5) - stats.binom.pmf(1, 7, 0.5) / 2
+    assert found.p_worse == pytest.approx(tail)
+    assert found.p_not_inferior == pytest.approx(1 - tail)
+    assert found.p_two_sided == pytest.approx(2 * tail)
+    assert found.discordance == pytest.approx(7 / 40)
+    assert compare_paired(base, candidate, alpha=found.p_worse).verdict == WORSE
+    assert compare_paired(candidate, base, alpha=found.p_worse).verdict == NOT_WORSE
+    assert compare_paired(base, candidate, alpha=found.p_worse * 0.999).verdict == UNDECIDED
+    same = compare_paired(base, base)
+    assert same.p_two_sided == 1.0
+
+
+@pytest.mark.parametrize(("differing", "name"), [(0, "exact bound"), (200, "t of clusters")])
+def test_many_differing_clusters_are_needed_for_the_t_test(differing, name):
+    rng = np.random.default_rng(3)
+    base = rng.integers(0, 2, 400).astype(float)
+    candidate = base.copy()
+    candidate[:differing] = 1 - candidate[:differing]
+    assert compare_paired(base, candidate, margin=0.05).test.startswith(name)
+
+
+def test_all_clusters_differing_alike_have_no_spread_and_so_the_exact_bound():
+    """Without any spread a t test is not defined, however many clusters differ."""
+    base, candidate = np.ones(400), np.zeros(400)
+    assert compare_paired(base, candidate, margin=0.05).test == "exact bound"
+
+
+@pytest.mark.parametrize(
+    ("scores", "test"),
+    [([0.0, 1.0], "exact bound"), ([0.0, 1.001], "none"), ([-0.001, 1.0], "none")],
+)
+def test_a_score_has_a_range_where_all_values_lie_from_0_to_1(scores, test):
+    base = np.array(scores * 20)
+    candidate = base.copy()
+    candidate[0] = scores[1]
+    assert compare_paired(base, candidate, margin=0.05).test == test
+    assert compare_paired(candidate, base, margin=0.05).test == test

@@ -25,18 +25,23 @@ def run_prefill(session: Session, step: Step) -> None:
 
 
 def run_further(session: Session, step: Step) -> None:
-    """Time the prefill of every registered method that part 2 does not have."""
+    """Time the prefill of every registered method that part 2 does not have.
+
+    The prompt is embeddings: a method that looks at pictures is left out, its language model runs
+    a shorter prompt.
+    """
     layers = session.shape.spec.dims.layers
     _prefill(session, step, [name for name in methods.names() if _further(name, layers)])
 
 
 def _further(name: str, layers: int) -> bool:
-    """Return whether a method is none of the six and runs with its defaults at this depth."""
+    """Return whether a method is none of the six and runs on embeddings with its defaults."""
     try:
-        methods.create(name).validate(layers)
+        method = methods.create(name)
+        method.validate(layers)
     except (UserError, TypeError):
         return False
-    return name not in MEASURED
+    return name not in MEASURED and not method.plan(layers).needs_pictures
 
 
 def _prefill(session: Session, step: Step, names: Sequence[str]) -> None:
