@@ -25,7 +25,7 @@ from .config import NO_PREDICTORS, SparsityConfig
 from .files import WeightFiles, present
 from .layouts import MODEL_TYPE, ORIGINAL_TYPES, Checkpoint, Layout, download, inspect
 from .sanity import build_config, check_finite, check_sizes
-from .tensors import stream
+from .tensors import Reader, stream
 from .token_packer import LEVELS, regions
 from .tower import KNOWN_TOWERS
 
@@ -152,7 +152,7 @@ def hf_config(
 
 
 def official_state(
-    checkpoint: Checkpoint, dtype: torch.dtype | None = None
+    checkpoint: Checkpoint, dtype: torch.dtype | None = None, read: Reader = stream
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return an official checkpoint's tensors and configuration in Hugging Face terms.
 
@@ -162,17 +162,19 @@ def official_state(
         Without problems.
     dtype : torch.dtype, optional
         Tensors are cast to it one by one; default: as stored.
+    read : callable
+        What reads the files.
     """
     tower = checkpoint.tower
     values = hf_config(dict(checkpoint.config), dict(tower.config), checkpoint.packer)
     values["official_vision_in_checkpoint"] = tower.inside
     state = {}
-    for name, tensor in stream(checkpoint.weights, dtype):
+    for name, tensor in read(checkpoint.weights, dtype):
         own = to_hf_name(name)
         if tower.inside or not own.startswith(VISION_PREFIX):
             state[own] = tensor
     if not tower.inside:
-        state |= tower_state(tower.weights, dtype)
+        state |= tower_state(tower.weights, dtype, read)
     return official_rows(state), values
 
 
@@ -184,10 +186,12 @@ def official_rows(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def tower_state(weights: WeightFiles, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+def tower_state(
+    weights: WeightFiles, dtype: torch.dtype | None = None, read: Reader = stream
+) -> dict[str, torch.Tensor]:
     """Return a vision tower's tensors; the text half of a whole CLIP is left out."""
     state = {}
-    for name, tensor in stream(weights, dtype):
+    for name, tensor in read(weights, dtype):
         if (own := tower_name(name)) is not None:
             state[own] = tensor
     return state

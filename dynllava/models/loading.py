@@ -24,7 +24,7 @@ from .modeling import DynamicLlavaForConditionalGeneration, refuse_compiling
 from .processors import load_processor as processor_of
 from .sanity import build_config, check_finite
 from .stock import is_stock_family, load_stock
-from .tensors import stream
+from .tensors import Reader, outlines, stream
 
 DTYPES = {
     "float32": torch.float32,
@@ -188,11 +188,11 @@ def load_processor(
 
 
 def read_hf_state(
-    weights: WeightFiles, dtype: torch.dtype | None = None
+    weights: WeightFiles, dtype: torch.dtype | None = None, read: Reader = stream
 ) -> dict[str, torch.Tensor]:
     """Return a Hugging Face LLaVA's tensors under the names of the module tree."""
     state = {}
-    for name, tensor in stream(weights, dtype):
+    for name, tensor in read(weights, dtype):
         for stored, own in _STORED_PREFIXES:
             if name.startswith(stored):
                 name = own + name[len(stored) :]
@@ -201,12 +201,50 @@ def read_hf_state(
     return state
 
 
+def check_fit(checkpoint: Checkpoint) -> int:
+    """Refuse tensors whose names or shapes are not those of the configured model.
+
+    No weights are read.  Where the files do not tell all shapes (they are still to be downloaded,
+    or hold more than tensors), nothing is checked.
+
+    Returns
+    -------
+    int
+        How many tensors were compared.
+
+    Raises
+    ------
+    UserError
+        As loading would.
+    """
+    tower = checkpoint.tower
+    outside = checkpoint.is_original and tower is not None and not tower.inside
+    for part in (checkpoint.weights, *((tower.weights,) if tower and outside else ())):
+        if part is None or part.missing or part.names is None or part.names - set(part.shapes):
+            return 0
+    return len(_outlined(checkpoint, None, outlines)[1])
+
+
 def _build(
     checkpoint: Checkpoint, kernel: str, dtype: torch.dtype
 ) -> DynamicLlavaForConditionalGeneration:
+    folder = checkpoint.folder
+    model, state = _outlined(checkpoint, dtype, stream, kernel)
+    check_finite(state.items(), folder)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    _rebuild_buffers(model)
+    _load_generation_config(model, folder)
+    return model
+
+
+def _outlined(
+    checkpoint: Checkpoint, dtype: torch.dtype | None, read: Reader, kernel: str = "sdpa"
+) -> tuple[DynamicLlavaForConditionalGeneration, dict[str, torch.Tensor]]:
+    """Return the model without weights, and the tensors that it takes."""
     folder, state = checkpoint.folder, None
     if checkpoint.is_original:
-        state, values = official_state(checkpoint, dtype)
+        state, values = official_state(checkpoint, dtype, read)
     else:
         values = {k: v for k, v in checkpoint.config.items() if k != "model_type"}
         if checkpoint.model_type == "llava":
@@ -215,14 +253,9 @@ def _build(
     config._attn_implementation = kernel
     model = skeleton(config, folder)
     if state is None:
-        state = read_hf_state(checkpoint.weights, dtype)
+        state = read_hf_state(checkpoint.weights, dtype, read)
     check_state(model, state, folder)
-    check_finite(state.items(), folder)
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    _rebuild_buffers(model)
-    _load_generation_config(model, folder)
-    return model
+    return model, state
 
 
 def skeleton(config: DynamicLlavaConfig, folder: Path) -> DynamicLlavaForConditionalGeneration:

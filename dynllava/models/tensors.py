@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from dynllava.output.files import reason
 from .files import WeightFiles
 from .sanity import check_tensors
 
+#: :func:`stream` or :func:`outlines`.
+Reader = Callable[..., Iterator[tuple[str, torch.Tensor]]]
 #: Tables that old versions of transformers stored and that are computed today.
 BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
 
@@ -52,6 +54,18 @@ def stream(
             if dtype is not None and tensor.is_floating_point():
                 tensor = tensor.to(dtype)
             yield name, tensor
+
+
+def outlines(
+    weights: WeightFiles, dtype: torch.dtype | None = None, prefix: str = ""
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what :func:`stream` yields, as tensors without memory: no weights are read.
+
+    Only the shapes are the files' own.
+    """
+    for name, shape in weights.shapes.items():
+        if name.startswith(prefix) and not name.endswith(BUFFERS):
+            yield name, torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _safetensors(path: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:

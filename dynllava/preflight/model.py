@@ -64,6 +64,8 @@ def check_model(wanted: Wanted) -> Preflight:
         return found
     _files(found, checkpoint)
     values = _guarded(found, "configuration", lambda: hf_values(checkpoint))
+    if found.ready:
+        _tensors(found, checkpoint)
     device, dtype = _arithmetic(found, wanted)
     prompt = _prompt(found, wanted, checkpoint) if found.ready else 0
     _images(found, wanted)
@@ -142,6 +144,13 @@ def _files(found: Preflight, checkpoint: Checkpoint) -> None:
         "licence",
         names or "no licence file beside the weights: look at the model's page before you use it",
     )
+
+
+def _tensors(found: Preflight, checkpoint: Checkpoint) -> None:
+    from dynllava.models.loading import check_fit
+
+    if count := _guarded(found, "tensors", lambda: check_fit(checkpoint)):
+        found.add("ok", "tensors", f"{count}, named and shaped as config.json says")
 
 
 def _arithmetic(found: Preflight, wanted: Wanted) -> tuple[str, str]:

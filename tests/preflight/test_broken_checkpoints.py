@@ -11,6 +11,7 @@ from pathlib import Path
 
 import public_layouts as layouts
 import pytest
+import torch
 from PIL import Image
 from public_layouts import Sizes, edit_json
 from public_tokenizers import sentencepiece_model, write_llava_hf
@@ -126,6 +127,31 @@ def other_tower_inside(folder: Path) -> None:
     no_tower(folder)
 
 
+def no_tensor(folder: Path) -> None:
+    path = sorted(folder.glob("*-of-*"))[0]
+    index = next(folder.glob("*.index.json"))
+    places = json.loads(index.read_text())["weight_map"]
+    state = torch.load(path) if path.suffix == ".bin" else load_file(path)
+    name = next(name for name in sorted(state) if ".layers.3." in name)
+    del state[name], places[name]
+    edit_json(index, weight_map=places)
+    if path.suffix == ".bin":
+        torch.save(state, path)
+    else:
+        save_file(state, path, metadata={"format": "pt"})
+
+
+def other_sizes(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    edit_json(folder / "config.json", text_config={**values["text_config"], "hidden_size": 128})
+
+
+def other_tower(folder: Path) -> None:
+    path = folder.parent / layouts.TOWER / "config.json"
+    vision = json.loads(path.read_text())["vision_config"]
+    edit_json(path, vision_config={**vision, "intermediate_size": 99})
+
+
 INDEX = ("has shards (", "but no index; copy model.safetensors.index.json")
 SHARD = ("named by the index but missing", "download it again")
 DEPTH = "the vision tower has 3 layers"
@@ -206,6 +232,12 @@ BROKEN: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
         config(vision_feature_layer=[-2, 7]),
         ("vision_feature_layer=7", DEPTH),
     ),
+    "a tensor is missing, safetensors": ("llava-hf", no_tensor, ("missing tensor", "layers.3.")),
+    "a tensor is missing, bin": ("original", no_tensor, ("missing tensor", "layers.3.")),
+    "a tensor is missing, official": ("official", no_tensor, ("missing tensor", "layers.3.")),
+    "sizes of another model": ("llava-hf", other_sizes, ("has shape (", "accepted is (")),
+    "sizes of another tower": ("original", other_tower, ("fc1", "has shape (48,), accepted")),
+    "layers are missing": ("original", config(num_hidden_layers=6), ("missing tensor", "layers.4")),
     "a predictor of question tokens": (
         "official",
         instruct_predictor,
