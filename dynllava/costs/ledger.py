@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from dynllava.errors import UserError
 from dynllava.methods.base import Method
+from dynllava.methods.smaller import sizing
 from dynllava.plan import ModelDims, Operation, Schedule, Shape
 
 from . import flops
@@ -93,12 +94,13 @@ class Run:
         spec = self.spec
         if spec.vision is None:
             return spec
-        if not self.method.sets_grid:
+        smaller = sizing(self.method)
+        if smaller is None:
             stages = self.method.plan(spec.dims.layers).stages(self.shape)
             cut = [stage.after for stage in stages if stage.cut.stage == "features"]
             return replace(spec, image_tokens=cut[0]) if cut else spec
         edge = spec.vision.image_size // spec.vision.patch_size
-        grid = self.method.tower_grid(edge, edge)
+        grid = smaller.tower_grid(edge, edge)
         vision = replace(spec.vision, grid=grid)
         return replace(spec, vision=vision, image_tokens=grid[0] * grid[1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from dynllava.methods.base import Method
+from dynllava.methods.smaller import sizing
 from dynllava.plan import Count, Cut, Plan, Rule, Segment
 
 
@@ -17,7 +18,7 @@ def adapts(method: Method, layers: int) -> bool:
     layers : int
         Decoder layers.
     """
-    return any(map(_adapts, method.plan(layers).of(Segment.IMAGE))) and not method.sets_grid
+    return any(map(_adapts, method.plan(layers).of(Segment.IMAGE))) and sizing(method) is None
 
 
 def _adapts(cut: Cut) -> bool:

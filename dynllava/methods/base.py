@@ -62,8 +62,6 @@ class Method:
     certificate: ClassVar[str] = ""
     #: Whether trained predictors of the checkpoint decide.
     learned: ClassVar[bool] = False
-    #: Whether a budget is met by ``rows`` x ``columns`` image tokens before layer 0.
-    sets_grid: ClassVar[bool] = False
 
     def plan(self, layers: int) -> Plan:
         """Return what the method promises for a model of ``layers`` decoder layers.
@@ -97,43 +95,17 @@ class Method:
         """Return the rows of one image that reach the language model."""
         raise NotImplementedError
 
-    # ------------------------------------------------------------------ of controls that resize
-
-    def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
-        """Return the image tokens [images, P, D] that enter layer 0, in the prompt's first places.
-
-        Placeholders beyond P of them hold nothing, as if the prompt had been written for a smaller
-        picture.
-
-        Parameters
-        ----------
-        model : DynamicLlavaForConditionalGeneration
-        pixel_values : Tensor [images, 3, S, S]
-        **options
-            For the vision tower.
-        """
-        import torch
-
-        found = model.model.get_image_features(
-            pixel_values=pixel_values, return_dict=True, **options
-        )
-        return torch.stack(list(found.pooler_output))
-
-    def tower_grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """Return the patches (rows, columns) that the vision tower processes."""
-        return rows, columns
-
-    @property
-    def title(self) -> str:
-        """What tables and plots call it: its name, and which of its published forms it is."""
-        return self.name
-
     # ------------------------------------------------------------------ derived; not overridden
 
     @property
     def parts(self) -> tuple[Method, ...]:
         """The methods that decide: this one, or those that it is composed of."""
         return (self,)
+
+    @property
+    def title(self) -> str:
+        """What tables and plots call it: its name, and which of its published forms it is."""
+        return self.name
 
     def has(self, verb: str) -> bool:
         """Return whether the class defines a verb."""

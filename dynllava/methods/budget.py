@@ -25,6 +25,7 @@ from . import create, registry
 from .base import Method
 from .checks import numbers
 from .composition import Composition
+from .smaller import Smaller, sizing
 
 Budget = str | float | Sequence[float]
 
@@ -45,7 +46,7 @@ def takes_budget(name: str) -> bool:
     name : str
         A registered method, or a composition (see :func:`solve` for what it then needs).
     """
-    return "+" in name or registry()[name].sets_grid or bool(shares(registry()[name]))
+    return "+" in name or issubclass(registry()[name], Smaller) or bool(shares(registry()[name]))
 
 
 def shares(method: type[Method]) -> list[str]:
@@ -63,7 +64,7 @@ def shares(method: type[Method]) -> list[str]:
 
 def budget_fields(method: type[Method]) -> set[str]:
     """Return the parameters that cannot stand beside a budget: it sets them, or what they mean."""
-    grid = {"rows", "columns"} if method.sets_grid else set()
+    grid = {"rows", "columns"} if issubclass(method, Smaller) else set()
     return {*shares(method), *_marked(method, "instead"), *grid}
 
 
@@ -163,9 +164,9 @@ def solve(
     """
     goal = target(budget, shape, num_layers)
     base = create(method_name, **fixed)
-    sizing = next((part for part in base.parts if part.sets_grid), None)
-    if sizing is not None:
-        prefix = f"{sizing.name}_" if len(base.parts) > 1 else ""
+    smaller = sizing(base)
+    if smaller is not None:
+        prefix = f"{smaller.name}_" if len(base.parts) > 1 else ""
         return {**fixed, **_solve_grid(base, prefix, goal, shape, fixed)}
     knobs = _Knobs.of(base, method_name, shape, num_layers)
     knobs.check_free(fixed)

@@ -17,7 +17,7 @@ from dynllava.plan import Plan
 from .base import Method
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class Composition(Method):
     def __post_init__(self) -> None:
         # An instance has the name that creates it, which is no class's.
         vars(self)["name"] = f"{self.first.name}+{self.second.name}"
-        vars(self)["sets_grid"] = self.first.sets_grid or self.second.sets_grid
 
     @property
     def parts(self) -> tuple[Method, ...]:
@@ -57,18 +56,6 @@ class Composition(Method):
             return plans[0] | plans[1]
         except UserError as error:
             raise UserError(f"{self.name}: {error}") from None
-
-    def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
-        """See :meth:`Method.encode_images`; of the part that makes pictures smaller."""
-        return self._sizing.encode_images(model, pixel_values, **options)
-
-    def tower_grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """See :meth:`Method.tower_grid`."""
-        return self._sizing.tower_grid(rows, columns)
-
-    @property
-    def _sizing(self) -> Method:
-        return self.second if self.second.sets_grid else self.first
 
     def parameters(self) -> dict[str, Any]:
         """Return both parts' parameters, prefixed with their names."""

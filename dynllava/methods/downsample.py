@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .smaller import Smaller
+from .smaller import Smaller, projected
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ class Downsample(Smaller):
     summary: ClassVar[str] = "control: picture shrunk before the vision tower"
     source: ClassVar[str] = "control"
 
-    def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+    def encode_images(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the tokens [images, rows * columns, D] of the shrunk pictures."""
         import torch
 
@@ -30,13 +30,13 @@ class Downsample(Smaller):
         rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
         size = [patch * edge for edge in self.grid(rows, columns)]
         if size == list(pixel_values.shape[-2:]):
-            return super().encode_images(model, pixel_values, **options)
+            return projected(model, pixel_values)
         small = torch.nn.functional.interpolate(
             pixel_values.float(), size, mode="bilinear", antialias=True
         )
         small = small.to(pixel_values.dtype)
-        return super().encode_images(model, small, interpolate_pos_encoding=True, **options)
+        return projected(model, small, interpolate_pos_encoding=True)
 
     def tower_grid(self, rows: int, columns: int) -> tuple[int, int]:
-        """See :meth:`Method.tower_grid`."""
+        """See :meth:`Smaller.tower_grid`."""
         return self.grid(rows, columns)

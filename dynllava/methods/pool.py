@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .smaller import Smaller
+from .smaller import Smaller, projected
 
 if TYPE_CHECKING:
     import torch
@@ -19,11 +19,11 @@ class Pool(Smaller):
     summary: ClassVar[str] = "control: image tokens averaged to a smaller grid behind the projector"
     source: ClassVar[str] = "control"
 
-    def encode_images(self, model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+    def encode_images(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return the pooled tokens [images, rows * columns, D]."""
         import torch
 
-        features = super().encode_images(model, pixel_values, **options)
+        features = projected(model, pixel_values)
         patch = model.config.vision_config.patch_size
         rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
         images, _, width = features.shape

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from dynllava.errors import UserError
 from dynllava.plan import Cut, Plan, Rule, Shape
 
 from .base import Method
 from .uniform import square_rows
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,6 @@ class Smaller(Method):
     rows, columns : int or None
         Grid of image tokens that is left; None = half of the picture's.
     """
-
-    sets_grid: ClassVar[bool] = True
 
     # The verb of this name is not needed: the picture is smaller before there are rows.
     rows: int | None = None  # type: ignore[assignment]
@@ -59,6 +60,36 @@ class Smaller(Method):
                 f"{self.name}: {left[0]} x {left[1]} tokens of a picture of {rows} x {columns}"
             )
         return left
+
+    def encode_images(self, model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the image tokens [images, P, D] that enter layer 0, in the prompt's first places.
+
+        Placeholders beyond P of them hold nothing, as if the prompt had been written for a smaller
+        picture.
+
+        Parameters
+        ----------
+        model : DynamicLlavaForConditionalGeneration
+        pixel_values : Tensor [images, 3, S, S]
+        """
+        raise NotImplementedError
+
+    def tower_grid(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the patches (rows, columns) that the vision tower processes."""
+        return rows, columns
+
+
+def projected(model: Any, pixel_values: torch.Tensor, **options: Any) -> torch.Tensor:
+    """Return the image tokens [images, P, D] behind tower and projector."""
+    import torch
+
+    found = model.model.get_image_features(pixel_values=pixel_values, return_dict=True, **options)
+    return torch.stack(list(found.pooler_output))
+
+
+def sizing(method: Method) -> Smaller | None:
+    """Return the part of a method that makes pictures smaller, None without one."""
+    return next((part for part in method.parts if isinstance(part, Smaller)), None)
 
 
 def _resized(view: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from dynllava.engine.cache import SparseCache
 from dynllava.engine.stream import Segment, TokenStream, align_left
 from dynllava.errors import UserError
+from dynllava.methods.smaller import projected, sizing
 
 SAMPLE_ID_MODULUS = 2_147_483_647
 
@@ -85,7 +86,7 @@ def embed(
     ``placed_later``: a cut before the projector puts its own rows there.
 
     The third is None, or [B, L] bool: False for placeholders beyond the tokens of a method that
-    makes pictures smaller (:meth:`dynllava.methods.base.Method.encode_images`).
+    makes pictures smaller (:meth:`dynllava.methods.smaller.Smaller.encode_images`).
 
     Raises
     ------
@@ -104,10 +105,12 @@ def embed(
         return inputs_embeds, image_mask, None
     if placed_later:
         return inputs_embeds, image_mask, None
-    features = model.method.encode_images(model, pixel_values)
+    smaller = sizing(model.method)
+    encode = projected if smaller is None else smaller.encode_images
+    features = encode(model, pixel_values)
     count = features.shape[1]
     present = None
-    if model.method.sets_grid:
+    if smaller is not None:
         patch = model.config.vision_config.patch_size
         rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
         check_images(image_mask, len(features), rows * columns)
