@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dynllava import methods
+from dynllava.methods.base import VERBS, Method
 from dynllava.methods.plugins import methods_in
 
 ROOT = Path(__file__).parents[1]
@@ -242,3 +243,45 @@ def test_a_method_named_elsewhere_is_noticed():
 def test_shared_modules_hold_no_method():
     for name in methods.SHARED:
         assert methods_in(importlib.import_module(f"dynllava.methods.{name}")) == []
+
+
+# ---------------------------------------------------------------------- how small a method is
+
+ORIGINALLY = {"h2o": 120, "sparsevlm": 283}
+"""Lines of code before plans: a third of them at least has to be gone."""
+MOST_LINES = {"fastv": 45, "no_image": 15, **{name: n * 2 // 3 for name, n in ORIGINALLY.items()}}
+
+
+def code_lines(source: str) -> int:
+    """Return the lines of a module but for blank ones and docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    skipped: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        first = node.body[0] if isinstance(node, documented) and node.body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            skipped.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = enumerate(source.splitlines(), 1)
+    return sum(bool(line.strip()) and number not in skipped for number, line in lines)
+
+
+def test_code_lines_leave_out_docstrings_and_blank_lines():
+    source = (
+        '"""One.\n\nTwo.\n"""\n\nx = 1\n\n\ndef f():\n    """Say."""\n    # why\n    return x\n'
+    )
+    assert code_lines(source) == 4
+
+
+@pytest.mark.parametrize(("name", "most"), MOST_LINES.items())
+def test_methods_are_small(name, most):
+    source = (ROOT / "dynllava" / "methods" / f"{name}.py").read_text(encoding="utf-8")
+    assert code_lines(source) <= most
+
+
+def test_a_method_is_a_plan_and_four_verbs():
+    public = {name for name in vars(Method) if not name.startswith("_")}
+    derived = {"parts", "title", "has", "validate", "schedule", "overhead", "parameters"}
+    values = {"name", "summary", "source", "certificate", "learned"}
+    assert public - derived - values == {"plan", *VERBS}
+    for method in methods.registry().values():
+        overridden = derived & set(vars(method))
+        assert overridden <= {"title"}, method

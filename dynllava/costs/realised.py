@@ -32,15 +32,15 @@ class Realised(Method):
     Parameters
     ----------
     method : Method
-    rows : int
+    tokens : int
         Image tokens of an image that reached layer 0.
     """
 
     method: Method
-    rows: int
+    tokens: int
 
     def plan(self, layers: int) -> Plan:
         """Return the method's plan with that number in place of its estimate."""
         plan = self.method.plan(layers)
-        cuts = [replace(cut, keep=Count(self.rows)) if _adapts(cut) else cut for cut in plan.cuts]
+        cuts = [replace(cut, keep=Count(self.tokens)) if _adapts(cut) else cut for cut in plan.cuts]
         return replace(plan, cuts=tuple(cuts))

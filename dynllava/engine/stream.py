@@ -12,6 +12,8 @@ import torch
 
 from dynllava.plan import Segment
 
+from .ranking import left_aligned
+
 
 @dataclass
 class TokenStream:
@@ -64,6 +66,35 @@ class TokenStream:
     def is_segment(self, segment: Segment) -> torch.Tensor:
         """Return [B, L] bool, True where the token is of ``segment``."""
         return self.segment == int(segment)
+
+    def text_behind_images(self) -> torch.Tensor:
+        """Return [B, L] bool: text tokens behind a row's last image token; none without one."""
+        is_image = self.is_segment(Segment.IMAGE)
+        columns = torch.arange(self.size, device=is_image.device)
+        last = torch.where(is_image, columns, -1).amax(1)[:, None]
+        return self.is_segment(Segment.TEXT) & (columns > last) & (last >= 0)
+
+    def picked(self, *masks: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the hidden states of masked tokens, left-aligned, order preserved.
+
+        Parameters
+        ----------
+        *masks : Tensor [B, L] bool
+
+        Returns
+        -------
+        list of tuple of Tensor
+            For each mask [B, n, D], and [B, n] bool: which of the n are there.
+        """
+        counts = [mask.sum(1) for mask in masks]
+        # One synchronisation for all.
+        widths = torch.stack(counts).amax(1).clamp(min=1).tolist()
+        found = []
+        for mask, count, width in zip(masks, counts, widths, strict=True):
+            rows = take_rows(self.hidden, left_aligned(mask, width))
+            there = torch.arange(width, device=count.device) < count[:, None]
+            found.append((rows, there.to(rows.device)))
+        return found
 
     def gather(self, keep: torch.Tensor) -> TokenStream:
         """Return the stream of the kept tokens, left-aligned, order preserved.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.plan import Count, Keep, Share
 
 #: Deeper than any model: stands for the depth before a model is known.
 DEEPEST = 1000
@@ -42,6 +44,38 @@ def check_choice(name: str, value: Any, accepted: Sequence[str]) -> None:
     """Raise :class:`UserError` unless ``value`` is one of ``accepted``."""
     if value not in accepted:
         raise UserError(f"{name}={value!r}: accepted are {', '.join(accepted)}")
+
+
+def check_rising(name: str, layers: Sequence[int], last: int) -> None:
+    """Raise :class:`UserError` unless ``layers`` rise, from 0 at least to ``last`` at most."""
+    rising = all(a < b for a, b in pairwise(layers))
+    if not layers or not rising or layers[0] < 0 or layers[-1] > last:
+        listed = "/".join(map(str, layers))
+        raise UserError(f"{name}={listed}: accepted are rising layers from 0 to {last}")
+
+
+def check_stages(name: str, listed: Sequence[float], stages: int, *, growing: bool = False) -> None:
+    """Raise :class:`UserError` unless there is one number a stage and none above the one before."""
+    if len(listed) != stages:
+        raise UserError(f"{len(listed)} {name} for {stages} layers: one for each")
+    if not growing and any(a < b for a, b in pairwise(listed)):
+        shown = "/".join(f"{number:g}" for number in listed)
+        raise UserError(f"{name}={shown}: a later layer cannot keep more than an earlier one")
+
+
+def keeps(name: str, listed: Sequence[float], *, shares: bool = False, **common: Any) -> list[Keep]:
+    """Return what each number keeps: tokens, or below 1 (or with ``shares``) a share.
+
+    ``common`` goes to every :class:`~dynllava.plan.Share`, ``spare`` to every
+    :class:`~dynllava.plan.Count` too.
+    """
+    spare = common.get("spare", 0)
+    return [
+        Share(number, **common)
+        if shares or number < 1
+        else Count(int(number), spare=spare, name=name)
+        for number in listed
+    ]
 
 
 def numbers(name: str, value: Any, *, zero: bool = False) -> tuple[float, ...]:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 from dynllava.errors import UserError
-from dynllava.plan import Attention, Count, Cut, Keep, Plan, Share
+from dynllava.plan import Attention, Cut, Keep, Plan
 
 from .base import Method, check_choice, instead, share
-from .checks import numbers
+from .checks import check_rising, check_stages, keeps, numbers
 
 if TYPE_CHECKING:
     import torch
@@ -62,15 +61,10 @@ class PyramidDrop(Method):
     def plan(self, layers: int) -> Plan:
         """See :meth:`Method.plan`."""
         check_choice("positions", self.positions, ("compact", "original"))
-        places, keeps = self._places(layers), self._keeps()
-        rising = all(a < b for a, b in pairwise(places))
-        if not rising or places[-1] >= layers:
-            listed = "/".join(map(str, places))
-            raise UserError(f"layers={listed}: accepted are rising layers up to {layers - 1}")
-        if len(places) != len(keeps):
-            raise UserError(f"{len(keeps)} ratios for {len(places)} layers: one for each")
+        places = self._places(layers)
+        check_rising("layers", places, layers - 1)
         look = Attention("last_prompt", of="own_input")
-        pairs = zip(places, keeps, strict=True)
+        pairs = zip(places, self._keeps(len(places)), strict=True)
         return Plan(tuple(Cut(at, keep, by=look, positions=self.positions) for at, keep in pairs))
 
     def _places(self, layers: int) -> tuple[int, ...]:
@@ -81,18 +75,13 @@ class PyramidDrop(Method):
             return tuple(map(int, listed))
         return LAYERS if self.strict_official else tuple(round(n * layers / 32) for n in LAYERS)
 
-    def _keeps(self) -> list[Keep]:
+    def _keeps(self, stages: int) -> list[Keep]:
         name = "ratios" if self.budgets is None else "budgets"
         listed = numbers(name, getattr(self, name), zero=True)
-        if any(a < b for a, b in pairwise(listed)) or (name == "ratios" and listed[0] > 1):
-            shown = "/".join(f"{number:g}" for number in listed)
-            raise UserError(f"{name}={shown}: accepted are falling numbers, ratios up to 1")
-        return [
-            Count(int(number), name=name)
-            if number >= 1 and name == "budgets"
-            else Share(number, rounding="truncate")
-            for number in listed
-        ]
+        check_stages(name, listed, stages)
+        if name == "ratios" and listed[0] > 1:
+            raise UserError(f"ratios={self.ratios!r}: accepted are shares up to 1")
+        return keeps(name, listed, shares=name == "ratios", rounding="truncate")
 
     def score(self, view: View) -> torch.Tensor:
         """Return the row's attention, mean over heads."""

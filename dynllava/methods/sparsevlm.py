@@ -26,13 +26,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dynllava.errors import UserError
 from dynllava.plan import (
     Attention,
-    Count,
     Cut,
     Keep,
     Merge,
@@ -41,12 +39,11 @@ from dynllava.plan import (
     Plan,
     Rule,
     Shape,
-    Share,
     Stage,
 )
 
 from .base import Method, check_choice, check_number, instead, share
-from .checks import numbers
+from .checks import check_rising, check_stages, keeps, numbers
 
 if TYPE_CHECKING:
     import torch
@@ -110,22 +107,15 @@ class SparseVLM(Method):
         if not (math.isfinite(self.scale) and math.isfinite(self.bias)):
             raise UserError(f"scale={self.scale}, bias={self.bias}: accepted are finite numbers")
         check_number("priority_heads", self.priority_heads, optional=True)
-        places, keeps = self.layers(layers), self._keeps(layers)
-        rising = all(a < b for a, b in pairwise(places))
-        if not places or not rising or places[0] < 0 or places[-1] > layers - 2:
-            listed = "/".join(map(str, places))
-            raise UserError(
-                f"pruning_layers={listed}: accepted are rising layers from 0 to {layers - 2}"
-            )
+        places = self.layers(layers)
+        check_rising("pruning_layers", places, layers - 2)
         look = Attention(
             rater_rows, count=expected_raters, component="rating", heads=self.priority_heads
         )
         late = str(self.version) == "2.0"
         merge, positions = (None, "original") if late else (Merge(clusters), "compact")
-        cuts = [
-            Cut(layer + 1, keep, by=look, merge=merge, positions=positions)
-            for layer, keep in zip(places, keeps, strict=True)
-        ]
+        pairs = zip(places, self._keeps(len(places)), strict=True)
+        cuts = [Cut(at + 1, keep, by=look, merge=merge, positions=positions) for at, keep in pairs]
         return Plan(tuple(cuts), work=(self._work,))
 
     def layers(self, layers: int) -> tuple[int, ...]:
@@ -149,23 +139,12 @@ class SparseVLM(Method):
             raise UserError(f"retain={self.retain!r}: accepted are {accepted}, or pass budgets")
         return tuple(budget / PUBLISHED_IMAGE for budget in published[self.retain])
 
-    def _keeps(self, layers: int) -> list[Keep]:
+    def _keeps(self, stages: int) -> list[Keep]:
         """Return what each pruning layer keeps; it always drops at least one token."""
-        places = self.layers(layers)
         if str(self.version) == "rank":
-            return [Rule(self._rank, self._expected_rank, spare=1)] * len(places)
-        targets = self.targets
-        if len(targets) != len(places):
-            raise UserError(
-                f"{len(targets)} budgets for {len(places)} pruning layers: one for each"
-            )
-        if any(a < b for a, b in pairwise(targets)) and not self.strict_official:
-            listed = "/".join(f"{target:g}" for target in targets)
-            raise UserError(f"budgets={listed}: a later layer cannot keep more than an earlier one")
-        return [
-            Count(int(target), spare=1, name="budgets") if target >= 1 else Share(target, spare=1)
-            for target in targets
-        ]
+            return [Rule(self._rank, self._expected_rank, spare=1)] * stages
+        check_stages("budgets", self.targets, stages, growing=self.strict_official)
+        return keeps("budgets", self.targets, spare=1)
 
     def score(self, view: View) -> torch.Tensor:
         """Return the attention of the raters, mean over heads and raters."""
@@ -227,22 +206,19 @@ class SparseVLM(Method):
         The number of raters depends on the prompt; half of the text tokens are assumed.
         """
         own = [stage for stage in stages if not stage.cut.early]
-        image, count = own[0].before, expected_raters(shape)
-        if not image:
-            return
+        image, count = own[0].before, expected_raters(shape) * bool(own[0].before)
         yield Operation("raters", "rating", 0, "prefill", image, dims.hidden, shape.text_after)
+        late, rank = (count * (str(self.version) == name) for name in ("2.0", "rank"))
         for stage in own:
-            parts = []
-            if str(self.version) == "2.0":
-                parts += [("rotary_bias", count, 2 * dims.head_dim, stage.rows_before)]
-            if str(self.version) == "rank":
-                parts += [("rank", count, stage.before, count)]
-            if stage.merged:
-                points = recycled(stage.dropped)
-                parts += [("distances", points, dims.hidden, points)]
-                parts += [("merge", stage.merged, points, dims.hidden)]
-            for name, m, k, n in parts:
-                yield Operation(name, "rating", stage.cut.layer - 1, "prefill", m, k, n)
+            points = recycled(stage.dropped) * bool(stage.merged)
+            sizes = {
+                "rotary_bias": (late, 2 * dims.head_dim, stage.rows_before),
+                "rank": (rank, stage.before, rank),
+                "distances": (points, dims.hidden, points),
+                "merge": (stage.merged, points, dims.hidden),
+            }
+            for name, size in sizes.items():
+                yield Operation(name, "rating", stage.cut.layer - 1, "prefill", *size)
 
 
 def recycled(dropped: Any) -> Any:
@@ -287,25 +263,14 @@ def _choose_raters(view: View) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     from dynllava.engine.ranking import left_aligned
-    from dynllava.engine.stream import take_rows
     from dynllava.plan import Segment
 
     stream = view.embeds
     assert stream is not None  # the look's rows are a function
-    is_image = stream.is_segment(Segment.IMAGE)
-    image_count = is_image.sum(1)
-    columns = torch.arange(stream.size, device=is_image.device)
-    last_image = torch.where(is_image, columns, -1).amax(1)
-    after = stream.is_segment(Segment.TEXT) & (columns > last_image[:, None])
-    after &= (image_count > 0)[:, None]
-    text_count = after.sum(1)
-    images, texts = torch.stack([image_count, text_count]).amax(1).tolist()
-    vision = take_rows(stream.hidden, left_aligned(is_image, images)).float()
-    text = take_rows(stream.hidden, left_aligned(after, max(texts, 1))).float()
-    device = text.device
-    has_text = torch.arange(text.shape[1], device=device) < text_count.to(device)[:, None]
-    has_image = torch.arange(images, device=device) < image_count.to(device)[:, None]
-    match = (vision @ text.transpose(1, 2)).masked_fill(~has_text[:, None], -1e30).softmax(-1)
+    masks = stream.is_segment(Segment.IMAGE), stream.text_behind_images()
+    (vision, has_image), (text, has_text) = stream.picked(*masks)
+    match = vision.float() @ text.float().transpose(1, 2)
+    match = match.masked_fill(~has_text[:, None], -1e30).softmax(-1)
     relevance = (match * has_image[..., None]).sum(1) / has_image.sum(1).clamp(min=1)[:, None]
     relevance = relevance * has_text
     mean = relevance.sum(1) / has_text.sum(1).clamp(min=1)
@@ -313,13 +278,12 @@ def _choose_raters(view: View) -> tuple[torch.Tensor, torch.Tensor]:
     chosen |= ~chosen.any(1, keepdim=True) & has_text
     voters = chosen.sum(1)
     most = max(int(voters.max()), 1)
-    mask = torch.arange(most, device=device) < voters[:, None]
+    mask = torch.arange(most, device=voters.device) < voters[:, None]
     ordinal = left_aligned(chosen, most).masked_fill(~mask, -1)
     # Without text after the image, ordinal -1 is the last image token.
-    alone = (voters == 0) & has_image.any(1)
-    mask[:, 0] |= alone
+    mask[:, 0] |= (voters == 0) & has_image.any(1)
     view.record.update({"sparsevlm.rater_scores": relevance, "sparsevlm.raters": chosen})
-    return ordinal.masked_fill(alone[:, None], -1), mask
+    return ordinal, mask
 
 
 def rotary_bias(view: View, dtype: torch.dtype) -> torch.Tensor:

@@ -158,16 +158,16 @@ def test_original_positions_keep_holes_and_compact_ones_do_not(model):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"layers": "2/2/4"}, "rising layers up to 4"),
-        ({"layers": "1/2/5"}, "rising layers up to 4"),
+        ({"layers": "2/2/4"}, "rising layers from 0 to 4"),
+        ({"layers": "1/2/5"}, "rising layers from 0 to 4"),
         ({"layers": "1/2.5/4"}, "whole numbers"),
         ({"layers": "1/2"}, "3 ratios for 2 layers"),
-        ({"ratios": "0.2/0.5/0.1"}, "falling"),
-        ({"ratios": "2/1/0.5"}, "ratios up to 1"),
+        ({"ratios": "0.2/0.5/0.1"}, "cannot keep more than an earlier one"),
+        ({"ratios": "2/1/0.5"}, "shares up to 1"),
         ({"budgets": "8/x"}, "budgets="),
         ({"budgets": "17/5/2"}, "image tokens"),
         ({"positions": "new"}, "compact, original"),
-        ({"strict_official": True}, "rising layers up to 4"),
+        ({"strict_official": True}, "rising layers from 0 to 4"),
     ],
 )
 def test_parameters_that_cannot_work_are_refused(model, parameters, message):
