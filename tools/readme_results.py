@@ -1,7 +1,8 @@
-"""Write the results table of the README from the records in ``results/embedded``.
+"""Write the results tables of README and docs/embedded.md from the records in ``results/embedded``.
 
-``python tools/readme_results.py`` rewrites the section between its markers; ``--check`` only says
-whether it is up to date (exit code 1 if not).
+``python tools/readme_results.py`` rewrites the sections between their markers; ``--check`` only
+says whether they are up to date (exit code 1 if not).  Runs that are evidence about nothing stand
+in docs/embedded.md alone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynllava.analysis.points.evidence import CAVEAT, caveat
 from dynllava.analysis.points.measured import Stored, latest, read_stores
 from dynllava.analysis.report.beside_accuracy import beside_accuracy, key
 
+from dynllava.methods.titles import Named, titles
 from dynllava.records import RunRecord
 
 ROOT = Path(__file__).parents[1]
@@ -23,8 +26,8 @@ SHORT = ("attribute", "counting", "digit", "existence", "multiple_choice", "rela
 TASKS = tuple(f"embedded_{family}" for family in (*SHORT, "caption", "caption_ppl"))
 #: Order of the methods; within one the budgets fall, the ablation on tuned weights comes last.
 ORDER = (
-    "full", "dynamic_llava", "fastv", "sparsevlm", "h2o", "downsample", "pool", "uniform",
-    "random", "no_image",
+    "full", "dynamic_llava", "fastv", "sparsevlm", "pyramiddrop", "divprune", "h2o", "downsample",
+    "pool", "uniform", "random", "no_image",
 )  # fmt: skip
 HEADERS = (
     "method, budget", "weights", "image tokens per layer", "prefill GFLOP",
@@ -41,6 +44,12 @@ INTRO = (
     "exact match; *lost / won*, *agrees* and *visual gain retained* (with its 95 % interval) "
     "compare its answers with the dense row's ([docs/analysis.md](docs/analysis.md)). random: "
     "mean of five seeds [lowest, highest]."
+)
+
+APART = (
+    f"**{CAVEAT[0].upper()}{CAVEAT[1:]}.** Methods whose choice depends on the class token, run "
+    "like those of the README's table and with its columns: this shows that they run at equal "
+    "budgets and what they cost, not how good they are."
 )
 
 Runs = dict[str, list[Stored]]
@@ -91,10 +100,12 @@ def row(runs: Runs, beside: Sequence[str]) -> str:
     captions = [item.record for item in runs["embedded_caption"]]
     forced = [item.record for item in runs["embedded_caption_ppl"]]
     record = captions[0]
-    budget = "" if record.method.budget is None else f" {record.method.budget:g}"
+    method = record.method
+    budget = "" if method.budget is None else f" {method.budget:g}"
+    title = titles([Named(method.name, method.parameters, method.budget)])[0]
     commits = sorted({(item.environment.commit or "unknown")[:8] for item in captions + forced})
     cells = (
-        f"{record.method.name}{budget}",
+        f"{title}{budget}",
         record.model.weights or "",
         f"{mean(captions, 'mean_image_tokens'):.0f}",
         f"{mean(captions, 'prefill_flops') / 1e9:.3f}",
@@ -108,11 +119,14 @@ def row(runs: Runs, beside: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def section() -> str:
-    """Return the section's text."""
+def sections() -> dict[str, str]:
+    """Return the text of each page's section."""
     found = groups()
     short = [item for runs in found.values() for name in TASKS[: len(SHORT)] for item in runs[name]]
     beside = {name: figures.texts() for name, figures in beside_accuracy(short).items()}
+    names = sorted(found, key=lambda name: order(found[name]))
+    rows = {name: row(found[name], beside.get(name, ("-",) * 3)) for name in names}
+    apart = {name for name in names if caveat(found[name][TASKS[0]][0].record)}
     first = short[0].record
     samples = {item.record.task.samples for item in short if item.record.task}
     intro = INTRO.format(
@@ -121,22 +135,31 @@ def section() -> str:
         dtype=first.environment.dtype,
         date=(first.environment.date or "")[:10],
     )
+    return {
+        "README.md": table(intro, [text for name, text in rows.items() if name not in apart]),
+        "docs/embedded.md": table(APART, [text for name, text in rows.items() if name in apart]),
+    }
+
+
+def table(intro: str, rows: Sequence[str]) -> str:
+    """Return a sentence and a table."""
     lines = [intro, "", f"| {' | '.join(HEADERS)} |", "|---" * len(HEADERS) + "|"]
-    names = sorted(found, key=lambda name: order(found[name]))
-    lines += [row(found[name], beside.get(name, ("-",) * 3)) for name in names]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *rows, ""])
 
 
 def main() -> int:
     """Write or check."""
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = MARKERS.sub(lambda match: match[1] + section() + match[2], old)
-    if "--check" in sys.argv[1:]:
-        return int(new != old)
-    readme.write_text(new, encoding="utf-8")
-    print(f"wrote {readme}")
-    return 0
+    stale = 0
+    for name, text in sections().items():
+        page = ROOT / name
+        old = page.read_text(encoding="utf-8")
+        new = MARKERS.sub(lambda match, text=text: match[1] + text + match[2], old)
+        if "--check" in sys.argv[1:]:
+            stale |= new != old
+            continue
+        page.write_text(new, encoding="utf-8")
+        print(f"wrote {page}")
+    return int(stale)
 
 
 if __name__ == "__main__":

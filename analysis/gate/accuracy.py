@@ -24,6 +24,7 @@ from dynllava.uncertainty.power import (
     smallest_drop,
 )
 
+from ..points.evidence import caveat
 from ..points.measured import Stored, cluster_key, method_label
 from .checks import Check
 from .policy import Policy
@@ -104,6 +105,21 @@ def judge(pairs: Sequence[tuple[Stored, Stored]], policy: Policy) -> list[Check]
     _decide(pooled, policy)
     _decide(tested, policy)
     return [item.check for item in (*pooled, *cells)]
+
+
+def without_evidence(pairs: Sequence[tuple[Stored, Stored]], policy: Policy) -> list[Check]:
+    """Return checks without a verdict, of pairs whose accuracy is evidence about nothing."""
+    return [
+        _untested(cell.check, caveat(old.record))
+        for old, new in pairs
+        if (cell := _cell(old, new, policy)) is not None
+    ]
+
+
+def _untested(check: Check, reason: str) -> Check:
+    return Check(
+        check.family, check.cell, check.quantity, "untested", check.base, check.candidate, reason
+    )
 
 
 def _shares(policy: Policy, methods: int, cells: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dynllava.errors import UserError
 from dynllava.records import Counted, RunRecord
 
+from ..points.evidence import caveat
 from ..points.measured import Stored, latest, method_label
 from . import accuracy as accuracy_gate
 from . import timing as timing_gate
@@ -41,8 +42,10 @@ def compare(base: Iterable[Stored], candidate: Iterable[Stored], policy: Policy)
             continue
         checks += _counted(old.record, new.record, policy)
         compared.append((old, new))
+    apart = [pair for pair in compared if caveat(pair[0].record)]
     return [
-        *accuracy_gate.judge(compared, policy),
+        *accuracy_gate.judge([pair for pair in compared if pair not in apart], policy),
+        *accuracy_gate.without_evidence(apart, policy),
         *checks,
         *_timings(compared, base, candidate, policy),
     ]

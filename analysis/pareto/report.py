@@ -24,8 +24,10 @@ def collections(
     """Return the points of each page: (source, model) to published and own points.
 
     Studies are never mixed: they differ in protocol.  Own runs join every study of their model;
-    a model without published numbers gets a page of its own (source ``"own"``).
+    a model without published numbers gets a page of its own (source ``"own"``).  Runs that are no
+    evidence (:attr:`Point.caveat`) are on none.
     """
+    own = [item for item in own if not item.caveat]
     found: dict[tuple[str, str], list[Point]] = {}
     for source in sources:
         if source not in SOURCES:

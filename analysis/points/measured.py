@@ -19,6 +19,7 @@ from dynllava.records.store import FILE_NAME
 from dynllava.tasks import registry
 
 from . import names as benchmarks
+from .evidence import caveat
 from .seeds import merge
 from .values import Cost, Point, Value
 
@@ -252,6 +253,7 @@ def _point(items: list[Stored], curve: str, others: list[RunRecord], samples: bo
         {name: value for name, value in per_sample.items() if value},
         record.model.weights or "",
         clusters=clusters,
+        caveat=caveat(record),
     )
 
 

@@ -131,6 +131,8 @@ class Point:
         Flips, agreement with dense and visual gain retained (:mod:`beside_accuracy`), if known.
     clusters : dict
         Benchmark to {sample key: what it shares with others}, as ``samples``.
+    caveat : str
+        Why the run is evidence about nothing (:mod:`evidence`); empty where it is some.
     """
 
     origin: str
@@ -144,6 +146,7 @@ class Point:
     weights: str = ""
     beside: tuple[str, ...] = ()
     clusters: dict[str, dict[str, Hashable]] = field(default_factory=dict)
+    caveat: str = ""
 
     @property
     def is_dense(self) -> bool:

@@ -56,13 +56,13 @@ def against_dense(
     Parameters
     ----------
     points : iterable of Point
-        Own runs with samples.
+        Own runs with samples; those that are no evidence (``caveat``) get no verdict.
     margin : float
         Tolerated drop in the unit of a sample's score (0.01 = a point).
     alpha, power : float
         Family-wise level, and the power of ``needed``.
     """
-    points = list(points)
+    points = [point for point in points if not point.caveat]
     rows = []
     for point in points:
         dense = dense_of(points, point)

@@ -12,6 +12,7 @@ from typing import Any
 from dynllava.methods.presets import CONTROL
 from dynllava.uncertainty.strata import Stratum, by_runs
 
+from ..points.evidence import caveat
 from ..points.measured import Stored, latest, method_label
 from ..tables.cells import Cell, TableData
 from .beside_accuracy import Run, key, reader, takes_part, task_of
@@ -30,7 +31,9 @@ def strata_table(stored: Sequence[Stored]) -> TableData | None:
     items = [
         item
         for item in latest(stored)
-        if takes_part(item.record) and item.record.method.budget is not None
+        if takes_part(item.record)
+        and item.record.method.budget is not None
+        and not caveat(item.record)
     ]
     groups: dict[str, dict[tuple[Any, ...], list[Stored]]] = {}
     for item in items:

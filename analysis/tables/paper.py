@@ -191,10 +191,20 @@ def _token_statistics(data: published.PublishedTable, with_ours: bool) -> TableD
 
 
 def ours(own: Sequence[Point]) -> list[TableData]:
-    """Return one table of own runs per model: scores, costs, differences to dense."""
+    """Return one table of own runs per model: scores, costs, differences to dense.
+
+    Runs that are no evidence (:attr:`Point.caveat`) follow in a table of their own, beside dense.
+    """
     tables = []
-    for model in dict.fromkeys(point.model for point in own if point.scores):
-        points = [point for point in own if point.model == model and point.scores]
+    groups = dict.fromkeys((point.model, point.caveat) for point in own if point.scores)
+    for model, caveat in sorted(groups, key=lambda group: bool(group[1])):
+        points = [
+            point
+            for point in own
+            if point.model == model
+            and point.scores
+            and (point.caveat == caveat or (point.is_dense and point.weights != "tuned"))
+        ]
         points.sort(key=lambda point: (not point.is_dense, point.curve, -_tokens(point)))
         tasks = list(dict.fromkeys(name for point in points for name in point.scores))
         axes = [axis for axis in _AXIS_HEADERS if any(axis in point.costs for point in points)]
@@ -233,7 +243,7 @@ def ours(own: Sequence[Point]) -> list[TableData]:
         notes += cautions(points, tasks)
         if not any(point.is_dense for point in points):
             notes.append("No dense run of this model: differences cannot be given.")
-        title = f"Own runs of {style.model_name(model)}"
+        title = f"Own runs of {style.model_name(model)}" + (f", {caveat}" if caveat else "")
         tables.append(TableData("ours", title, headers, tuple(map(tuple, rows)), (), tuple(notes)))
     return tables
 

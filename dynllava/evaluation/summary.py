@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynllava.analysis.points.evidence import caveat
 from dynllava.analysis.points.measured import Stored, measured_points
 from dynllava.analysis.report.against_dense import against_dense
 from dynllava.analysis.report.against_dense import lines as lines_against
@@ -27,7 +28,8 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
 
     Runs that differ in the seed of their draw alone are one row: the mean, and the lowest and
     highest score.  With the store of their samples, lines below the table say whether each run is
-    as good as the dense one to within a point, and each row shows its flips and agreement
+    as good as the dense one to within a point (but for those that are no evidence, which stand in a
+    part of their own), and each row shows its flips and agreement
     against the dense row, and the visual gain retained where ``no_image`` ran at layer 0.  Costs
     are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.  Below
     them stand, for each of the paper's benchmarks, the published score of the dense model (where it
@@ -53,18 +55,29 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
             figures = beside.get(key(flat[0]))
             row += figures.texts() if figures else ["-"] * len(HEADERS)
         table.append([*row, *(_cost(flat, *item) for item in costs)])
+    notes = [caveat(next(iter(found.values()))[0]) for found in rows.values()]
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = _apart(lines, notes, "  ".join("-" * width for width in widths))
     lines += [
         f"failed: {record.method.label}, {record.task.name}: {record.error}"
         for record in records
         if record.status == "failed" and record.task is not None
     ]
     return "\n".join([*lines, *_against_dense(records, store), *_published(records)])
+
+
+def _apart(lines: list[str], notes: list[str], rule: str) -> list[str]:
+    """Return a table's lines, rows with a note in a part of their own below it."""
+    header, *rows = lines
+    found = [header, rule]
+    for note in sorted(dict.fromkeys(notes)):
+        found += [f"{note}:"] if note else []
+        found += [row for row, own in zip(rows, notes, strict=True) if own == note]
+    return found
 
 
 def _against_dense(records: Sequence[RunRecord], store: RecordStore | None) -> list[str]:

@@ -52,7 +52,7 @@ def titles(methods: Sequence[Named], *, shares: bool = True) -> list[str]:
     bases: list[str] = []
     settings: list[dict[str, tuple[Any, Any]]] = []
     for item in methods:
-        method = _known(item)
+        method = recorded(item.name, item.parameters)
         bases.append(item.name if method is None else method.title)
         settings.append(_settings(method, shares and item.budget is None) if method else {})
     return [
@@ -74,11 +74,10 @@ def _apart(own: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _known(item: Named) -> Method | None:
-    """Return the method; None for one that is not here (any more)."""
+def recorded(name: str, parameters: Mapping[str, Any]) -> Method | None:
+    """Return the method that plain values describe; None for one that is not here (any more)."""
     try:
-        values = {key: convert(item.name, key, value) for key, value in item.parameters.items()}
-        return create(item.name, **values)
+        return create(name, **{key: convert(name, key, item) for key, item in parameters.items()})
     except UserError:
         return None
 

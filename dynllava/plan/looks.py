@@ -132,6 +132,11 @@ class Tower:
     what: str
     layer: str | int = PRODUCING
 
+    @property
+    def class_token(self) -> bool:
+        """Whether what is seen depends on the class token (of the keys only its own does)."""
+        return self.what != "keys"
+
     def operations(self, stage: Stage, dims: ModelDims, phase: str) -> Iterator[Operation]:
         """Return the projections that the look computes beside the tower, and the class row."""
         tower = dims.tower

@@ -13,7 +13,7 @@ from dynllava.errors import UserError
 
 from .cuts import Cut, Stage
 from .keeps import Alternate, Count, Share
-from .looks import Attention, Look, column_sums
+from .looks import Attention, Look, Tower, column_sums
 from .operations import ModelDims, Operation
 from .schedule import Schedule
 from .segments import Segment
@@ -103,6 +103,11 @@ class Plan:
     def needs_embeddings(self) -> bool:
         """Whether a look chooses its rows by what entered layer 0."""
         return any(isinstance(look, Attention) and callable(look.rows) for look in self.looks)
+
+    @property
+    def looks_at_class_token(self) -> bool:
+        """Whether a look asks the vision tower's class token what matters."""
+        return any(isinstance(look, Tower) and look.class_token for look in self.looks)
 
     def check_model(self, heads: int, image_tokens: int) -> None:
         """Refuse numbers that the model does not have.
