@@ -111,7 +111,7 @@ LIGHT = [
     command
     for page, command in DYNLLAVA
     if page != FAILING
-    and re.match(r"dynllava (check |methods$|table (ours|all)|profile )", command)
+    and re.match(r"dynllava (check |choose |methods$|table (ours|all)|profile )", command)
 ]
 
 

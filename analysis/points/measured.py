@@ -13,6 +13,7 @@ from typing import Any
 
 from dynllava.errors import UserError
 from dynllava.methods import learned
+from dynllava.methods.parameters import render
 from dynllava.methods.titles import Named, titles
 from dynllava.records import RecordStore, RunRecord
 from dynllava.records.store import FILE_NAME
@@ -254,6 +255,7 @@ def _point(items: list[Stored], curve: str, others: list[RunRecord], samples: bo
         record.model.weights or "",
         clusters=clusters,
         caveat=caveat(record),
+        method=render(record.method.name, record.method.parameters),
     )
 
 
@@ -300,7 +302,10 @@ def _score(record: RunRecord) -> Value:
     benchmark = registry.BENCHMARKS.get(name)
     caution = benchmark.caution(task.prompts) if benchmark else ""
     value = factor * score.value
-    return Value(value, stderr, score.n, task.higher_is_better, perfect, caution=caution)
+    protocol = json.dumps([task.split, task.prompts, task.dataset_hash])
+    return Value(
+        value, stderr, score.n, task.higher_is_better, perfect, caution=caution, protocol=protocol
+    )
 
 
 def record_costs(record: RunRecord) -> dict[str, Cost]:

@@ -83,7 +83,7 @@ class Value:
 
     ``perfect`` is the value of a perfect score, None for an unbounded metric; ``draws`` are the
     scores of the seeds that ``value`` is the mean of; ``caution`` says what keeps it from being
-    compared with the published score.
+    compared with the published score; ``protocol`` is what runs must share to be compared.
     """
 
     value: float
@@ -93,6 +93,7 @@ class Value:
     perfect: float | None = None
     draws: tuple[float, ...] = ()
     caution: str = ""
+    protocol: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ class Point:
         Benchmark to {sample key: what it shares with others}, as ``samples``.
     caveat : str
         Why the run is evidence about nothing (:mod:`evidence`); empty where it is some.
+    method : str
+        An own run's method as :func:`dynllava.methods.parameters.parse` reads it.
     """
 
     origin: str
@@ -147,6 +150,7 @@ class Point:
     beside: tuple[str, ...] = ()
     clusters: dict[str, dict[str, Hashable]] = field(default_factory=dict)
     caveat: str = ""
+    method: str = ""
 
     @property
     def is_dense(self) -> bool:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 HELP = "count FLOPs and KV memory, estimate times (no weights needed)"
 
-DEFAULT_STORE = "results/profile"
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -48,9 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how it is counted")
     how.add_argument("--convention", default="counted", help="counted, eq13, fastv or pyramiddrop")
     how.add_argument("--unit", choices=("FLOP", "MAC"), default="FLOP")
-    how.add_argument(
-        "--counter", choices=("fvcore", "torch", "closed"), help="default: fvcore if installed"
-    )
+    how.add_argument("--counter", choices=("closed", "fvcore", "torch"), default="closed")
     how.add_argument("--device", help="estimate times and what fits, e.g. a100-80g")
     how.add_argument("--compute-efficiency", type=float, default=0.6, metavar="SHARE")
     how.add_argument("--bandwidth-efficiency", type=float, default=0.8, metavar="SHARE")
@@ -66,12 +62,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         style.add_argument(
             f"--{name}", dest="style", action="store_const", const=name, default="text"
         )
-    show.add_argument("--store", default=DEFAULT_STORE, help="folder of the record store")
-    show.add_argument("--no-record", action="store_true", help="append nothing to the store")
+    show.add_argument("--store", help="append a record to this store (default: nothing is written)")
+    show.add_argument("--no-record", action="store_true", help="append no record to --store")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the profile and append its record."""
+    """Print the profile; append its record where a store is named."""
     from dynllava.costs import report
     from dynllava.costs.grid import COLUMNS, grid
     from dynllava.records import RecordStore
@@ -90,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         _print(args.style, [result.table()], COLUMNS, result.rows)
         return 0
     item = _run_of(args)
-    if not args.no_record:
+    if args.store and not args.no_record:
         RecordStore(args.store).check_writable()
     return _profile(args, item, options)
 
@@ -117,7 +113,7 @@ def _profile(args: argparse.Namespace, item: Run, options: Options) -> int:
         print(json.dumps(document, indent=2))
     else:
         _print(args.style, tables, report.CSV_COLUMNS, report.csv_rows(numbers))
-    if not args.no_record:
+    if args.store and not args.no_record:
         _record(args.store, item, numbers, options)
     if failed:
         print("dynllava profile: the counters disagree", file=sys.stderr)
@@ -125,8 +121,6 @@ def _profile(args: argparse.Namespace, item: Run, options: Options) -> int:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    from importlib.util import find_spec
-
     from dynllava.costs import conventions, flops, spec
     from dynllava.costs.devices import load_device
     from dynllava.costs.quantities import Options
@@ -142,12 +136,11 @@ def _options(args: argparse.Namespace) -> Options:
     device = load_device(args.device) if args.device else None
     if device is not None:
         device.flops(args.dtype)
-    counter = args.counter or ("fvcore" if find_spec("fvcore") else "closed")
     layer_counter: Any = flops.decoder_layer
-    if counter != "closed":
+    if args.counter != "closed":
         from dynllava.costs.counters import LayerMacs
 
-        layer_counter = LayerMacs(counter)
+        layer_counter = LayerMacs(args.counter)
     return Options(
         args.convention,
         args.unit,
@@ -182,13 +175,15 @@ def _run_of(args: argparse.Namespace) -> Run:
 
 def _print(style: str, tables: list[Table], columns: Any, rows: Any) -> None:
     from dynllava.output import tables as render
+    from dynllava.output import terminal
 
     if style == "json":
         print(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
     elif style == "csv":
         print(render.as_csv(columns, rows), end="")
     else:
-        print((render.as_markdown if style == "markdown" else render.as_text)(tables), end="")
+        text = render.as_text(tables, terminal.columns())
+        print(render.as_markdown(tables) if style == "markdown" else text, end="")
 
 
 def _record(store: str, item: Run, numbers: list[Quantity], options: Options) -> None:

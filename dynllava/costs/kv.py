@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dynllava.engine.cache import DEFAULT_CHUNK, round_up
 from dynllava.plan import ModelDims
+from dynllava.plan.stores import DEFAULT_CHUNK, round_up
 
 from .devices import Device
 from .ledger import Run

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynllava.output.tables import Table, quantity
 from dynllava.plan.names import FULL
 
 from . import bands, conventions, ledger
 from .against_published import DEVICE, DTYPE, TEXT_TOKENS, Comparison
-from .audit import Finding, uncounted
 from .devices import GIB, load_device
 from .flops import COMPONENTS
 from .quantities import Options, Quantity
+
+if TYPE_CHECKING:
+    from .audit import Finding
 
 MODE_TITLES = {
     "prefill": "prefill",
@@ -163,6 +165,8 @@ def _times(options: Options, items: Sequence[Quantity]) -> Table:
 
 def audit_tables(run: ledger.Run, findings: Sequence[Finding]) -> list[Table]:
     """Return the audit: MACs by three counters, and what none of them counts."""
+    from .audit import uncounted
+
     rows = [
         (
             f"{MODE_TITLES[item.mode]}: {item.component}",

@@ -15,6 +15,7 @@ import torch
 from transformers import Cache
 
 from dynllava.plan import Segment
+from dynllava.plan.stores import DEFAULT_CHUNK, round_up
 
 from . import flash
 from .attention import ExtendCall, PromptCall, StepCall, attend, observe_cached
@@ -22,8 +23,6 @@ from .attention import ExtendCall, PromptCall, StepCall, attend, observe_cached
 if TYPE_CHECKING:
     from .decoder import DecoderResult
     from .stream import TokenStream
-
-DEFAULT_CHUNK = 128
 
 
 @dataclass
@@ -384,8 +383,3 @@ def row_and_head(entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads = entries.shape[:2]
     rows = torch.arange(batch, device=entries.device)[:, None, None]
     return rows, torch.arange(heads, device=entries.device)[None, :, None]
-
-
-def round_up(value: int, multiple: int) -> int:
-    """Return ``value`` rounded up to a multiple."""
-    return -(-value // multiple) * multiple

@@ -21,6 +21,7 @@ SHARED = frozenset(
         "budget",
         "checks",
         "composition",
+        "ladder",
         "parameters",
         "patches",
         "plugins",

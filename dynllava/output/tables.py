@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from . import terminal
 from .cells import csv_cell
 
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -38,24 +39,24 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.4g} {symbol}"
 
 
-def as_text(tables: Sequence[Table]) -> str:
-    """Return aligned plain text."""
-    return "\n\n".join(_text(table) for table in tables) + "\n"
+def as_text(tables: Sequence[Table], width: int | None = None) -> str:
+    """Return aligned plain text.
+
+    Parameters
+    ----------
+    tables : sequence of Table
+    width : int, optional
+        Most columns (:func:`dynllava.output.terminal.columns`); default: as wide as it gets.
+    """
+    return "\n\n".join(_text(table, width or 10**6) for table in tables) + "\n"
 
 
-def _text(table: Table) -> str:
-    rows = [list(table.columns), *[list(row) for row in table.rows]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
-    lines = [table.title]
-    for number, row in enumerate(rows):
-        cells = [
-            cell.ljust(width) if i < table.left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(("  " + "  ".join(cells)).rstrip())
-        if number == 0:
-            lines.append("  " + "  ".join("-" * width for width in widths))
-    return "\n".join(lines + [f"  {note}" for note in table.notes])
+def _text(table: Table, width: int) -> str:
+    lines = terminal.paragraph(table.title, width)
+    lines += terminal.grid(table.columns, table.rows, table.left, width)
+    for note in table.notes:
+        lines += terminal.paragraph(note, width, "  ")
+    return "\n".join(lines)
 
 
 def as_markdown(tables: Sequence[Table]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dynllava.errors import UserError
 
 from .cuts import Cut, Stage
-from .keeps import Alternate, Count, Share
+from .keeps import Alternate, Count, Rule, Share
 from .looks import Attention, Look, Tower, column_sums
 from .operations import ModelDims, Operation
 from .schedule import Schedule
@@ -22,6 +22,14 @@ from .stores import DENSE, Dense, PerHead, Span, Store
 
 Work = Callable[[Shape, ModelDims, tuple[Stage, ...]], Iterable[Operation]]
 """Operations of a method's own layers for a prompt, a model, and what the cuts do to it."""
+
+SERVED = {
+    "A": "before layer 0, blind to the question: embeddings into a stock engine, shared by image",
+    "B": "before layer 0, sees the question: embeddings into a stock engine",
+    "C": "inside the layers: an engine whose layers may differ in length",
+    "D": "per head or while decoding: the engine's own KV manager",
+}
+"""Class of a plan -> what serving it takes."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +254,25 @@ class Plan:
             "decode without cache": shorter and not self.evicts,
         }
         return tuple(mode for mode, saved in modes.items() if saved)
+
+    @property
+    def adapts(self) -> bool:
+        """Whether a count depends on the data: what is declared is then an estimate."""
+        pixels = [cut for cut in self.cuts if cut.stage == "pixels"]
+        return any(isinstance(cut.keep, Rule) for cut in self.cuts if cut not in pixels)
+
+    @property
+    def served(self) -> str:
+        """What a server must be able to do, a letter of :data:`SERVED`."""
+        if not isinstance(self.store, Dense) and not isinstance(self.store, Span):
+            return "D"
+        if self.of(Segment.OUTPUT) or self.decode != "static":
+            return "D"
+        if self.prompt != "causal" or any(not cut.early for cut in self.cuts):
+            return "C"
+        # Looks of the language model see the prompt; those before it say so where they read text.
+        asks = any(getattr(look, "reads_question", False) for look in self.looks)
+        return "B" if asks else "A"
 
     @property
     def positions(self) -> str:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from .segments import Segment
 
+#: Entries by which a cache grows.
+DEFAULT_CHUNK = 128
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -58,3 +61,8 @@ DENSE = Dense()
 
 def _entries(value: float, length: int) -> int:
     return int(value * length) if isinstance(value, float) else value
+
+
+def round_up(value: int, multiple: int) -> int:
+    """Return ``value`` rounded up to a multiple."""
+    return -(-value // multiple) * multiple
