@@ -72,7 +72,8 @@ def test_memory_overhead_is_fitted_on_published_peaks_with_its_residuals():
         assert (total > a100.memory_bytes) == (row.measured is None)
 
 
-def test_no_speedup_is_printed_without_its_band(capsys, tmp_path):
+def test_no_speedup_is_printed_without_its_band(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     arguments = ["profile", "--model", "llava-1.5-7b", "--device", "a100-80g", "--no-record"]
     assert main([*arguments, "--method", "dynamic_llava", "--output-tokens", "100"]) == 0
     out = capsys.readouterr().out
