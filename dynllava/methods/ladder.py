@@ -13,6 +13,7 @@ from dynllava.plan import Image, Shape
 from . import create
 from .base import Method
 from .budget import LONGEST, _Knobs
+from .smaller import sizing
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,9 @@ def ladder(name: str, shape: Shape, layers: int, **fixed: Any) -> Ladder:
     base = create(name, **fixed)
     if not shape.image:
         raise UserError(f"{name}: a prompt without an image has nothing to scale")
-    sizing = next((part for part in base.parts if part.sets_grid), None)
-    if sizing is not None:
-        prefix = f"{sizing.name}_" if len(base.parts) > 1 else ""
+    smaller = sizing(base)
+    if smaller is not None:
+        prefix = f"{smaller.name}_" if len(base.parts) > 1 else ""
         grids = _grids(shape)
         return Ladder(
             name,
