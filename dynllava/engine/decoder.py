@@ -80,6 +80,8 @@ class Pass:
     deep_features : sequence of Tensor [image tokens, D]
         Features that are added to the image tokens behind the first layers, one tensor a layer, all
         rows' image tokens in order (Qwen3-VL); they follow the tokens that are left.
+    first_image : Tensor [B] int64, optional
+        Image tokens of all rows before each row, where some have left before layer 0.
     """
 
     def __init__(
@@ -91,9 +93,12 @@ class Pass:
         kernel: str,
         compiled: Callable[..., Any] | None = None,
         deep_features: Sequence[torch.Tensor] = (),
+        first_image: torch.Tensor | None = None,
     ) -> None:
         self.deep_features = deep_features
-        self.first_image = first_images(view.stream) if len(deep_features) else None
+        self.first_image = first_image
+        if first_image is None and len(deep_features):
+            self.first_image = first_images(view.stream)
         self.compiled = compiled
         self.fixed = False
         self.model = language_model

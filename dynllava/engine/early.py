@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,123 +13,180 @@ from dynllava.plan import Segment, Tower
 
 from .family import Family
 from .program import Program
-from .rows import ImageView, Rows, decide_rows
+from .rows import ImageView, Picture, Rows, decide_picture, decide_rows
 from .stream import TokenStream
+
+#: Per stream row, the patch tokens of each of its images in order.
+Images = Sequence[Sequence[int]]
 
 
 def cut_early(
     program: Program,
-    family: Family,
     stream: TokenStream,
-    pixels: torch.Tensor | None,
+    images: Images,
+    rows: Sequence[Rows] | None,
     record: dict[str, Any],
 ) -> tuple[TokenStream, torch.Tensor]:
     """Return the stream behind all cuts before layer 0, and [B] the next token's position.
 
-    Raises
-    ------
-    UserError
-        If a cut before the projector has no images to look at.
+    Parameters
+    ----------
+    program : Program
+    stream : TokenStream
+        With every patch token in its place.
+    images : list of list of int
+        Patch tokens of each image of each row.
+    rows : list of Rows or None
+        The images' rows behind the projector, all images in order, where a cut before it (or before
+        the tower) has chosen them.
     """
     position = stream.length
-    if program.features is not None:
-        has_image = stream.is_segment(Segment.IMAGE).any(1).tolist()
-        if any(has_image):
-            if pixels is None:
-                raise UserError(f"{program.method.name} looks at images: pass pixel_values")
-            rows, patches = cut_features(program, family, pixels, record)
-            counts = stream.is_segment(Segment.IMAGE).sum(1).tolist()
-            if sum(has_image) != len(rows) or any(n not in (0, patches) for n in counts):
-                raise UserError(
-                    f"{len(rows)} images of {patches} tokens for rows of {counts} image positions"
-                )
-            found = iter(rows)
-            placed = [next(found) if has else None for has in has_image]
-            compact = program.features.cut.positions == "compact"
-            stream = place_rows(stream, placed, compact=compact, patches=patches)
-            position = stream.length if compact else position
+    early = [cut for cut in program.plan.cuts if cut.early]
+    first = [cut for cut in early if cut.stage != "embedded"]
+    if first and rows is not None:
+        found = iter(rows)
+        placed = [[next(found) for _ in row] for row in images]
+        compact = first[0].positions == "compact"
+        stream = replace_images(stream, images, placed, compact=compact)
+        images = [[len(item.origin) for item in row] for row in placed]
+        position = stream.length if compact else position
     if program.embedded is not None:
-        stream = cut_embedded(program, stream, record)
+        stream = cut_embedded(program, stream, images, record)
         position = stream.length if program.embedded.cut.positions == "compact" else position
     return stream, position
 
 
 def cut_features(
-    program: Program, family: Family, pixels: torch.Tensor, record: dict[str, Any]
-) -> tuple[list[Rows], int]:
-    """Return each image's rows behind the projector, and the patches of an image before the cut."""
+    program: Program,
+    family: Family,
+    pixels: torch.Tensor,
+    record: dict[str, Any],
+    sizes: torch.Tensor | None = None,
+) -> list[Rows]:
+    """Return each image's rows behind the projector.
+
+    Parameters
+    ----------
+    pixels : Tensor
+        What the family's model takes as ``pixel_values``.
+    sizes : Tensor [images, 2], optional
+        Height and width of each picture, where the family cuts pictures into crops.
+    """
     decision = program.features
     if decision is None:
         raise RuntimeError("the plan has no cut before the projector")
-    looks = tuple(look for look in decision.cut.looks if isinstance(look, Tower))
-    found = family.features(pixels, looks)
-    rows = []
-    for index in range(found.patches.shape[0]):
-        view = ImageView(
-            found.patches[index],
-            decision.cut,
-            None if found.class_token is None else found.class_token[index],
-            {look: seen[index] for look, seen in found.seen.items()},
-            record,
-        )
-        chosen = decide_rows(decision.method, view)
-        rows.append(replace(chosen, features=family.project(chosen.features[None])[0]))
-    return rows, found.patches.shape[1]
+    crops, pictures = family.crops(pixels, sizes)
+    several = any(picture.crops > 1 for picture in pictures)
+    looks = tuple(
+        look
+        for look in decision.cut.looks
+        if isinstance(look, Tower) and (several or not look.several)
+    )
+    found = family.features(crops, looks)
+    rows, first = [], 0
+    for picture in pictures:
+        views = [
+            ImageView(
+                found.patches[index],
+                decision.cut,
+                None if found.class_token is None else found.class_token[index],
+                {look: seen[index] for look, seen in found.seen.items()},
+                record,
+            )
+            for index in range(first, first + picture.crops)
+        ]
+        first += picture.crops
+        chosen = decide_picture(decision.method, views, picture)
+        place = chosen.places(tokens_of(picture, views))
+        features = family.project(chosen.features[None])[0]
+        rows.append(replace(chosen, features=features, place=place))
+    return rows
 
 
-def cut_embedded(program: Program, stream: TokenStream, record: dict[str, Any]) -> TokenStream:
-    """Return the stream behind the cut between projector and layer 0."""
+def tokens_of(picture: Picture, crops: Sequence[ImageView]) -> int:
+    """Return the patch tokens of a picture."""
+    return crops[0].features.shape[0] if picture.packed is None else len(picture.packed)
+
+
+def cut_embedded(
+    program: Program, stream: TokenStream, images: Images, record: dict[str, Any]
+) -> TokenStream:
+    """Return the stream behind the cut between projector and layer 0, one image at a time."""
     decision = program.embedded
     if decision is None:
         return stream
+    found: list[list[Rows]] = []
+    for row, parts in enumerate(images_of(stream, images)):
+        found.append([])
+        for where in parts:
+            view = ImageView(stream.hidden[row, where], decision.cut, record=record)
+            found[-1].append(decide_rows(decision.method, view))
+    return replace_images(stream, images, found, compact=decision.cut.positions == "compact")
+
+
+def images_of(stream: TokenStream, images: Images) -> list[list[torch.Tensor]]:
+    """Return the columns of the stream where each image's patch tokens lie, by row.
+
+    Raises
+    ------
+    UserError
+        If the rows' image tokens are not those of the images.
+    """
     is_image = stream.is_segment(Segment.IMAGE)
-    found: list[Rows | None] = []
-    for row, count in enumerate(is_image.sum(1).tolist()):
-        if not count:
-            found.append(None)
-            continue
+    found = []
+    for row, counts in enumerate(images):
         where = is_image[row].nonzero().flatten()
-        view = ImageView(stream.hidden[row, where], decision.cut, record=record)
-        chosen = decide_rows(decision.method, view)
-        place = chosen.places(count)
-        index = stream.image_index[row, where]
-        origin = torch.where(chosen.origin >= 0, index[chosen.origin.clamp(min=0)], chosen.origin)
-        found.append(replace(chosen, origin=origin, place=place))
-    compact = decision.cut.positions == "compact"
-    return place_rows(stream, found, compact=compact)
+        if len(where) != sum(counts):
+            raise UserError(
+                f"row {row} has {len(where)} image positions: its images have {sum(counts)}"
+            )
+        found.append(list(where.split(list(counts))) if counts else [])
+    return found
 
 
-def place_rows(
-    stream: TokenStream, rows: list[Rows | None], *, compact: bool, patches: int | None = None
+def replace_images(
+    stream: TokenStream, images: Images, rows: Sequence[Sequence[Rows]], *, compact: bool
 ) -> TokenStream:
-    """Return the stream with each row's image tokens replaced.
+    """Return the stream with the image tokens of each row replaced.
+
+    The rows of an image stand in their own order where the image began; where other tokens stand
+    between its patches (newlines, text between tiles), each row stands at its place.
 
     Parameters
     ----------
     stream : TokenStream
-    rows : list of Rows or None
-        [B] one image a stream row; None = none.
+    images : list of list of int
+        Patch tokens of each image of each row.
+    rows : list of list of Rows
+        By row, each image's.
     compact : bool
         Positions are numbered anew; otherwise text stays where it is.
-    patches : int, optional
-        Patches of an image before the cut, where ``place`` is not given.
     """
-    if len(rows) != stream.segment.shape[0]:
-        raise UserError(f"{len(rows)} images for {stream.segment.shape[0]} rows")
     device, width = stream.hidden.device, stream.hidden.shape[-1]
-    most = max([1, *(item.origin.shape[0] for item in rows if item is not None)])
-    hidden = stream.hidden.new_zeros(len(rows), most, width)
-    index = torch.full((len(rows), most), -1, dtype=torch.int64, device=device)
-    place = torch.zeros_like(index)
-    count = torch.tensor([0 if item is None else item.origin.shape[0] for item in rows])
-    others = -2 - torch.arange(most, device=device)
-    for row, item in enumerate(rows):
-        if item is None:
-            continue
-        size = item.origin.shape[0]
-        origin = item.origin.to(device)
-        hidden[row, :size] = item.features.to(hidden)
-        index[row, :size] = torch.where(origin >= 0, origin, others[:size])
-        place[row, :size] = item.places(patches or 0).to(device)
-    found = stream.with_images(hidden, count.to(device), index, place)
+    sizes = [sum(len(item.origin) for item in items) for items in rows]
+    shape = (len(sizes), max([1, *sizes]))
+    drop = torch.zeros_like(stream.valid())
+    hidden = stream.hidden.new_zeros(*shape, width)
+    key = torch.zeros(shape, dtype=torch.float64, device=device)
+    at, column, index = (torch.zeros(shape, dtype=torch.int64, device=device) for _ in range(3))
+    for row, parts in enumerate(images_of(stream, images)):
+        first = 0
+        for where, item in zip(parts, rows[row], strict=True):
+            size = len(item.origin)
+            here = slice(first, first + size)
+            origin = item.origin.to(device)
+            places = where[item.places(len(where)).to(device)]
+            fraction = torch.arange(1, size + 1, device=device, dtype=torch.float64) / (size + 1)
+            unbroken = int(where[-1] - where[0]) == len(where) - 1
+            own = where[origin.clamp(min=0)]
+            others = -2 - torch.arange(first, first + size, device=device)
+            drop[row, where] = True
+            hidden[row, here] = item.features.to(hidden)
+            key[row, here] = (where[:1] if unbroken else places) + fraction
+            at[row, here] = places
+            column[row, here] = torch.where(origin >= 0, stream.column[row, own], -1)
+            index[row, here] = torch.where(origin >= 0, stream.image_index[row, own], others)
+            first += size
+    count = torch.tensor(sizes, device=device)
+    found = stream.spliced(drop, hidden, count, key, at, column, index)
     return found.renumbered() if compact else found

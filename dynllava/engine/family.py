@@ -10,6 +10,8 @@ import torch
 from dynllava.errors import UserError
 from dynllava.plan import NEXT, PRODUCING, Tower
 
+from .rows import Picture
+
 
 @dataclass(frozen=True)
 class TowerFeatures:
@@ -32,6 +34,11 @@ class TowerFeatures:
 
 class Family(Protocol):
     """What the engine needs of a model before layer 0."""
+
+    def crops(
+        self, pixels: torch.Tensor, sizes: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[Picture]]:
+        """Return what the tower takes [crops, 3, S, S], and how it becomes pictures."""
 
     def features(self, pixels: torch.Tensor, looks: tuple[Tower, ...]) -> TowerFeatures:
         """Return the selected features of images, and what looks into the tower saw."""
@@ -56,6 +63,12 @@ class Llava:
             model.multi_modal_projector,
             config,
         )
+
+    def crops(
+        self, pixels: torch.Tensor, sizes: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[Picture]]:
+        """See :meth:`Family.crops`: a picture is one crop."""
+        return pixels, [Picture() for _ in range(len(pixels))]
 
     def features(self, pixels: torch.Tensor, looks: tuple[Tower, ...]) -> TowerFeatures:
         """See :meth:`Family.features`.
@@ -111,6 +124,43 @@ class Llava:
         return scores.softmax(-1)[:, :, 0, 1:]
 
 
+class LlavaNext(Llava):
+    """LLaVA-NeXT: the whole picture and a grid of crops, without the padding of the grid."""
+
+    def __init__(self, model: Any, config: Any) -> None:
+        super().__init__(model, config)
+        self.pack = model.pack_image_features
+
+    def crops(
+        self, pixels: torch.Tensor, sizes: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[Picture]]:
+        """See :meth:`Family.crops`; the stock model's own packing says where patches go."""
+        from transformers.image_processing_utils import select_best_resolution
+
+        if sizes is None:
+            raise UserError("image_sizes is missing: pass all that the processor returns")
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        pinpoints = [tuple(point) for point in self.config.image_grid_pinpoints]
+        inputs, pictures = [], []
+        for given, size in zip(pixels, sizes.tolist(), strict=True):
+            height, width = select_best_resolution(tuple(size), pinpoints)
+            rows, columns = height // vision.image_size, width // vision.image_size
+            number = rows * columns + 1
+            inputs.append(given[:number])
+            # The packing of numbers, from 1 on, says where each patch goes; a newline is 0.
+            marks = torch.arange(1, number * side**2 + 1, dtype=torch.float64)
+            packed, _ = self.pack(
+                [marks.view(number, side**2, 1)],
+                torch.tensor([size]),
+                vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+                image_newline=torch.zeros(1, dtype=torch.float64),
+            )
+            order = packed[0].flatten().long()
+            pictures.append(Picture(number, order[order > 0] - 1, (rows, columns), tuple(size)))
+        return torch.cat(inputs), pictures
+
+
 class Packed(Llava):
     """A TokenPacker projector: a token stands for a block of patches seen at several levels."""
 
@@ -124,5 +174,6 @@ class Packed(Llava):
 
 def family_of(model: Any, config: Any) -> Family:
     """Return the family of a model."""
-    packed = getattr(config, "token_packer", None)
-    return Packed(model, config) if packed else Llava(model, config)
+    if getattr(config, "token_packer", None):
+        return Packed(model, config)
+    return LlavaNext(model, config) if config.model_type == "llava_next" else Llava(model, config)

@@ -108,6 +108,8 @@ class Program:
     ----------
     features, embedded : Decision or None
         What is decided before the projector, and behind it before layer 0.
+    cuts_early : bool
+        Whether any cut acts before layer 0.
     prompt, steps : list of tuple of Decision
         [layers] what is decided at each layer's input, in a prompt and while decoding.
     """
@@ -126,6 +128,7 @@ class Program:
             if cut.early
         }
         self.features, self.embedded = early.get("features"), early.get("embedded")
+        self.cuts_early = bool(early)
         self.hides = self.plan.decode == "rerank"
         stepwise = [item for item in found if self.hides or item.cut.of is Segment.OUTPUT]
         self.prompt = _by_layer(found, layers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,15 @@ class Rows:
     place : Tensor [K] int64 or None
         Raster index whose position a row takes where positions stay; default: its origin, for other
         rows the weighted mean of their patches' indices.
+    alone : bool
+        Tokens of the picture that are no patches (newlines) leave too.
     """
 
     features: torch.Tensor
     origin: torch.Tensor
     weights: torch.Tensor | None = None
     place: torch.Tensor | None = None
+    alone: bool = False
 
     def places(self, patches: int) -> torch.Tensor:
         """Return [K] int64: the raster index whose position each row takes."""
@@ -51,9 +54,32 @@ class Rows:
         return torch.where(self.origin >= 0, self.origin, centre)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """How the tower's inputs for one picture become its patch tokens.
+
+    Attributes
+    ----------
+    crops : int
+        Inputs of the tower; of several, the first is the whole picture.
+    packed : Tensor [P] int64 or None
+        Each patch token in order: crop * patches of a crop + patch (padding has none); None = the
+        only crop's patches in raster order.
+    grid : tuple of int
+        Rows and columns of crops, the whole picture left out.
+    size : tuple of int
+        Height and width in pixels, where known.
+    """
+
+    crops: int = 1
+    packed: torch.Tensor | None = None
+    grid: tuple[int, int] = (1, 1)
+    size: tuple[int, int] | None = None
+
+
 @dataclass
 class ImageView:
-    """What a method may look at before layer 0: one image.
+    """What a method may look at before layer 0: one image, or one crop of it.
 
     Attributes
     ----------
@@ -65,6 +91,14 @@ class ImageView:
         What the cut's :class:`~dynllava.plan.Tower` looks saw, by look.
     cut : Cut
         The cut that is being decided.
+    number : int or None
+        A crop's part of the picture's budget.
+    crops : tuple of ImageView
+        Where a cut takes all crops together (``Cut.crops``): each crop with all its patches,
+        padding included.  ``features`` are then the picture's patch tokens in order, and there is
+        neither class token nor ``tower`` beside those of the crops.
+    picture : Picture
+        How crops become tokens.
     """
 
     features: torch.Tensor
@@ -72,10 +106,15 @@ class ImageView:
     class_token: torch.Tensor | None = None
     tower: dict[Tower, torch.Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    number: int | None = None
+    crops: tuple[ImageView, ...] = ()
+    picture: Picture = field(default_factory=Picture)
     _memo: dict[str, Any] = field(default_factory=dict)
 
     def count(self) -> int:
-        """Return how many rows the cut's keep rule wants of this image."""
+        """Return how many rows the cut's keep rule wants of this image (or crop)."""
+        if self.number is not None:
+            return self.number
         keep, present = self.cut.keep, self.features.shape[0]
         function = getattr(keep, "function", None)
         if function is not None:
@@ -109,3 +148,47 @@ def decide_rows(method: Any, view: ImageView) -> Rows:
     if view.count() == 0:
         return view.take(torch.zeros(0, dtype=torch.int64, device=view.features.device))
     raise UserError(f"{method.name}: a cut before layer 0 needs rows, score or choose")
+
+
+def decide_picture(method: Any, crops: Sequence[ImageView], picture: Picture) -> Rows:
+    """Return the rows of one picture from what the tower saw of its crops.
+
+    Several crops are decided together where the cut says so, otherwise each by itself: of the
+    patches that are tokens, and with a part of the picture's budget that is as large as its part of
+    the tokens.
+    """
+    if picture.packed is None:
+        return decide_rows(method, crops[0])
+    cut, patches = crops[0].cut, crops[0].features.shape[0]
+    features = torch.cat([crop.features for crop in crops])
+    packed = picture.packed.to(features.device)
+    whole = ImageView(features[packed], cut, crops=tuple(crops), picture=picture)
+    if cut.crops:
+        return decide_rows(method, whole)
+    fixed = getattr(cut.keep, "function", None) is None
+    total, behind, given = whole.count() if fixed else 0, 0, 0
+    chosen = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+    for number, crop in enumerate(crops):
+        here = packed[packed // patches == number].sort().values - number * patches
+        behind += len(here)
+        upto = total * behind // max(1, len(packed))
+        part = ImageView(
+            crop.features[here],
+            cut,
+            crop.class_token,
+            {look: _of_patches(look, seen, here) for look, seen in crop.tower.items()},
+            crop.record,
+            upto - given if fixed else None,
+        )
+        given = upto
+        chosen[here[decide_rows(method, part).origin] + number * patches] = True
+    return whole.take(chosen[packed].nonzero().flatten())
+
+
+def _of_patches(look: Tower, seen: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Return what a look saw of some patches alone."""
+    if look.what == "class_row":
+        return seen[:, patches]
+    if look.what == "keys":
+        return torch.cat([seen[:1], seen[1:][patches]])
+    return seen

@@ -164,50 +164,60 @@ class TokenStream:
             host_lengths=host_lengths,
         )
 
-    def with_images(
-        self, hidden: torch.Tensor, count: torch.Tensor, index: torch.Tensor, place: torch.Tensor
+    def spliced(
+        self,
+        drop: torch.Tensor,
+        hidden: torch.Tensor,
+        count: torch.Tensor,
+        key: torch.Tensor,
+        at: torch.Tensor,
+        column: torch.Tensor,
+        index: torch.Tensor,
     ) -> TokenStream:
-        """Return the stream with each row's image tokens replaced, where its image began.
+        """Return the stream with some tokens dropped and new image tokens put in.
 
         Parameters
         ----------
+        drop : Tensor [B, L] bool
         hidden : Tensor [B, C, D]
             New tokens.
         count : Tensor [B] int64
             How many of them each row has.
-        index : Tensor [B, C] int64
-            Their ``image_index``.
-        place : Tensor [B, C] int64
-            Place in the image whose position each takes.
+        key : Tensor [B, C] float64
+            Where each goes, between the present tokens 0, 1, 2, ...
+        at : Tensor [B, C] int64
+            The present token whose position each takes.
+        column, index : Tensor [B, C] int64
+            Their ``column`` and ``image_index``.
         """
-        size, new = self.size, hidden.shape[1]
-        image = self.is_segment(Segment.IMAGE)
-        columns = torch.arange(size, device=image.device).expand_as(self.segment)
-        first = torch.where(image, columns, size).amin(1, keepdim=True)
-        start = first.clamp(max=size - 1)
-        steps = torch.arange(new, device=image.device)
-        present = steps < count[:, None]
+        new, device = hidden.shape[1], self.segment.device
+        present = torch.arange(new, device=device) < count[:, None]
         kind = torch.where(present, int(Segment.IMAGE), int(Segment.PAD)).to(self.segment.dtype)
-        segment = torch.cat([self.segment.masked_fill(image, int(Segment.PAD)), kind], 1)
-        key = torch.cat([columns.double(), first + (steps + 1).double() / (new + 1)], 1)
-        order = torch.argsort(key.masked_fill(segment == Segment.PAD, float("inf")), dim=1)
-        length = self.length - image.sum(1) + count
+        segment = torch.cat([self.segment.masked_fill(drop, int(Segment.PAD)), kind], 1)
+        places = torch.arange(self.size, device=device).expand_as(self.segment)
+        keys = torch.cat([places.double(), key], 1)
+        order = torch.argsort(keys.masked_fill(segment == Segment.PAD, float("inf")), dim=1)
+        length = (segment != Segment.PAD).sum(1)
         host_lengths = length.tolist()
         order = order[:, : max(*host_lengths, 1)]
-        column = torch.where(index >= 0, self.column.gather(1, start) + index, -1)
         none = segment.gather(1, order) == Segment.PAD
 
         def joined(old: torch.Tensor, added: torch.Tensor, empty: int) -> torch.Tensor:
             return torch.cat([old, added], 1).gather(1, order).masked_fill(none, empty)
 
+        axes = self.axes
+        if axes is not None:
+            added = axes.gather(2, _per_axis(at, axes))
+            axes = torch.cat([axes, added], 2).gather(2, _per_axis(order, axes))
         return TokenStream(
             hidden=take_rows(torch.cat([self.hidden, hidden.to(self.hidden.dtype)], 1), order),
             segment=segment.gather(1, order),
-            position=joined(self.position, self.position.gather(1, start) + place, 0),
+            position=joined(self.position, self.position.gather(1, at), 0),
             column=joined(self.column, column, -1),
             image_index=joined(self.image_index, index, -1),
             length=length,
             host_lengths=host_lengths,
+            axes=axes,
         )
 
 

@@ -7,6 +7,7 @@ carries it past the stock code, so that calls in several threads do not meet.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from dynllava.engine.rows import Rows
 
 
 @dataclass
@@ -31,12 +34,15 @@ class ModelCall:
         As in ``forward`` of the wrapped model.
     early : bool
         Whether the plan has cuts before layer 0, which the layer loop carries out on a prompt.
-    pixels : Tensor or None
-        Pictures of a plan with cuts before the projector.
+    rows : list of Rows or None
+        The images' rows behind the projector, all images in order, where a cut before it chose
+        them.
     present : Tensor [B, L] bool or None
-        False for placeholders beyond the tokens of a method that makes pictures smaller.
+        False for placeholders that hold nothing.
     grids : list of list of (int, int) or None
         Per row, the (rows, columns) of each grid of patch tokens, in token order.
+    pictures : list of list of int or None
+        Per row, the patch tokens of each image; None = an unbroken run of them is an image.
     learned : Tensor [B, L] bool or None
         Learned tokens that stand for an image.
     last_only : bool
@@ -53,38 +59,63 @@ class ModelCall:
     outputs_fed: bool | None = None
     policy_hook: Any = None
     early: bool = False
-    pixels: torch.Tensor | None = None
+    rows: list[Rows] | None = None
     present: torch.Tensor | None = None
     grids: list[list[tuple[int, int]]] | None = None
+    pictures: list[list[int]] | None = None
     learned: torch.Tensor | None = None
     last_only: bool = False
     ran: bool = False
 
+    def images(self) -> list[list[int]]:
+        """Return the patch tokens of each image of each row."""
+        if self.pictures is not None or self.is_image is None:
+            return self.pictures or []
+        return [
+            [sum(1 for _ in run) for mark, run in itertools.groupby(row) if mark]
+            for row in self.is_image.tolist()
+        ]
+
 
 @dataclass(frozen=True)
 class PromptImages:
-    """Where the images of the prompt of a ``generate()`` lie.
+    """Where the images of a prompt lie.
 
     Attributes
     ----------
     is_patch : Tensor [B, L] bool
+        Placeholders that stand for patches; newline tokens are left out (kept as text is).
     grids : list of list of (int, int)
-        As in :class:`ModelCall`.
+        Per row, the (rows, columns) of each grid of patch tokens, in token order.
+    pictures : list of list of int
+        Per row, the patch tokens of each image.
+    rows : list of list of Rows or None
+        Per row, what is left of each image where a cut before the projector chose already.
     """
 
     is_patch: torch.Tensor
     grids: list[list[tuple[int, int]]]
+    pictures: list[list[int]]
+    rows: list[list[Rows]] | None = None
 
-    def of(self, is_image: torch.Tensor) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
-        """Return both for a call: rows repeated (beams), columns behind the prompt without images.
+    def of(self, is_image: torch.Tensor) -> PromptImages:
+        """Return them for a call: rows repeated (beams), columns behind the prompt without images.
 
         ``is_image`` [B * n, L or more] are the call's placeholders.
         """
         times = is_image.shape[0] // self.is_patch.shape[0]
         patches = self.is_patch.to(is_image.device).repeat_interleave(times, 0)
         more = is_image.shape[1] - patches.shape[1]
-        patches = torch.nn.functional.pad(patches, (0, more))
-        return patches, [row for row in self.grids for _ in range(times)]
+
+        def repeated(rows: list[Any]) -> list[Any]:
+            return [row for row in rows for _ in range(times)]
+
+        return PromptImages(
+            torch.nn.functional.pad(patches, (0, more)),
+            repeated(self.grids),
+            repeated(self.pictures),
+            None if self.rows is None else repeated(self.rows),
+        )
 
 
 _PROMPT: ContextVar[PromptImages | None] = ContextVar("dynllava_prompt_images", default=None)

@@ -6,9 +6,13 @@ Everything is read from stock transformers classes; a family is one line of :dat
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynllava.errors import UserError
+from dynllava.plan import Plan, Tower
+
+if TYPE_CHECKING:
+    from dynllava.methods.base import Method
 
 
 @dataclass(frozen=True)
@@ -21,28 +25,39 @@ class Family:
         ``config.model_type`` of its checkpoints.
     text : str
         Name of the text model inside ``model.model``.
-    early : bool
-        Whether cuts before the projector are supported.
+    axes : int
+        Axes of a rotary position: 1, or 3 (time, height, width).
+    crops : bool
+        Pictures are cut into crops that the tower sees one by one.
+    no_features : str
+        Why methods cannot choose before the projector; empty = they can.
     """
 
     model_type: str
     text: str = "language_model"
-    early: bool = False
+    axes: int = 1
+    crops: bool = False
+    no_features: str = ""
 
 
+NO_CLASS = "its vision tower has no class token"
+SHUFFLED = (
+    "its class token attends to patches, and pixel shuffle makes one token of several before the "
+    "projector"
+)
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("llava", early=True),
-        Family("llava_next"),
-        Family("llava_onevision"),
-        Family("qwen2_vl"),
-        Family("qwen2_5_vl"),
-        Family("qwen3_vl"),
-        Family("internvl"),
-        Family("smolvlm", text="text_model"),
-        Family("idefics3", text="text_model"),
-        Family("mistral3"),
+        Family("llava"),
+        Family("llava_next", crops=True),
+        Family("llava_onevision", crops=True, no_features=NO_CLASS),
+        Family("qwen2_vl", axes=3, no_features=NO_CLASS),
+        Family("qwen2_5_vl", axes=3, no_features=NO_CLASS),
+        Family("qwen3_vl", axes=3, no_features=NO_CLASS),
+        Family("internvl", no_features=SHUFFLED),
+        Family("smolvlm", text="text_model", no_features=NO_CLASS),
+        Family("idefics3", text="text_model", no_features=NO_CLASS),
+        Family("mistral3", no_features=NO_CLASS),
     )
 }
 
@@ -88,6 +103,56 @@ def rotary_axes(text_config: Any) -> int:
     """Return how many axes a rotary position has: 1, or 3 (time, height, width)."""
     rope = getattr(text_config, "rope_parameters", None) or {}
     return 3 if "mrope_section" in rope else 1
+
+
+def refusal(family: Family, method: Method, plan: Plan) -> str:
+    """Return why a method is not defined for a family, empty if it is.
+
+    Parameters
+    ----------
+    family : Family
+    method : Method
+    plan : Plan
+        Its plan for some number of layers.
+    """
+    stages = {cut.stage: cut for cut in plan.cuts if cut.early}
+    if "pixels" in stages and family.model_type != "llava":
+        return (
+            "it resizes pictures that all have one size; here the processor sets a picture's size"
+        )
+    if "features" in stages:
+        cut = stages["features"]
+        looks = any(isinstance(look, Tower) for look in cut.looks)
+        if family.no_features:
+            return family.no_features if looks else "rows before its projector cannot be chosen"
+        if family.crops and method.has("rows") and not cut.crops:
+            return "its merged rows have no place among the newline tokens of a grid of crops"
+    if family.axes > 1 and plan.positions != "original":
+        return (
+            f"{plan.positions} positions are not defined where positions have {family.axes} axes; "
+            "accepted are original positions"
+        )
+    return ""
+
+
+def check_method(config: Any, method: Method, plan: Plan) -> None:
+    """Refuse a method that is not defined for a model.
+
+    Raises
+    ------
+    UserError
+        With the reason.
+    """
+    family = family_of(config)
+    reason = refusal(family, method, plan)
+    looks = any(isinstance(look, Tower) for look in plan.looks)
+    if not reason and looks and config.vision_feature_select_strategy != "default":
+        reason = (
+            "its vision tower has no class token, or sends it as a patch "
+            "(vision_feature_select_strategy=full)"
+        )
+    if reason:
+        raise UserError(f"{method.name} with {family.model_type}: {reason}")
 
 
 def check_text_model(text_config: Any) -> None:

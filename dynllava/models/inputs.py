@@ -114,7 +114,9 @@ def embed(
         patch = model.config.vision_config.patch_size
         rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
         check_images(image_mask, len(features), rows * columns)
-        present = ~image_mask | (image_mask.cumsum(1) <= count)
+        # Each image's tokens take the first of its places.
+        place = (image_mask.cumsum(1) - 1) % (rows * columns)
+        present = ~image_mask | (place < count)
         image_mask = image_mask & present
     else:
         check_images(image_mask, len(features), count)
@@ -126,13 +128,13 @@ def check_images(image_mask: torch.Tensor, images: int, tokens: int) -> None:
     """Refuse rows whose image positions [B, L] do not fit ``images`` of ``tokens`` each."""
     counts = image_mask.sum(1).tolist()
     for row, count in enumerate(counts):
-        if count not in (0, tokens):
+        if count % tokens:
             raise UserError(
-                f"row {row} has {count} image positions: accepted is one image of {tokens}"
+                f"row {row} has {count} image positions: accepted are whole images of {tokens}"
             )
-    with_image = sum(count > 0 for count in counts)
-    if with_image != images:
-        raise UserError(f"{with_image} rows have an image placeholder but {images} were given")
+    wanted = sum(counts) // tokens
+    if wanted != images:
+        raise UserError(f"the rows have places for {wanted} images but {images} were given")
 
 
 def learned_positions(model: Any, input_ids: torch.Tensor, token: int | None) -> Any:

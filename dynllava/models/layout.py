@@ -16,6 +16,7 @@ import torch
 
 from dynllava.errors import UserError
 
+from .calls import PromptImages
 from .layouts import MODEL_TYPE
 
 
@@ -136,7 +137,7 @@ def layouts(config: Any, given: dict[str, Any], runs: Sequence[int]) -> list[Ima
     kind = config.model_type
     if kind.startswith("qwen"):
         merge = config.vision_config.spatial_merge_size
-        grids = given["image_grid_thw"].tolist()
+        grids = _needed(given, "image_grid_thw").tolist()
         for number, (_, rows, columns) in enumerate(grids):
             if rows < merge or columns < merge:
                 raise UserError(
@@ -151,7 +152,7 @@ def layouts(config: Any, given: dict[str, Any], runs: Sequence[int]) -> list[Ima
         return _any_resolution_layouts(config, given)
     if kind == "mistral3":
         step = config.vision_config.patch_size * config.spatial_merge_size
-        sizes = given["image_sizes"].tolist()
+        sizes = _needed(given, "image_sizes").tolist()
         return [ImageLayout((Grid(height // step, width // step),)) for height, width in sizes]
     if kind == "internvl":
         return [ImageLayout(_crops(run, config.image_seq_length)) for run in runs]
@@ -170,10 +171,8 @@ def layouts(config: Any, given: dict[str, Any], runs: Sequence[int]) -> list[Ima
     raise UserError(f"no image layout is known for model_type={kind!r}")
 
 
-def image_map(
-    config: Any, given: dict[str, Any], is_image: torch.Tensor
-) -> tuple[torch.Tensor, list[list[tuple[int, int]]]]:
-    """Return which placeholders are patches, and the grids of each row.
+def image_map(config: Any, given: dict[str, Any], is_image: torch.Tensor) -> PromptImages:
+    """Return where the images of a call lie.
 
     Parameters
     ----------
@@ -183,12 +182,6 @@ def image_map(
     is_image : Tensor [B, L] bool
         Image placeholders, newline tokens included.
 
-    Returns
-    -------
-    tuple
-        [B, L] bool, newline tokens left out (they are kept as text is); per row, the (rows,
-        columns) of each grid in token order.
-
     Raises
     ------
     UserError
@@ -196,7 +189,7 @@ def image_map(
     """
     marks = is_image.tolist()
     pictures = iter(layouts(config, given, [run for row in marks for run in _runs(row)]))
-    patches, grids = [], []
+    patches, grids, found_in = [], [], []
     for number, row in enumerate(marks):
         wanted = sum(row)
         found: list[ImageLayout] = []
@@ -213,9 +206,17 @@ def image_map(
         kinds = iter([place[2] >= 0 for layout in found for place in layout.places()])
         patches.append([mark and next(kinds) for mark in row])
         grids.append([(grid.rows, grid.columns) for layout in found for grid in layout.grids])
+        found_in.append([layout.patches for layout in found])
     if next(pictures, None) is not None:
         raise UserError("more images were given than rows have placeholders for")
-    return torch.tensor(patches, device=is_image.device), grids
+    return PromptImages(torch.tensor(patches, device=is_image.device), grids, found_in)
+
+
+def _needed(given: dict[str, Any], name: str) -> torch.Tensor:
+    value = given.get(name)
+    if value is None:
+        raise UserError(f"{name} is missing: pass all that the processor returns")
+    return value
 
 
 def _runs(row: Sequence[bool]) -> list[int]:
@@ -233,7 +234,7 @@ def _any_resolution_layouts(config: Any, given: dict[str, Any]) -> list[ImageLay
     one_vision = config.model_type == "llava_onevision"
     aspect = given.get("vision_aspect_ratio") or getattr(config, "vision_aspect_ratio", "")
     most = int(aspect.removeprefix("anyres_max_")) if one_vision else None
-    sizes = given["image_sizes"].tolist()
+    sizes = _needed(given, "image_sizes").tolist()
     counts = given.get("batch_num_images")
     alone = [True] * len(sizes)
     if counts is not None:

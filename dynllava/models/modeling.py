@@ -13,7 +13,7 @@ from dynllava.engine import attention
 from dynllava.engine.cache import DEFAULT_CHUNK, SparseCache
 from dynllava.engine.compiled import CompiledSteps
 from dynllava.engine.decoder import DecoderResult, Pass, PolicyHook, make_view
-from dynllava.engine.early import cut_early
+from dynllava.engine.early import cut_early, cut_features
 from dynllava.engine.family import family_of
 from dynllava.engine.per_thread import PerThread
 from dynllava.engine.program import Program
@@ -35,6 +35,7 @@ from .inputs import (
     build_stream,
     check_call,
     check_continuation,
+    check_images,
     embed,
     learned_positions,
     prompt_hash,
@@ -269,10 +270,8 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             )
         seen = stream.length
         early: dict[str, Any] = {}
-        if not continuing and policy_hook is None:
-            stream, seen = cut_early(
-                self.program, family_of(self.model, self.config), stream, pixel_values, early
-            )
+        if not continuing and policy_hook is None and self.program.cuts_early:
+            stream, seen = self._cut_early(stream, is_image, pixel_values, early)
         result, record = self._run(stream, cache, sample_ids, policy_hook)
         record.update(early)
         if cache is not None:
@@ -290,6 +289,30 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
                 **kwargs,
             )
         return LlavaCausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache)
+
+    def _cut_early(
+        self,
+        stream: TokenStream,
+        is_image: torch.Tensor,
+        pixels: torch.Tensor | None,
+        record: dict[str, Any],
+    ) -> tuple[TokenStream, torch.Tensor]:
+        """Return the stream behind the cuts before layer 0, and the next token's position."""
+        rows, counts = None, is_image.sum(1).tolist()
+        tokens = sum(counts) // max(1, 0 if pixels is None else len(pixels))
+        if self.program.features is not None and any(counts):
+            if pixels is None:
+                raise UserError(f"{self.method.name} looks at images: pass pixel_values")
+            vision = self.config.vision_config
+            tokens = (vision.image_size // vision.patch_size) ** 2
+            tokens += self.config.vision_feature_select_strategy == "full"
+            check_images(is_image, len(pixels), tokens)
+            rows = cut_features(self.program, family_of(self.model, self.config), pixels, record)
+        if pixels is None:
+            images = [[count] if count else [] for count in counts]
+        else:
+            images = [[tokens] * (count // tokens) if count else [] for count in counts]
+        return cut_early(self.program, stream, images, rows, record)
 
     def _cache_for(
         self, cache: SparseCache | None, use_cache: bool | None, labels: torch.Tensor | None

@@ -26,8 +26,9 @@ from dynllava.plan import Predictor
 
 from .calls import ModelCall, PromptImages, calling, prompt_images, remembering
 from .config import SparsityConfig
-from .families import family_of, image_token, rotary_axes
-from .inputs import check_call, check_continuation, embed, learned_positions
+from .early_images import IMAGE_ARGUMENTS, encoded, put_in, replaces_images
+from .families import check_method, image_token, rotary_axes
+from .inputs import check_call, check_continuation, learned_positions
 from .layout import image_map
 from .mixin import Stock
 
@@ -85,17 +86,7 @@ class SparseGeneration(Stock):
         text = self.config.text_config
         chosen = create(method, **parameters) if isinstance(method, str) else method
         program = Program(chosen, text.num_hidden_layers)
-        early = [cut.stage for cut in program.plan.cuts if cut.early]
-        if early and not family_of(self.config).early:
-            raise UserError(
-                f"{chosen.name} acts before layer 0: for {self.config.model_type} accepted are "
-                "methods that act inside the language model"
-            )
-        if self.rotary_axes > 1 and program.plan.positions != "original":
-            raise UserError(
-                f"{chosen.name}: {program.plan.positions} positions are not defined for a model "
-                f"whose positions have {self.rotary_axes} axes: accepted are original positions"
-            )
+        check_method(self.config, chosen, program.plan)
         check_predictors(program.plan, self.sparsity)
         for look in program.plan.looks:
             if isinstance(look, Predictor) and self.predictors().get(look.name) is None:
@@ -202,15 +193,31 @@ class SparseGeneration(Stock):
             self.model.rope_deltas = None
         if given.get("pixel_values_videos") is not None:
             raise UserError("videos are not supported: accepted are images")
-        early = [cut.stage for cut in self.program.plan.cuts if cut.early]
-        if not _images_given(given):
-            looks = {"pixels", "features"} & set(early)
-            if looks and call.is_image is not None and bool(call.is_image.any()):
+        # Training masks instead of dropping, so it takes the whole images.
+        chooses = call.policy_hook is None and replaces_images(self)
+        call.early = call.policy_hook is None and any(cut.early for cut in self.program.plan.cuts)
+        marks, known = call.is_image, prompt_images()
+        sent = known is not None and (known.rows is not None or given.get("mm_encoder_outputs"))
+        if known is not None and sent and marks is not None:
+            images = known.of(marks)
+        elif not _images_given(given):
+            if chooses and marks is not None and bool(marks.any()):
                 raise UserError(f"{self.method.name} looks at images: pass pixel_values")
-            call.early = bool(early)
             return
-        if call.is_image is None:
+        elif marks is None:
             raise UserError("inputs_embeds with an image: image_mask must mark the image tokens")
+        else:
+            self._check_images(call, given)
+            images = image_map(self.config, given, marks)
+        call.is_image, call.pictures = images.is_patch, images.pictures
+        if chooses and marks is not None:
+            images = images if images.rows is not None else encoded(self, given, images)
+            put_in(self, call, given, images, marks)
+        elif not call.early:
+            call.grids = images.grids
+
+    def _check_images(self, call: ModelCall, given: dict[str, Any]) -> None:
+        """Refuse images whose positions cannot be found."""
         if given.get("image_grid_thw") is not None and call.input_ids is not None:
             positions = given.get("mm_token_type_ids"), given.get("position_ids")
             if all(item is None for item in positions):
@@ -218,21 +225,6 @@ class SparseGeneration(Stock):
                     "mm_token_type_ids is missing: pass all that the processor returns "
                     "(positions of image tokens cannot be found without it)"
                 )
-        if early:
-            call.early = True
-            later = self.program.features is not None
-            call.pixels = given.pop("pixel_values")
-            embeds, call.is_image, call.present = embed(
-                self, given.pop("input_ids", None), given.pop("inputs_embeds", None),
-                call.pixels, call.is_image, placed_later=later,
-            )  # fmt: skip
-            given["inputs_embeds"] = embeds
-            return
-        known = prompt_images()
-        if known is None or given.get("mm_encoder_outputs") is None:
-            call.is_image, call.grids = image_map(self.config, given, call.is_image)
-        else:
-            call.is_image, call.grids = known.of(call.is_image)
 
     def set_compile(self, enabled: bool = True, backend: str = "inductor") -> None:
         """Compile decode steps with ``torch.compile``, or stop doing so.
@@ -286,7 +278,8 @@ class SparseGeneration(Stock):
         prompt_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompt = {"attention_mask": prompt_mask, "sample_ids": sample_ids, **images}
         if not self.program.plan.uses_cache:
-            logits = self._logits_without_cache(input_ids, continuation_ids, prompt)
+            with remembering(self._take_images(input_ids, prompt)):
+                logits = self._logits_without_cache(input_ids, continuation_ids, prompt)
         else:
             cache = self.new_cache()
             first = self(input_ids, past_key_values=cache, logits_to_keep=1, **prompt).logits
@@ -348,17 +341,25 @@ class SparseGeneration(Stock):
             kwargs["prompt_length"] = mask.long().sum(1)
         if not self.program.plan.uses_cache:
             kwargs["use_cache"] = False
-        known = None
-        if ids is not None and _is_given(kwargs.get("pixel_values")):
-            # generate() encodes the images once and keeps neither them nor their sizes.
-            known = PromptImages(*image_map(self.config, kwargs, ids == image_token(self.config)))
-        with remembering(known):
+        with remembering(self._take_images(ids, kwargs)):
             return super().generate(inputs, **kwargs)
 
-    def _supports_mm_encoder_outputs(self) -> bool:
-        """Leave the images to ``forward`` where a cut acts before the projector."""
-        early = any(cut.early for cut in self.program.plan.cuts)
-        return not early and super()._supports_mm_encoder_outputs()
+    @torch.no_grad()
+    def _take_images(self, ids: torch.Tensor | None, given: dict[str, Any]) -> PromptImages | None:
+        """Return where the images of a prompt lie, None if there are none.
+
+        Where the method puts its own rows in their place, those are made now, once, and the images
+        leave ``given``.
+        """
+        if ids is None or not _is_given(given.get("pixel_values")):
+            return None
+        # generate() encodes the images once and keeps neither them nor their sizes.
+        images = image_map(self.config, given, ids == image_token(self.config))
+        if replaces_images(self):
+            images = encoded(self, given, images)
+            for name in IMAGE_ARGUMENTS:
+                given.pop(name, None)
+        return images
 
     def _prepare_cache_for_generation(
         self,

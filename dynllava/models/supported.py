@@ -6,7 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .families import FAMILIES, REFUSED
+from dynllava import methods
+
+from .families import FAMILIES, REFUSED, refusal
 
 
 @dataclass(frozen=True)
@@ -128,15 +130,34 @@ RULES = """
 
 - A share is a share of all image tokens of a row, several images together.
 - Methods rank image tokens wherever they lie; text between images, crops or rows is never dropped.
-- Positions stay the original ones. Methods that number positions anew (`sparsevlm` 1.5, compact
-  forms) are refused where positions have three axes (Qwen).
-- Methods that need a class token are refused where the tower has none.
+- A row may hold any number of images. Inside the language model a share is a share of all its image
+  tokens; before layer 0 methods work one image at a time, so that each image keeps its own share
+  (`keep=64`: 64 of each image). Where a picture is cut into crops (LLaVA-NeXT), each crop is judged
+  by its own class token and gets a part of the picture's number that is as large as its part of
+  the picture's tokens; padding that never reaches the language model is not chosen from.
+- Newline tokens are no patches: they are neither ranked nor merged, and stay.
+- Methods behind the projector (`divprune`) see image tokens as the language model gets them: merged
+  by the tower (Qwen), shuffled (InternVL, SmolVLM, Idefics3) or packed (LLaVA-NeXT, OneVision).
+- Positions of three axes are gathered with their tokens, and the deep features of Qwen3-VL follow
+  theirs. Forms that number positions anew are refused there; `positions=original` is accepted.
 
-## Refused, with one line
+## Methods that a family refuses
+
+Every other method works. A refusal is one line, when the method is set.
+
+| family | method | why |
+|---|---|---|
+"""
+
+TYPES = """
+## Model types that are refused
 
 | model type | why |
 |---|---|
 """
+
+#: Depth of a model, for plans.
+LAYERS = 32
 
 MODES = """
 Text models with sliding-window, chunked or linear-attention layers are refused, as are quantised
@@ -154,7 +175,22 @@ def page() -> str:
         names = "<br>".join(f"`{name}` ({licence})" for name, licence in item.checkpoints)
         lines.append(f"| `{kind}` | {names} | {item.image} | {item.tower} |")
     refused = "\n".join(f"| `{kind}` | {reason} |" for kind, reason in REFUSED.items())
-    return "\n".join(lines) + "\n" + RULES + refused + "\n" + MODES
+    parts = ["\n".join(lines), RULES + "\n".join(_refusals()), TYPES + refused, MODES]
+    return "\n".join(parts)
+
+
+def _refusals() -> list[str]:
+    """Return a line for each reason why a family refuses methods in their default form."""
+    lines = []
+    for kind, family in FAMILIES.items():
+        found: dict[str, list[str]] = {}
+        for name in methods.names():
+            method = methods.create(name)
+            reason = refusal(family, method, method.plan(LAYERS))
+            if reason:
+                found.setdefault(reason, []).append(f"`{name}`")
+        lines += [f"| `{kind}` | {', '.join(names)} | {why} |" for why, names in found.items()]
+    return lines
 
 
 def main() -> int:

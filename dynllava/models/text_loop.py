@@ -8,9 +8,8 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dynllava.engine.cache import SparseCache
-from dynllava.engine.decoder import DecoderResult, Pass, make_view
+from dynllava.engine.decoder import DecoderResult, Pass, first_images, make_view
 from dynllava.engine.early import cut_early
-from dynllava.engine.family import Llava
 from dynllava.engine.report import CallReport, detached
 from dynllava.engine.stream import Segment, TokenStream, restore_columns
 from dynllava.errors import UserError
@@ -73,12 +72,9 @@ class SparseTextModel(Stock):
                 cache.sample_ids if continuing else prompt_hash(call.input_ids, stream, is_prompt)
             )
         early: dict[str, Any] = {}
-        seen = stream.length
-        if not continuing and call.policy_hook is None and call.early:
-            inner = call.model.model
-            stream, seen = cut_early(
-                call.model.program, Llava(inner, call.model.config), stream, call.pixels, early
-            )
+        whole, seen = stream, stream.length
+        if not continuing and call.early:
+            stream, seen = cut_early(call.model.program, stream, call.images(), call.rows, early)
         view = make_view(
             stream,
             len(self.layers),
@@ -91,13 +87,15 @@ class SparseTextModel(Stock):
         model = call.model
         compiled = model.compiled_steps.of(model.program) if model.compiled_steps else None
         deep = deepstack_visual_embeds or ()
-        run = Pass(self, model.program, view, cache, model.kernel, compiled, deep)
+        first = first_images(whole) if deep else None
+        run = Pass(self, model.program, view, cache, model.kernel, compiled, deep, first)
         if not continuing:
             result = run.prompt(call.policy_hook)
         else:
             result = run.step() if stream.size == 1 else run.extend()
         if cache is not None:
-            cache.commit(result, stream, sample_ids, columns, seen)
+            # Rotary positions go on behind the whole prompt's.
+            cache.commit(result, whole, sample_ids, columns, seen)
         self._report(call, result, view.record | early, cache, continuing)
         hidden = self._columns(call, result.stream, columns)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=cache)

@@ -49,6 +49,10 @@ class Cut:
     positions : str
         ``"original"``: holes stay.  ``"compact"``: numbered anew; then a decode query's position
         is the layer's own cache length.
+    crops : bool
+        Before the projector: the method's ``rows`` also take a picture of several crops, all of
+        them together.  Otherwise each crop is decided by itself, with its part of the picture's
+        budget, and methods with ``rows`` are for pictures of one crop.
     """
 
     layer: int
@@ -58,6 +62,7 @@ class Cut:
     stage: str = "decoder"
     merge: Merge | None = None
     positions: str = "original"
+    crops: bool = False
 
     @property
     def looks(self) -> tuple[Look, ...]:

@@ -127,10 +127,13 @@ class Tower:
         heads side by side, class token first.  ``"class_query"``: its query [C].
     layer : str or int
         :data:`PRODUCING` or :data:`NEXT`, named from the selected feature layer; or a number.
+    several : bool
+        Looked at only where pictures have several crops.
     """
 
     what: str
     layer: str | int = PRODUCING
+    several: bool = False
 
     @property
     def class_token(self) -> bool:
@@ -141,6 +144,8 @@ class Tower:
         """Return the projections that the look computes beside the tower, and the class row."""
         tower = dims.tower
         if tower is None or not stage.shape.image:
+            return
+        if self.several and all(image.crops == 1 for image in stage.shape.images):
             return
         rows, width = tower.patches + 1, tower.hidden
         made = {"class_row": rows + 1, "keys": rows, "class_query": 1}[self.what]

@@ -152,17 +152,21 @@ def bad_inputs():
     two_images = ids[0].clone()
     two_images = torch.cat([two_images, torch.full((16,), IMAGE_TOKEN), torch.tensor([5])])
     return {
-        "two images in one prompt": (
+        "two images in one prompt, one given": (
             batch([two_images], [images[0]]),
-            "32 image positions: accepted is one image of 16",
+            "places for 2 images but 1 were given",
+        ),
+        "half an image": (
+            batch([torch.cat([ids[0], torch.full((8,), IMAGE_TOKEN)])], [images[0]]),
+            "24 image positions: accepted are whole images of 16",
         ),
         "more placeholders than images": (
             {**one, "pixel_values": one["pixel_values"][:1]},
-            "2 rows have an image placeholder but 1 were given",
+            "places for 2 images but 1 were given",
         ),
         "more images than placeholders": (
             batch(ids[:1], images) | {"input_ids": batch(ids[:1], images[:1])["input_ids"]},
-            "1 rows have an image placeholder but 2 were given",
+            "places for 1 images but 2 were given",
         ),
         "a placeholder without an image": (
             {k: v for k, v in one.items() if k != "pixel_values"},

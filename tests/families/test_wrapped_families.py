@@ -5,6 +5,7 @@ Rows hold two images, one image and none, of different sizes, so that every batc
 
 from __future__ import annotations
 
+import re
 import threading
 
 import pytest
@@ -15,8 +16,10 @@ from tiny_families import FAMILIES, IMAGE, batch, row_of
 
 from dynllava import methods, wrap
 from dynllava.errors import UserError
+from dynllava.models import supported
 from dynllava.models.config import SparsityConfig
-from dynllava.models.layout import layouts
+from dynllava.models.families import family_of, refusal
+from dynllava.models.layout import image_map, layouts
 
 TOLERANCE = 1e-5
 ROWS = [[(32, 64), (64, 32)], [(64, 64)], []]
@@ -34,6 +37,7 @@ PAIRS = [
     for column, case in enumerate(CASES)
 ]
 MODELS: dict[str, object] = {}
+PAGE = supported.page()
 
 
 @pytest.fixture(autouse=True)
@@ -117,25 +121,21 @@ def test_output_logits_are_those_of_the_stock_model(name):
 
 @pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_every_method_keeps_its_invariants_in_every_family(name, case):
-    early = any(cut.early for cut in methods.create(case.name, **case.parameters).plan(5).cuts)
-    # A cut before layer 0 knows one image a row so far.
-    rows = [[(64, 64)], [(64, 32)], []] if early else ROWS
-    family, stock, inputs = FAMILIES[name], stock_of(name), inputs_of(name, rows=rows)
+    family, stock, inputs = FAMILIES[name], stock_of(name), inputs_of(name)
     wrapped = with_predictors(stock)
-    if name != "llava" and early:
-        with pytest.raises(UserError, match="acts before layer 0"):
-            wrapped.set_method(case.name, **case.parameters)
-        return
-    positions = methods.create(case.name, **case.parameters).plan(5).positions
-    if wrapped.rotary_axes > 1 and positions != "original":
-        with pytest.raises(UserError, match="positions are not defined"):
-            wrapped.set_method(case.name, **case.parameters)
+    method = methods.create(case.name, **case.parameters)
+    reason = refusal(family_of(stock.config), method, method.plan(5))
+    if reason:
+        with pytest.raises(UserError, match=re.escape(reason)):
+            wrapped.set_method(method)
+        # The page lists default forms; positions are a choice.
+        assert reason in PAGE or "positions are not defined" in reason
         return
     wrapped.set_method(case.name, **case.parameters)
     together = generated(wrapped, inputs)
     counts = wrapped.last_report.layer_tokens
-    for row in range(len(rows)):
-        one = row_of(inputs, family, row, rows)
+    for row in range(len(ROWS)):
+        one = row_of(inputs, family, row, ROWS)
         assert generated(wrapped, one) == [together[row]]
         assert [layer[row] for layer in counts] == [
             layer[0] for layer in wrapped.last_report.layer_tokens
@@ -229,6 +229,100 @@ def test_no_state_leaks_from_one_batch_to_the_next():
         whole = torch.cat([text["input_ids"], step], 1)
         fresh = family.build()(whole).logits[:, -1]
     torch.testing.assert_close(ours, fresh, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_early_cut_leaves_what_the_stock_text_model_is_fed_without_the_rest(name):
+    """Rows, positions and deep features that are left, given to the stock text model by hand."""
+    stock, inputs = stock_of(name), inputs_of(name)
+    method = "divprune:positions=original,keep_ratio=0.3"
+    wrapped, fed = wrap(stock, method), {}
+    text = getattr(stock.model, family_of(stock.config).text)
+    handle = text.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.update(kwargs), with_kwargs=True
+    )
+    with torch.no_grad():
+        stock(**inputs)
+        handle.remove()
+        ours = wrapped(**inputs).logits
+    marks, kept = inputs["input_ids"] == IMAGE, wrapped.last_report.kept_image_indices
+    patches = image_map(stock.config, inputs, marks)
+    assert [len(row) for row in kept] == [
+        sum(round(0.3 * count) for count in row) for row in patches.pictures
+    ]
+    first = 0
+    for row, chosen in enumerate(kept):
+        is_patch = patches.is_patch[row]
+        stays = inputs["attention_mask"][row].bool() & ~is_patch
+        stays[is_patch.nonzero().flatten()[chosen]] = True
+        alone = {"inputs_embeds": fed["inputs_embeds"][row : row + 1, stays]}
+        # Without a mask, transformers takes holes in positions for ends of packed sequences.
+        alone["attention_mask"] = torch.ones(1, int(stays.sum()), dtype=torch.int64)
+        position = fed.get("position_ids")
+        if position is None or position.ndim == 2:
+            rank = inputs["attention_mask"][row].cumsum(0) - 1
+            alone["position_ids"] = rank[None, stays]
+        else:
+            alone["position_ids"] = position[:, row : row + 1, stays]
+        if fed.get("deepstack_visual_embeds") and chosen:
+            places = torch.tensor(chosen) + first
+            alone["visual_pos_masks"] = marks[row : row + 1, stays]
+            alone["deepstack_visual_embeds"] = [
+                deep[places] for deep in fed["deepstack_visual_embeds"]
+            ]
+        first += int(is_patch.sum())
+        with torch.no_grad():
+            hidden = text(**alone, use_cache=False).last_hidden_state
+            expected = stock.lm_head(hidden)[0]
+        torch.testing.assert_close(ours[row, stays], expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_class_token_methods_choose_in_every_crop_by_its_own_attention(name):
+    stock, inputs = stock_of(name), inputs_of(name)
+    wrapped = wrap(stock, "fastervlm:keep_ratio=0.5")
+    with torch.no_grad():
+        wrapped(**inputs)
+    pixels = inputs["pixel_values"]
+    tower = FAMILIES[name].build().model.vision_tower
+    tower.set_attn_implementation("eager")
+    layer = stock.config.vision_feature_layer
+    expected, image = [], 0
+    for sizes in ROWS:
+        row, behind = [], 0
+        for height, width in sizes:
+            crops = (height // 32) * (width // 32) + 1 if pixels.ndim == 5 else 1
+            crop = pixels[image, :crops] if pixels.ndim == 5 else pixels[image][None]
+            with torch.no_grad():
+                seen = tower(crop, output_attentions=True).attentions[layer]
+            best = seen[:, :, 0, 1:].mean(1).argsort(dim=1, descending=True)[:, :8]
+            marks = torch.zeros(crops, 4, 4, dtype=torch.bool)
+            marks.view(crops, 16).scatter_(1, best, True)
+            # The grid of crops is read line by line, behind the whole picture.
+            flat = marks[0].flatten()
+            if crops > 1:
+                grid = marks[1:].view(height // 32, width // 32, 4, 4).transpose(1, 2)
+                flat = torch.cat([flat, grid.flatten()])
+            row += (flat.nonzero().flatten() + behind).tolist()
+            behind += len(flat)
+            image += 1
+        expected.append(row)
+    assert wrapped.last_report.kept_image_indices == expected
+
+
+@pytest.mark.parametrize("method", ["fastervlm", "pool", "divprune"])
+def test_beams_encode_images_once(method):
+    wrapped = wrap(stock_of("llava"), method)
+    inputs, seen = inputs_of("llava"), []
+    wrapped.model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(args[0] if args else kwargs["pixel_values"])),
+        with_kwargs=True,
+    )
+    together = generated(wrapped, inputs, num_beams=3)
+    assert seen == [3]
+    for row in range(len(ROWS)):
+        one = row_of(inputs, FAMILIES["llava"], row, ROWS)
+        assert generated(wrapped, one, num_beams=3) == [together[row]]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2])
@@ -395,7 +489,17 @@ def unsupported(**values):
         (lambda: wrap(stock_of("qwen2_vl"), "h2o", position="rolled")(**inputs_of("qwen2_vl")),
          "axes"),
         (lambda: wrap(stock_of("llava"), "dynamic_llava"), "predictor"),
-        (lambda: wrap(stock_of("qwen2_vl"), "pool"), "acts before layer 0"),
+        (lambda: wrap(stock_of("qwen2_vl"), "pool"), "the processor sets a picture's size"),
+        (lambda: wrap(stock_of("qwen3_vl"), "divprune"), "compact positions are not defined"),
+        (lambda: wrap(stock_of("mistral3"), "fastervlm"), "has no class token"),
+        (lambda: wrap(stock_of("internvl"), "hired"), "pixel shuffle"),
+        (lambda: wrap(stock_of("llava_next"), "visionzip"), "a grid of crops"),
+        (lambda: wrap(stock_of("llava"), "fastervlm")(
+            **without("llava", "pixel_values")), "pass pixel_values"),
+        (lambda: wrap(stock_of("llava"), "fastervlm")(
+            **inputs_of("llava") | {"pixel_values": torch.zeros(1, 3, 32, 32)}), "1 images were"),
+        (lambda: wrap(stock_of("llava_next"), "fastervlm")(
+            **without("llava_next", "image_sizes")), "image_sizes is missing"),
         (lambda: wrap(stock_of("qwen3_vl"))(**without("qwen3_vl", "mm_token_type_ids")),
          "mm_token_type_ids is missing"),
         (lambda: wrap(stock_of("qwen2_vl"))(**moved_placeholder("qwen2_vl")),
@@ -409,6 +513,23 @@ def test_what_cannot_work_is_one_clear_line(broken, line):
         broken()
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_wrap_answers_or_refuses_at_once_and_the_page_says_which(name):
+    """A family is never accepted first and refused by a later call."""
+    stock, inputs = stock_of(name), inputs_of(name)
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` | `"))
+    assert supported.PUBLISHED[name].checkpoints[0][0] in row
+    for chosen in methods.names():
+        try:
+            # <voco> is a row of the vocabulary, which is smaller here.
+            method = methods.create(chosen, **({"token_id": 54} if chosen == "voco_llama" else {}))
+            wrapped = wrap(stock, method)
+        except UserError:
+            continue
+        with torch.no_grad():
+            assert wrapped(**inputs, logits_to_keep=1).logits.shape[1] == 1
 
 
 def test_methods_are_named_as_everywhere():
