@@ -16,13 +16,8 @@ import numpy as np
 from dynllava.records import RunRecord
 from dynllava.uncertainty import Comparison, compare_paired, holm_adjusted
 from dynllava.uncertainty.clustered import design_effect, sums_of
-from dynllava.uncertainty.power import (
-    Design,
-    detection_power,
-    either_power,
-    observed_design,
-    smallest_drop,
-)
+from dynllava.uncertainty.design import Design, observed_design
+from dynllava.uncertainty.power import detection_power, either_power, smallest_drop
 
 from ..points.evidence import caveat
 from ..points.measured import Stored, cluster_key, method_label

@@ -16,7 +16,8 @@ from dynllava.uncertainty import (
     holm_adjusted,
 )
 from dynllava.uncertainty.clustered import design_effect, sums_of
-from dynllava.uncertainty.power import Design, observed_design, plan_clusters
+from dynllava.uncertainty.design import Design, observed_design
+from dynllava.uncertainty.power import plan_clusters
 
 from ..points.values import Point, dense_of
 
@@ -97,11 +98,8 @@ def _pooled(point: Point, dense: Point, margin: float, alpha: float) -> Against 
         return None
     found = compare_paired(first, second, clusters, margin, alpha)
     before = np.array(first)
-    design = observed_design(
-        sums_of(np.array(second) - before, clusters),
-        design_effect(before, clusters),
-        centred=False,
-    )
+    sums = sums_of(np.array(second) - before, clusters)
+    design = observed_design(sums, design_effect(before, clusters))
     return Against(point.label, tasks, found, UNDECIDED, design)
 
 

@@ -88,7 +88,7 @@ def _cell(design, args: argparse.Namespace, family: int) -> str:
 
 
 def _assumed(args: argparse.Namespace) -> list:
-    from dynllava.uncertainty.power import binary_design
+    from dynllava.uncertainty.design import binary_design
 
     rows = []
     for share in args.discordance or (0.01, 0.03, 0.1, 0.3):

@@ -151,13 +151,16 @@ class Design:
             return float(stats.norm.ppf(min(max(power_at(drop), 1e-6), 1 - 1e-6)) - aim)
 
         aim = stats.norm.ppf(power)
-        high = min(self.loss, 1.0) if self.bounded else self.loss
-        if power_at(high) < power:
+        most = min(self.loss, 1.0) if self.bounded else self.loss
+        if power_at(most) < power:
             return None
-        # Towards the answer: far above it the power is flat.
-        while high > 1e-9 and above(high / 2) >= 0:
-            high /= 2
-        return float(optimize.brentq(above, high / 2, high, rtol=2e-3, xtol=1e-9))
+        low = min(most, max(3.5 * math.sqrt(self.variance(0.0)), 8 * self.loss) / self.samples)
+        high = low
+        while above(low) >= 0 and low > 1e-9:
+            low, high = low / 2, low
+        while high < most and above(high) < 0:
+            low, high = high, min(most, 1.5 * high)
+        return float(optimize.brentq(above, low, high, rtol=2e-3, xtol=1e-9))
 
     def with_clusters(self, clusters: int) -> Design:
         """Return the same design with another number of clusters."""
@@ -250,7 +253,7 @@ def _lost_and_won(size: int, lost: float, won: float, icc: float) -> np.ndarray:
 
 
 def _betabinomial(counts: np.ndarray, size: np.ndarray, rate: float, icc: float) -> np.ndarray:
-    """Return the chances of ``counts`` events of ``rate`` in ``size``, two correlated by ``icc``."""
+    """Return the chances of ``counts`` events in ``size``, two correlated by ``icc``."""
     from scipy import stats
 
     if rate <= 0 or rate >= 1 or icc >= 1:

@@ -1,7 +1,7 @@
 """What a paired comparison can find: power, smallest drop, and the samples a margin needs.
 
 Power is that of the very test which is applied: comparisons are drawn from a
-:class:`~.design.Design` and tested, all at once; where answers are independent it is summed exactly.
+:class:`~.design.Design` and tested, all at once; for independent answers it is summed exactly.
 The draws are the same in every call, so that a design has one answer.  A test inside a family is
 planned at the level that Holm's first step leaves it, alpha / k.
 """
@@ -14,8 +14,8 @@ from . import exact_bounds, skewness
 from .design import Design, Law
 from .paired import MIN_CLUSTERS, MIN_DIFFERING
 
-_DRAWS = 4000
-"""Comparisons a power is counted in: a standard error of 0.006 at 0.8."""
+_DRAWS = 2000
+"""Comparisons a power is counted in: a standard error of 0.009 at 0.8."""
 
 _EDGEWORTH = 40
 """From so many effective clusters on, sign flips are normal with a corrected kurtosis."""
@@ -205,4 +205,3 @@ def _moments_p(
     )
     below, above = skewness.tails(found, -margin)
     return below if worse else above
-

@@ -6,8 +6,8 @@ import simulation
 from scipy import stats
 
 from dynllava.uncertainty import exact_bounds, skewness
+from dynllava.uncertainty.design import binary_design
 from dynllava.uncertainty.power import (
-    binary_design,
     decision_power,
     detection_power,
     either_power,
