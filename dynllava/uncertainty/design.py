@@ -17,8 +17,9 @@ import numpy as np
 
 from .clustered import Sums
 
-_REACH = 128
-"""Cluster sums are whole steps; larger or real ones are laid on a grid of so many either way."""
+_WHOLE, _GRID = 128, 32
+"""Whole cluster sums are kept as they are up to the first; larger or real ones are laid on a grid
+of so many steps either way."""
 
 _GROUPS = 12
 """At most so many different cluster sizes; more are grouped."""
@@ -269,13 +270,14 @@ def _betabinomial(counts: np.ndarray, size: np.ndarray, rate: float, icc: float)
 def _on_grid(values: np.ndarray, masses: np.ndarray, unit: float) -> Law:
     """Return the law of real ``values`` (in ``unit``), split between neighbours on a grid."""
     reach = float(np.abs(values).max())
-    whole = bool(np.array_equal(values, np.rint(values))) and reach <= _REACH
-    step = 1.0 if whole else reach / _REACH
-    places = values / step + _REACH
-    low = np.clip(np.floor(places + 1e-9).astype(int), 0, 2 * _REACH)
+    whole = bool(np.array_equal(values, np.rint(values))) and reach <= _WHOLE
+    most = _WHOLE if whole else _GRID
+    step = 1.0 if whole else reach / _GRID
+    places = values / step + most
+    low = np.clip(np.floor(places + 1e-9).astype(int), 0, 2 * most)
     rest = np.clip(places - low, 0.0, 1.0)
-    mass = np.zeros(2 * _REACH + 2)
+    mass = np.zeros(2 * most + 2)
     np.add.at(mass, low, masses * (1 - rest))
     np.add.at(mass, low + 1, masses * rest)
     used = np.flatnonzero(mass > 0)
-    return Law(used - _REACH, mass[used] / mass[used].sum(), step * unit, whole)
+    return Law(used - most, mass[used] / mass[used].sum(), step * unit, whole)

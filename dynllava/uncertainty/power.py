@@ -20,6 +20,9 @@ _DRAWS = 2000
 _EDGEWORTH = 40
 """From so many effective clusters on, sign flips are normal with a corrected kurtosis."""
 
+_COUNTED = 2000
+"""Sign flips are counted up to so large a total, in steps."""
+
 _BOUNDED = 300
 """Exact bounds take a millisecond each: so many different outcomes of the draws are bounded."""
 
@@ -128,7 +131,7 @@ def _flips_p(law: Law, counts: np.ndarray) -> np.ndarray:
     p = np.ones(len(counts))
     with np.errstate(divide="ignore", invalid="ignore"):
         effective = np.where(square > 0, square**2 / fourth, 0.0)
-    many = effective >= _EDGEWORTH
+    many = (effective >= _EDGEWORTH) | (flipped @ sizes > _COUNTED)
     span = np.gcd.reduce(sizes) if law.whole else 0
     z = (total[many] + span) / np.sqrt(square[many])
     correction = -2 / effective[many] / 24 * (z**3 - 3 * z)
