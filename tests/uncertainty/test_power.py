@@ -34,7 +34,8 @@ def found_rate(generator, draws, clusters, size, discordance, icc, drop, level, 
     counts = np.full((draws, clusters), size)
     totals, _ = simulation.binary(generator, counts, discordance + drop, -drop, icc, law)
     if size > 1:
-        return float((flips_p(totals) <= level).mean())
+        parts = np.array_split(totals, max(1, draws // 2000))
+        return float((np.concatenate([flips_p(part) for part in parts]) <= level).mean())
     # Independent answers: mid-p, of how many are lost and won.
     pairs, index = np.unique(
         np.stack([(totals < 0).sum(1), (totals > 0).sum(1)], axis=1), axis=0, return_inverse=True
