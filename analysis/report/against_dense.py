@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,9 +36,12 @@ class Against:
         Corrected by Holm over all runs.
     design : Design
         What such a comparison can find.
+    p_worse, p_not_worse : float
+        The comparison's p values, corrected by Holm over all runs.
     needed : int or None
-        Samples that would decide, where the verdict is undecided: if nothing truly differs, at
-        the planned power.
+        Samples that would decide at the planned power, where the verdict is undecided: if nothing
+        truly differs, or, where that many were run already, if the difference seen is the true
+        one.
     """
 
     label: str
@@ -46,6 +49,8 @@ class Against:
     comparison: Comparison
     verdict: str
     design: Design
+    p_worse: float = 1.0
+    p_not_worse: float = 1.0
     needed: int | None = None
 
 
@@ -107,11 +112,14 @@ def _decided(
     row: Against, worse: float, close: float, alpha: float, power: float, family: int
 ) -> Against:
     verdict = WORSE if worse <= alpha else NOT_WORSE if close <= alpha else UNDECIDED
-    needed = None
-    if verdict == UNDECIDED and row.comparison.margin:
-        clusters = plan_clusters(row.design, row.comparison.margin, alpha / family, power)
-        needed = None if clusters is None else round(clusters * row.design.per_cluster)
-    return Against(row.label, row.tasks, row.comparison, verdict, row.design, needed)
+    found, needed = row.comparison, None
+    if verdict == UNDECIDED and found.margin:
+        for drop in (0.0, max(0.0, -found.difference)):
+            clusters = plan_clusters(row.design, found.margin, alpha / family, power, drop)
+            needed = None if clusters is None else round(clusters * row.design.per_cluster)
+            if needed is None or needed > found.samples:
+                break
+    return replace(row, verdict=verdict, p_worse=worse, p_not_worse=close, needed=needed)
 
 
 def lines(rows: Sequence[Against]) -> list[str]:
@@ -132,7 +140,7 @@ def lines(rows: Sequence[Against]) -> list[str]:
         verdict = row.verdict.replace("margin", _points(done.margin))
         if row.verdict == UNDECIDED:
             why = done.reason or (
-                f"{done.samples:,} samples; about {row.needed:,} would decide if nothing differs"
+                f"{done.samples:,} samples; about {row.needed:,} would decide"
                 if row.needed
                 else f"{done.samples:,} samples"
             )

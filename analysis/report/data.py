@@ -25,6 +25,7 @@ from ..tables import paper as tables
 from ..tables.cells import TableData
 from . import overlay
 from .hardness import strata_table
+from .verdicts import verdict_tables
 
 _STUDIES = {
     published.PAPER_KEY: "Dynamic-LLaVA paper",
@@ -45,7 +46,7 @@ class ReportData:
     own : list of Point
     pages : dict
         (source, model) to points, see :func:`pareto_report.collections`.
-    tables, own_tables : list of TableData
+    tables, own_tables, verdicts : list of TableData
     shares : list of Share
     growth, crossovers : list
     overlays : list of Overlay
@@ -58,6 +59,7 @@ class ReportData:
     pages: dict[tuple[str, str], list[Point]]
     tables: list[TableData]
     own_tables: list[TableData]
+    verdicts: list[TableData]
     shares: list[Share]
     growth: list[Growth]
     crossovers: list[Crossover]
@@ -85,6 +87,7 @@ def gather(folder: str | os.PathLike[str]) -> ReportData:
         dict(sorted(collections(own).items(), key=lambda item: item[0][0] != "own")),
         [tables.build(number, own, with_ours=bool(own)) for number in published.TABLES],
         [*tables.ours(own), *([strata] if strata is not None else [])],
+        verdict_tables(own),
         measured_shares(stored) + published_shares(),
         curves,
         crossovers(curves),

@@ -23,6 +23,7 @@ from .svg_charts import Bar, Dot, Line, bars, lines
 
 _SECTIONS = (
     ("pareto", "Accuracy against cost"),
+    ("verdicts", "Verdicts"),
     ("own", "Own runs"),
     ("realised", "Savings in cost and in time"),
     ("kv", "KV cache over output length"),
@@ -44,6 +45,7 @@ def page(data: ReportData) -> str:
     )
     bodies = {
         "pareto": _pareto(bool(plotted["pages"])),
+        "verdicts": _verdicts(data),
         "own": _own(data),
         "realised": _realised(data),
         "kv": _kv(data),
@@ -131,6 +133,12 @@ def _pareto(any_points: bool) -> str:
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         '<tbody id="plot-rows"></tbody></table></div></details>'
     )
+
+
+def _verdicts(data: ReportData) -> str:
+    if not data.verdicts:
+        return "<p>No own run has a dense one with the same samples beside it.</p>"
+    return "".join(table_render.render(table, "html") for table in data.verdicts)
 
 
 def _own(data: ReportData) -> str:

@@ -17,7 +17,7 @@ def markdown(data: ReportData) -> str:
     """Return summary, own runs, fronts, shares, crossovers, table 10, mismatches, provenance."""
     parts = ["# Token sparsification for LLaVA", ""]
     parts += [f"- **{_plain(figure)}** {_plain(text)}" for figure, text in facts(data)]
-    for table in data.own_tables:
+    for table in (*data.verdicts, *data.own_tables):
         title = table_render.markdown_caption(table)
         parts += ["", f"## {title}", "", table_render.render(table, "markdown")]
     parts += ["", "## Fronts, prefill compute", ""]

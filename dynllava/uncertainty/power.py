@@ -39,11 +39,11 @@ def detection_power(design: Design, drop: float, alpha: float, margin: float = 0
     return float((_flips_p(law, _drawn(design, law)) <= alpha).mean())
 
 
-def decision_power(design: Design, margin: float, alpha: float) -> float:
-    """Return the probability of p_not_inferior <= alpha at ``margin`` when nothing changed."""
+def decision_power(design: Design, margin: float, alpha: float, drop: float = 0.0) -> float:
+    """Return the probability of p_not_inferior <= alpha at ``margin`` under a true ``drop``."""
     if design.clusters < MIN_CLUSTERS or margin <= 0:
         return 0.0
-    return _margin_power(design, 0.0, alpha, margin, worse=False)
+    return _margin_power(design, drop, alpha, margin, worse=False)
 
 
 def smallest_drop(
@@ -70,20 +70,33 @@ def either_power(first: float, second: float, correlation: float) -> float:
 
 
 def plan_clusters(
-    design: Design, margin: float, alpha: float, power: float = 0.8, largest: int = 10**8
+    design: Design,
+    margin: float,
+    alpha: float,
+    power: float = 0.8,
+    drop: float = 0.0,
+    largest: int = 10**8,
 ) -> int | None:
     """Return how many clusters like ``design``'s decide "not worse by more than margin".
 
-    The smallest number with :func:`decision_power` >= ``power``; None above ``largest``.
+    The smallest number with :func:`decision_power` >= ``power``; under a true ``drop`` of the
+    margin or more that with :func:`detection_power` of "worse".  None above ``largest``.
     """
+
+    def reached(clusters: int) -> bool:
+        wider = design.with_clusters(clusters)
+        if drop < margin:
+            return decision_power(wider, margin, alpha, drop) >= power
+        return detection_power(wider, drop, alpha, margin) >= power
+
     low, high = MIN_CLUSTERS - 1, 2 * MIN_CLUSTERS
-    while decision_power(design.with_clusters(high), margin, alpha) < power:
+    while not reached(high):
         low, high = high, 2 * high
         if high > largest:
             return None
     while high - low > max(1, high // 500):
         middle = (low + high) // 2
-        if decision_power(design.with_clusters(middle), margin, alpha) >= power:
+        if reached(middle):
             high = middle
         else:
             low = middle

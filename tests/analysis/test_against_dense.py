@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from dynllava.analysis.points.measured import measured_points, read_stores
 from dynllava.analysis.report.against_dense import against_dense, lines
+from dynllava.analysis.report.verdicts import p_text, verdict_tables
+from dynllava.analysis.tables import render
 
 from dynllava.cli import main
 from dynllava.records import RecordStore
@@ -41,6 +43,49 @@ def test_the_three_answers(study):
     text = "\n".join(lines(rows))
     assert "undecided (1,000 samples; about" in text
     assert "not worse by more than 1 point" in text
+
+
+def test_the_reports_table_says_what_each_comparison_found(study):
+    points = measured_points(read_stores(study)[0])
+    (table,) = verdict_tables(points)
+    rows = {
+        row[0].text.split()[0]: dict(zip(table.headers, row, strict=True)) for row in table.rows
+    }
+    found = {row.label.split()[0]: row for row in against_dense(points)}
+    assert {name: row["verdict"].text for name, row in rows.items()} == {
+        "full": "reference", "h2o": "not worse", "uniform": "undecided", "fastv": "worse",
+    }  # fmt: skip
+    for name, row in found.items():
+        shown = rows[name]
+        # Corrected by Holm over the three runs.
+        assert shown["p worse"].text == p_text(row.p_worse)
+        assert row.p_worse == 1 or row.p_worse > row.comparison.p_worse
+        low, high = (100 * value for value in row.comparison.interval)
+        difference = 100 * row.comparison.difference
+        assert shown["points [95 %]"].text == f"{difference:+.1f} [{low:+.1f}, {high:+.1f}]"
+        assert shown["samples"].text == "1,000"
+    assert rows["uniform"]["would decide"].text == f"{found['uniform'].needed:,}"
+    assert rows["h2o"]["would decide"].text == rows["fastv"]["would decide"].text == "-"
+    # All cost the same: fastv, which lost a fifth, is never on the front, and the others share it.
+    shares = {name: row["on the front"].text for name, row in rows.items()}
+    assert shares["fastv"] == "0 %"
+    assert all(shares[name].endswith(" %") and shares[name] != "0 %" for name in ("h2o", "uniform"))
+    html = render.render(table, "html")
+    assert '<div class="scroll"><table>' in html
+    assert "corrected by Holm over the 3 runs" in html
+
+
+def test_what_was_run_already_does_not_decide(study):
+    """Where nothing differing would have been decided, the difference seen is planned for."""
+    for row in against_dense(measured_points(read_stores(study)[0]), margin=0.02):
+        assert row.needed is None or row.needed > row.comparison.samples
+
+
+def test_without_samples_there_is_no_verdict(tmp_path, record):
+    store = RecordStore(tmp_path / "bare")
+    for name in ("full", "fastv"):
+        store.append(record(name, budget=8.0))
+    assert verdict_tables(measured_points(read_stores(tmp_path / "bare")[0])) == []
 
 
 def test_a_lower_margin_needs_more(study):

@@ -122,10 +122,12 @@ def test_page_asks_nothing_of_the_network(evil_page):
 
 def test_page_has_every_section_and_table(evil_page):
     text = evil_page.read_text()
-    for name in ("summary", "pareto", "own", "realised", "kv", "samples", "tables", "provenance"):
+    for name in ("summary", "pareto", "verdicts", "own", "realised", "kv", "samples", "tables",
+                 "provenance"):  # fmt: skip
         assert f'<section id="{name}">' in text
     for number in range(1, 18):
         assert f"<summary>Table {number} " in text
+    assert "Against the dense model" in text
     assert "slower than dense" in text
     assert "<del> dropped</del>" in text
 
