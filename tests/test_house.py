@@ -249,7 +249,16 @@ def test_shared_modules_hold_no_method():
 
 ORIGINALLY = {"h2o": 120, "sparsevlm": 283}
 """Lines of code before plans: a third of them at least has to be gone."""
-MOST_LINES = {"fastv": 45, "no_image": 15, **{name: n * 2 // 3 for name, n in ORIGINALLY.items()}}
+SIMPLE = ("fastervlm", "divprune", "vispruner", "pyramiddrop", "voco_llama")
+MOST_LINES = {
+    "fastv": 45,
+    "no_image": 15,
+    **dict.fromkeys(SIMPLE, 60),
+    "cdpruner": 100,
+    "visionzip": 150,
+    "prumerge": 150,
+    **{name: n * 2 // 3 for name, n in ORIGINALLY.items()},
+}
 
 
 def code_lines(source: str) -> int:

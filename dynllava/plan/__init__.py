@@ -13,6 +13,7 @@ from .looks import (
     Look,
     Nothing,
     Predictor,
+    Question,
     Tower,
 )
 from .operations import ModelDims, Operation, TowerDims
@@ -46,6 +47,7 @@ __all__ = [
     "Plan",
     "Predictor",
     "PromptShape",
+    "Question",
     "Rule",
     "Schedule",
     "Segment",

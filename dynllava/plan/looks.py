@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .operations import ModelDims, Operation
 from .shapes import Shape
@@ -153,6 +153,24 @@ class Tower:
         if self.what == "class_row":
             depth = width // tower.heads
             yield Operation("class_scores", "tower_look", None, phase, 1, depth, rows, tower.heads)
+
+
+@dataclass(frozen=True)
+class Question(Nothing):
+    """The question, by a text tower of the method's own; its work is the plan's.
+
+    Attributes
+    ----------
+    text_tower : str or None
+        Folder of that tower.
+    question : str or None
+        What is asked.
+    """
+
+    reads_question: ClassVar[bool] = True
+
+    text_tower: str | None
+    question: str | None
 
 
 Look = Nothing | Hidden | Predictor | Attention | ColumnSums | Keys | Tower

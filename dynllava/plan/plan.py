@@ -13,7 +13,7 @@ from dynllava.errors import UserError
 
 from .cuts import Cut, Stage
 from .keeps import Alternate, Count, Rule, Share
-from .looks import Attention, Look, Tower, column_sums
+from .looks import Attention, Look, Question, Tower, column_sums
 from .operations import ModelDims, Operation
 from .schedule import Schedule
 from .segments import Segment
@@ -130,13 +130,16 @@ class Plan:
         Raises
         ------
         UserError
-            For more tokens or heads than there are, or a share that keeps none.
+            For more tokens or heads than there are, a share that keeps none, or a look at a
+            question that is not given.
         """
         for cut in self.cuts:
             keep = cut.keep
             if isinstance(keep, Count) and keep.number > image_tokens:
                 raise _beyond(keep.name, keep.number, image_tokens, "image tokens")
         for look in self.looks:
+            if isinstance(look, Question):
+                _check_question(look)
             if isinstance(look, Attention) and look.heads is not None and look.heads > heads:
                 raise _beyond("priority_heads", look.heads, heads, "attention heads")
         if isinstance(self.store, PerHead):
@@ -324,6 +327,15 @@ class Plan:
     @property
     def _changes_cache(self) -> bool:
         return self.first_output_layer is not None or not isinstance(self.store, Dense)
+
+
+def _check_question(look: Question) -> None:
+    if look.text_tower is None:
+        raise UserError(
+            "text_tower=None: accepted is the folder of a CLIP model with text tower and tokenizer"
+        )
+    if look.question is None:
+        raise UserError("question=None: accepted is the text that is asked")
 
 
 def _beyond(name: str, value: int, most: int, what: str) -> UserError:
