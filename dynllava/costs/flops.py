@@ -10,6 +10,7 @@ do.  With multi-head attention one decoder layer on q queries and k keys costs
 from __future__ import annotations
 
 from dynllava.plan import ModelDims
+from dynllava.plan.operations import layer_macs
 
 from .spec import ModelSpec, VisionDims
 
@@ -31,24 +32,8 @@ LAYER_COMPONENTS = ("attention_projections", "attention_scores", "mlp")
 
 
 def decoder_layer(dims: ModelDims, queries: int, keys: int, batch: int = 1) -> dict[str, int]:
-    """Return MACs of one LLaMA decoder layer by component (grouped-query aware).
-
-    Parameters
-    ----------
-    dims : ModelDims
-        Language model.
-    queries, keys : int
-        Query rows, and the keys that each attends to (itself included), per sequence.
-    batch : int
-        Sequences.
-    """
-    width = dims.heads * dims.head_dim
-    kv_width = dims.kv_heads * dims.head_dim
-    return {
-        "attention_projections": batch * queries * 2 * dims.hidden * (width + kv_width),
-        "attention_scores": batch * 2 * queries * keys * width,
-        "mlp": batch * queries * 3 * dims.hidden * dims.intermediate,
-    }
+    """Return MACs of one decoder layer (:func:`dynllava.plan.operations.layer_macs`)."""
+    return layer_macs(dims, queries, keys, batch)
 
 
 def lm_head(dims: ModelDims, rows: int, batch: int = 1) -> int:

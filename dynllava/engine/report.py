@@ -53,6 +53,8 @@ class CallReport:
     decisions: list[torch.Tensor] = field(default_factory=list)
     books: tuple[LayerBooks, ...] = ()
     kv_bytes_allocated: int = 0
+    chosen: Any = None
+    """What limits made of the method (:class:`dynllava.models.limits.Chosen`), None without."""
     _cache: weakref.ref[SparseCache] | None = None
 
     @classmethod

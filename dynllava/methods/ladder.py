@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.plan import Image, Shape
+from dynllava.plan import Image, Segment, Shape
 
 from . import create
 from .base import Method
-from .budget import LONGEST, _Knobs
+from .budget import LONGEST, _Knobs, budget_fields
+from .checks import DEEPEST
 from .smaller import sizing
 
 
@@ -61,6 +62,35 @@ class Ladder:
         return low
 
 
+def ladder_of(method: Method, shape: Shape, layers: int) -> Ladder:
+    """Return the ladder of a method as it is set.
+
+    What no budget sets stays; several shares keep their proportions.
+
+    Raises
+    ------
+    UserError
+        As :func:`ladder`.
+    """
+    fixed = {}
+    scaled = _scaled_part(method)
+    for part in method.parts:
+        prefix = f"{part.name}_" if len(method.parts) > 1 else ""
+        taken = budget_fields(type(part)) if part is scaled else set()
+        for key, value in part.parameters().items():
+            if key not in taken:
+                fixed[prefix + key] = value
+    return _ladder(method, shape, layers, fixed)
+
+
+def _scaled_part(method: Method) -> Method | None:
+    """Return the part of a method that a budget sets."""
+    if len(method.parts) == 1:
+        return method
+    image = [part for part in method.parts if part.plan(DEEPEST).of(Segment.IMAGE)]
+    return sizing(method) or (image[0] if image else None)
+
+
 def ladder(name: str, shape: Shape, layers: int, **fixed: Any) -> Ladder:
     """Return the ladder of a method: the shares that a budget sets, scaled together.
 
@@ -80,7 +110,11 @@ def ladder(name: str, shape: Shape, layers: int, **fixed: Any) -> Ladder:
     UserError
         If nothing of the method can be scaled, or a prompt has no image.
     """
-    base = create(name, **fixed)
+    return _ladder(create(name, **fixed), shape, layers, fixed)
+
+
+def _ladder(base: Method, shape: Shape, layers: int, fixed: dict[str, Any]) -> Ladder:
+    name = base.name
     if not shape.image:
         raise UserError(f"{name}: a prompt without an image has nothing to scale")
     smaller = sizing(base)

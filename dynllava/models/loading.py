@@ -20,6 +20,7 @@ from .config import NO_PREDICTORS, DynamicLlavaConfig, SparsityConfig
 from .files import WeightFiles
 from .hub import locate
 from .layouts import Checkpoint, check_methods, download, inspect
+from .limits import Limits
 from .modeling import DynamicLlavaForConditionalGeneration, refuse_compiling
 from .processors import load_processor as processor_of
 from .sanity import build_config, check_finite
@@ -55,6 +56,7 @@ def load_model(
     vision_tower: str | Path | None = None,
     image_backend: str = "pil",
     untrained: bool = False,
+    limits: dict[str, Any] | None = None,
 ) -> tuple[DynamicLlavaForConditionalGeneration, Any]:
     """Load a model and its processor.
 
@@ -87,6 +89,9 @@ def load_model(
     untrained : bool
         Give a checkpoint without predictors fresh ones where ``dynamic_llava`` needs them, instead
         of refusing.
+    limits : dict, optional
+        ``kv_bytes``, ``prefill_flops`` that no batch may exceed
+        (:meth:`~dynllava.models.limits.Limited.set_limits`).
 
     Returns
     -------
@@ -99,6 +104,7 @@ def load_model(
         If the checkpoint cannot be read or the method does not fit it.
     """
     check_device(device)
+    Limits.of(limits or {})
     if is_stock_family(pretrained):
         kernel = attention.check_kernel(attn_implementation)
         model, processor = load_stock(
@@ -107,6 +113,7 @@ def load_model(
         )  # fmt: skip
         if compile:
             model.set_compile()
+        model.set_limits(limits)
         return model, processor
     checkpoint = inspect(pretrained, vision_tower).require()
     name = method if method is None or isinstance(method, str) else method.name
@@ -134,6 +141,7 @@ def load_model(
         model.set_method(name, **{**model.method.parameters(), **method_args})
     if compile:
         model.set_compile()
+    model.set_limits(limits)
     return model.eval(), processor_of(checkpoint, model.config, image_backend)
 
 

@@ -40,10 +40,11 @@ from .inputs import (
     learned_positions,
     prompt_hash,
 )
+from .limits import Limited, limited
 from .token_packer import TokenPacker
 
 
-class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+class DynamicLlavaForConditionalGeneration(Limited, LlavaForConditionalGeneration):
     """LLaVA whose decoder runs under a compression method.
 
     The method is ``dynamic_llava`` with the checkpoint's parameters unless :meth:`set_method` says
@@ -405,6 +406,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
     # ------------------------------------------------------------------ generation
 
+    @limited
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """Generate as :meth:`transformers.GenerationMixin.generate` does.
 
@@ -460,6 +462,7 @@ class DynamicLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
 
+    @limited
     @torch.no_grad()
     def score(
         self,

@@ -30,6 +30,7 @@ from .early_images import IMAGE_ARGUMENTS, encoded, put_in, replaces_images
 from .families import check_method, image_token, rotary_axes
 from .inputs import check_call, check_continuation, learned_positions
 from .layout import image_map
+from .limits import Limited, limited
 from .mixin import Stock
 
 OWN_ARGUMENTS = (
@@ -49,7 +50,7 @@ REFUSED_IN_GENERATE = {
 }
 
 
-class SparseGeneration(Stock):
+class SparseGeneration(Limited, Stock):
     """Mixin in front of a stock image-text-to-text class."""
 
     def _set_up(self, stock: nn.Module, kernel: str) -> None:
@@ -238,6 +239,7 @@ class SparseGeneration(Stock):
             raise UserError("compile=True with flash_attention_2: accepted are sdpa and eager")
         self.compiled_steps = CompiledSteps(backend) if enabled else None
 
+    @limited
     @torch.no_grad()
     def score(
         self,
@@ -321,6 +323,7 @@ class SparseGeneration(Stock):
             logits.append(out.logits)
         return torch.cat(logits, 1)
 
+    @limited
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """Generate as :meth:`transformers.GenerationMixin.generate` does.
 

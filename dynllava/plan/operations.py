@@ -60,3 +60,24 @@ class Operation:
     def macs(self) -> int:
         """Multiply-accumulate operations."""
         return self.count * self.m * self.k * self.n
+
+
+def layer_macs(dims: ModelDims, queries: int, keys: int, batch: int = 1) -> dict[str, int]:
+    """Return MACs of one LLaMA decoder layer by component (grouped-query aware).
+
+    Parameters
+    ----------
+    dims : ModelDims
+        Language model.
+    queries, keys : int
+        Query rows, and the keys that each attends to (itself included), per sequence.
+    batch : int
+        Sequences.
+    """
+    width = dims.heads * dims.head_dim
+    kv_width = dims.kv_heads * dims.head_dim
+    return {
+        "attention_projections": batch * queries * 2 * dims.hidden * (width + kv_width),
+        "attention_scores": batch * 2 * queries * keys * width,
+        "mlp": batch * queries * 3 * dims.hidden * dims.intermediate,
+    }
