@@ -294,3 +294,28 @@ def test_a_method_is_a_plan_and_four_verbs():
     for method in methods.registry().values():
         overridden = derived & set(vars(method))
         assert overridden <= {"title"}, method
+
+
+# ---------------------------------------------------------------------- one of each
+
+ONE_OF_EACH = {
+    "import csv": {"dynllava.published.tables", "dynllava.output.tables"},
+    "rglob(FILE_NAME)": {"dynllava.records.reading"},
+    "A chat between a curious user": {"dynllava.prompts.templates"},
+    "USER: <image>": {
+        "dynllava.prompts.templates",
+        "dynllava.embedded.tokenizer",
+        "dynllava.embedded.card",
+        "dynllava.embedded.packing",
+    },
+    ".method.label or ": set(),
+}
+"""What stands in so many modules: reader and writer of CSV, of stores, the prompt, the label."""
+
+
+@pytest.mark.parametrize("text", ONE_OF_EACH)
+def test_there_is_one_of_each(text):
+    holders = {
+        module for module, path in MODULES.items() if text in path.read_text(encoding="utf-8")
+    }
+    assert holders <= ONE_OF_EACH[text]

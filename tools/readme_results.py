@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynllava.analysis.points.evidence import CAVEAT, caveat
-from dynllava.analysis.points.measured import Stored, latest, read_stores
 from dynllava.analysis.report.beside_accuracy import beside_accuracy, key
 
 from dynllava.methods.titles import Named, titles
 from dynllava.records import RunRecord
+from dynllava.records.reading import Stored, latest, read_stores
 
 ROOT = Path(__file__).parents[1]
 MARKERS = re.compile(r"(<!-- results:start -->\n).*?(<!-- results:end -->)", re.DOTALL)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynllava.records import RunRecord
+from dynllava.records.reading import Stored, cluster_key
 from dynllava.uncertainty import Comparison, compare_paired, holm_adjusted
 from dynllava.uncertainty.clustered import design_effect, sums_of
 from dynllava.uncertainty.design import Design, observed_design
 from dynllava.uncertainty.power import detection_power, either_power, smallest_drop
 
 from ..points.evidence import caveat
-from ..points.measured import Stored, cluster_key, method_label
 from .checks import Check
 from .policy import Policy
 
@@ -145,7 +145,7 @@ def _cell(old: Stored, new: Stored, policy: Policy) -> _Cell | None:
     task = old.record.task
     if task is None or task.metric is None or {task.name, task.metric} & set(policy.ignore):
         return None
-    label = method_label(old.record)
+    label = old.record.method.shown
     check = Check(
         "accuracy",
         f"{old.record.model.name} / {label} / {task.name}",

@@ -11,10 +11,10 @@ from typing import Any
 from dynllava.errors import UserError
 from dynllava.output.files import write_bytes
 from dynllava.records import RunRecord
+from dynllava.records.reading import Stored
 
 from .. import style
 from ..pareto.plot import figure_files
-from ..points.measured import Stored, method_label
 from . import history_labels as labels
 
 COLUMNS = 3
@@ -73,9 +73,9 @@ def collect(stored: Iterable[Stored]) -> tuple[list[str], dict[str, list[Panel]]
         if commit not in commits:
             commits.append(commit)
         task = record.task.name if record.task else record.kind
-        newest[record.kind, record.model.name, task, method_label(record), commit] = record
+        newest[record.kind, record.model.name, task, record.method.shown, commit] = record
     for record in newest.values():
-        commit, method = _commit(record), method_label(record)
+        commit, method = _commit(record), record.method.shown
         for page, where, name, unit, value, error in _values(record):
             key = (page, where, name)
             title = f"{labels.words(name)}\n{where}"

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 from dynllava.errors import UserError
 from dynllava.records import Counted, RunRecord
+from dynllava.records.reading import Stored, latest
 
 from ..points.evidence import caveat
-from ..points.measured import Stored, latest, method_label
 from . import accuracy as accuracy_gate
 from . import timing as timing_gate
 from .checks import CANNOT_COMPARE, Check
@@ -78,7 +78,7 @@ def _key(record: RunRecord) -> str:
 def cell_name(record: RunRecord) -> str:
     """Return the name of a record's cell: model, method, task or kind."""
     what = record.task.name if record.task else record.kind
-    return f"{record.model.name} / {method_label(record)} / {what}"
+    return f"{record.model.name} / {record.method.shown} / {what}"
 
 
 def _refusal(record: RunRecord, reason: str) -> Check:

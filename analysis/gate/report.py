@@ -6,6 +6,8 @@ import dataclasses
 import json
 from collections.abc import Sequence
 
+from dynllava.output.tables import markdown_lines
+
 from .checks import Check, exit_code, largest_drops, outcome
 from .policy import Policy
 
@@ -137,11 +139,11 @@ def _position(check: Check) -> int:
 
 
 def _table(checks: Sequence[Check]) -> list[str]:
-    lines = [
-        "| verdict | cell | quantity | base | candidate | change | difference [95 %] | p "
-        "| p (Holm) | found from | detail |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = (
+        "verdict", "cell", "quantity", "base", "candidate", "change", "difference [95 %]", "p",
+        "p (Holm)", "found from", "detail",
+    )  # fmt: skip
+    rows = []
     for check in checks:
         cells = [
             check.verdict.upper() if check.verdict == "regression" else check.verdict,
@@ -155,8 +157,8 @@ def _table(checks: Sequence[Check]) -> list[str]:
             "-" if check.findable is None else f"{check.findable:.3g}",
             check.detail,
         ]
-        lines.append("| " + " | ".join(_escape(cell) for cell in cells) + " |")
-    return lines
+        rows.append([_escape(cell) for cell in cells])
+    return markdown_lines(columns, rows)
 
 
 def _effect(check: Check) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dynllava.errors import UserError
-from dynllava.output.cells import csv_cell
+from dynllava.output.tables import as_csv
 
 from ..points import names as benchmarks
 from ..points.values import (
@@ -244,16 +242,14 @@ _FIELDS = (
 
 def csv_text(panels: Sequence[Panel]) -> str:
     """Return the plotted data, one line a point."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_FIELDS)
+    rows = []
     for shown in panels:
         axis = AXES[shown.axis]
         kind = cost_kind(axis.name, [mark.point for mark in shown.marks])
         for mark in shown.marks:
             interval = mark.interval() or ("", "")
             point = mark.point
-            writer.writerow(csv_cell(item) for item in
+            rows.append(
                 [shown.benchmark, axis.name, axis.unit, kind, point.model, point.curve,
                  point.label, point.origin, f"{mark.cost:.6g}", point.costs[axis.name].note,
                  f"{mark.value.value:.6g}",
@@ -262,7 +258,7 @@ def csv_text(panels: Sequence[Panel]) -> str:
                  "" if mark.front_share is None else f"{mark.front_share:.3f}",
                  " ".join(mark.slower), point.source]
             )  # fmt: skip
-    return buffer.getvalue()
+    return as_csv(_FIELDS, rows)
 
 
 def benchmark_names(points: Sequence[Point]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dynllava.errors import UserError
 from dynllava.output.files import write_bytes, write_text
+from dynllava.output.tables import markdown_lines
 
 from .. import style
 from ..points import names as benchmarks
@@ -150,17 +151,14 @@ def _sources(points: Sequence[Point]) -> str:
 
 
 def _summary_table(panel: pareto_data.Panel) -> list[str]:
-    lines = [
-        f"{benchmarks.title(panel.benchmark)}:",
-        "",
-        "| method | origin | budgets | hypervolume | mean score over costs | note |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = ("method", "origin", "budgets", "hypervolume", "mean score over costs", "note")
+    rows = []
     for row in pareto_data.summarise(panel):
         volume = "-" if row.hypervolume is None else f"{row.hypervolume:.4f}"
         name = style.name(row.curve).replace("|", "\\|")
         area = "-" if row.area is None else f"{row.area:.4f}"
-        lines.append(f"| {name} | {row.origin} | {row.budgets} | {volume} | {area} | {row.note} |")
+        rows.append((name, row.origin, str(row.budgets), volume, area, row.note))
+    lines = [f"{benchmarks.title(panel.benchmark)}:", "", *markdown_lines(columns, rows)]
     shares = [
         f"{mark.point.label} {mark.front_share:.2f}"
         for mark in sorted(panel.marks, key=lambda mark: -(mark.front_share or 0))

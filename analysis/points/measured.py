@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import replace
 
-from dynllava.errors import UserError
 from dynllava.methods import learned
 from dynllava.methods.parameters import render
 from dynllava.methods.titles import Named, titles
-from dynllava.records import RecordStore, RunRecord
-from dynllava.records.store import FILE_NAME
+from dynllava.records import RunRecord
+from dynllava.records.reading import Stored, cluster_key, configuration, latest
 from dynllava.tasks import registry
 
 from . import names as benchmarks
@@ -40,128 +34,6 @@ _TO_UNIT = {
     ("kv_bytes", "byte"): 2**-20, ("image_tokens", "token"): 1.0,
     ("ttft", "s"): 1e3, ("ttft", "ms"): 1.0, ("tpot", "s"): 1e3, ("tpot", "ms"): 1.0,
 }  # fmt: skip
-_SAMPLE_KEYS = ("sample_id", "doc_id", "id", "key", "index")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A record and the store that its samples lie in.
-
-    Attributes
-    ----------
-    record : RunRecord
-    store : RecordStore
-    written : str
-        When it was stored: the latest ``created`` up to its line.  A later line is never older,
-        whatever the clock of the machine that wrote it says.
-    """
-
-    record: RunRecord
-    store: RecordStore
-    written: str = ""
-
-    def sample_scores(self) -> dict[str, float]:
-        """Return {sample key: score of the task's metric}; empty without a samples file."""
-        return {key: item.score for key, item in self.scored_samples().items()}
-
-    def scored_samples(self) -> dict[str, ScoredSample]:
-        """Return {sample key: score and cluster}; empty without a samples file.
-
-        Samples whose score is missing or not finite are left out.
-        """
-        task = self.record.task
-        if task is None or task.metric is None:
-            return {}
-        scores = {}
-        for number, sample in enumerate(self.store.samples(self.record)):
-            value = sample_score(sample, task.metric)
-            if value is not None and math.isfinite(value):
-                scores[sample_key(sample, number)] = ScoredSample(value, sample.get("cluster"))
-        return scores
-
-
-@dataclass(frozen=True)
-class ScoredSample:
-    """A sample's score and what it shares with others (an image), None if nothing."""
-
-    score: float
-    cluster: Any = None
-
-
-def cluster_key(task: str, sample: str, cluster: Any) -> Hashable:
-    """Return what a sample shares with others of its model, over all tasks.
-
-    An image's hash means the same image in every task; a data set's own id only within it.
-    """
-    if cluster is None:
-        return (task, "sample", sample)
-    text = cluster if isinstance(cluster, str) else json.dumps(cluster)
-    return text if text.startswith("image:") else (task, text)
-
-
-def sample_key(sample: dict[str, Any], number: int) -> str:
-    """Return the identity of a sample within its data set."""
-    return next((str(sample[key]) for key in _SAMPLE_KEYS if key in sample), str(number))
-
-
-def sample_score(sample: dict[str, Any], metric: str) -> float | None:
-    """Return a sample's score: of ``metric``, else of its only ``score``; None if it has none."""
-    nested = sample.get("scores") or sample.get("metrics")
-    for holder in (nested, sample):
-        if isinstance(holder, dict):
-            for key in (metric, metric.partition(",")[0], "score"):
-                value = holder.get(key)
-                if isinstance(value, (bool, int, float)):
-                    return float(value)
-    return None
-
-
-def read_stores(folder: str | os.PathLike[str]) -> tuple[list[Stored], list[str]]:
-    """Return every readable record under ``folder`` with its store, and what was skipped and why.
-
-    Raises
-    ------
-    UserError
-        If ``folder`` does not exist or a record is of an unknown schema version.
-    """
-    root = Path(folder)
-    if not root.exists():
-        raise UserError(f"{root}: no such file or folder")
-    stored: list[Stored] = []
-    notes: list[str] = []
-    for path in [root] if root.is_file() else sorted(root.rglob(FILE_NAME)):
-        store = RecordStore(path)
-        records, problems = store.read()
-        times = accumulate((record.created for record in records), max)
-        stored += [
-            Stored(record, store, written) for record, written in zip(records, times, strict=True)
-        ]
-        notes += [str(problem) for problem in problems]
-    return stored, notes
-
-
-def latest(stored: Iterable[Stored]) -> list[Stored]:
-    """Return the newest successful record of every model, method, task and kind."""
-    newest: dict[str, Stored] = {}
-    for item in stored:
-        if item.record.status == "ok":
-            record = item.record
-            key = json.dumps([configuration(record), record.task and record.task.name, record.kind])
-            if key not in newest or newest[key].written <= item.written:
-                newest[key] = item
-    return list(newest.values())
-
-
-def configuration(record: RunRecord) -> list[Any]:
-    """Return what makes two records the same model, method and budget.
-
-    Speed records tell compiled steps from eager ones by their label alone.
-    """
-    method = record.method
-    parameters = json.dumps(method.parameters, sort_keys=True)
-    label = method.label if record.kind == "bench" else ""
-    model = [record.model.name, record.model.checkpoint_hash, record.model.weights]
-    return [*model, method.name, parameters, method.budget, label]
 
 
 def measured_points(stored: Iterable[Stored], *, samples: bool = True) -> list[Point]:
@@ -275,19 +147,10 @@ def _weights(record: RunRecord) -> str:
 
 def _label(record: RunRecord, curve: str) -> str:
     """Return a label that also tells a record from those of other runs."""
-    label, name = method_label(record), record.method.name
+    label, name = record.method.shown, record.method.name
     if label.startswith(curve) or not label.startswith(name):
         return label
     return curve + label.removeprefix(name)
-
-
-def method_label(record: RunRecord) -> str:
-    """Return what plots and tables call the record's method."""
-    if record.method.label.strip():
-        return record.method.label.strip()
-    if record.method.is_dense or record.method.budget is None:
-        return record.method.name
-    return f"{record.method.name} {record.method.budget:g}"
 
 
 def _score(record: RunRecord) -> Value:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynllava.published import tables as published
+from dynllava.records.reading import Stored, latest
 
-from .measured import Stored, latest, method_label
 from .published import MODELS, SOURCES, published_points
 from .values import Point, dense_of
 
@@ -81,7 +81,7 @@ def measured_shares(stored: Sequence[Stored]) -> list[Share]:
             plan = f", {record.task.name.removeprefix('speed-')}" if record.task else ""
             shares.append(
                 Share(
-                    f"{method_label(record)}, {mode.replace('_', ' ')}{plan}",
+                    f"{record.method.shown}, {mode.replace('_', ' ')}{plan}",
                     record.method.name,
                     mode,
                     None if share is None else share.median,

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from .measured import Stored, read_stores
+from dynllava.records.reading import Stored, read_stores
 
 DEFAULT = "results"
 

@@ -14,10 +14,9 @@ from typing import Any
 
 from dynllava.methods.presets import BLIND
 from dynllava.records import RunRecord
+from dynllava.records.reading import Stored, configuration, sample_key, sample_score
 from dynllava.uncertainty.flips import agreement, flips
 from dynllava.uncertainty.retained import Retained, Triple, retained_gain
-
-from ..points.measured import Stored, configuration, sample_key, sample_score
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dynllava.published import tables as published
+from dynllava.records.reading import Stored, read_stores
 
 from .. import style
 from ..pareto.data import Mark, benchmark_names, panel
 from ..pareto.kv_growth import Crossover, Growth, crossovers, growth
 from ..pareto.report import collections
 from ..points import names as benchmarks
-from ..points.measured import Stored, measured_points, read_stores
+from ..points.measured import measured_points
 from ..points.realised import Share, measured_shares, published_shares
 from ..points.stores import DEFAULT
 from ..points.values import AXES, Point, cost_kind, display_unit, slower_than_dense

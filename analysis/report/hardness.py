@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynllava.methods.presets import CONTROL
+from dynllava.records.reading import Stored, latest
 from dynllava.uncertainty.strata import Stratum, by_runs
 
 from ..points.evidence import caveat
-from ..points.measured import Stored, latest, method_label
 from ..tables.cells import Cell, TableData
 from .beside_accuracy import Run, key, reader, takes_part, task_of
 
@@ -51,7 +51,7 @@ def strata_table(stored: Sequence[Stored]) -> TableData | None:
             continue
         found = _compare(tasks, control, read)
         if found:
-            cells = [Cell(method_label(record)), Cell(record.model.weights or "")]
+            cells = [Cell(record.method.shown), Cell(record.model.weights or "")]
             rows.append((*cells, *(Cell(_text(stratum)) for stratum in found)))
     if not rows:
         return None

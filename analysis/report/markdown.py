@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynllava.output.cells import escape_markdown
+from dynllava.output.tables import markdown_lines
+
 from .. import style
 from ..pareto.data import panel, summarise
 from ..points import names as benchmarks
@@ -16,7 +19,9 @@ from .summary import facts
 def markdown(data: ReportData) -> str:
     """Return summary, own runs, fronts, shares, crossovers, table 10, mismatches, provenance."""
     parts = ["# Token sparsification for LLaVA", ""]
-    parts += [f"- **{_plain(figure)}** {_plain(text)}" for figure, text in facts(data)]
+    parts += [
+        f"- **{escape_markdown(figure)}** {escape_markdown(text)}" for figure, text in facts(data)
+    ]
     for table in (*data.verdicts, *data.own_tables):
         title = table_render.markdown_caption(table)
         parts += ["", f"## {title}", "", table_render.render(table, "markdown")]
@@ -47,15 +52,10 @@ def markdown(data: ReportData) -> str:
     parts += [table_render.mismatch_markdown(data.tables), "## Provenance", ""]
     names, records = provenance_rows(data)
     parts += [_table(names, records) if records else "No records."]
-    parts += ["", *(f"- skipped: {_plain(note)}" for note in data.notes)]
+    parts += ["", *(f"- skipped: {escape_markdown(note)}" for note in data.notes)]
     return "\n".join(parts).rstrip() + "\n"
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(map(_plain, headers)) + " |", "|" + "---|" * len(headers)]
-    lines += ["| " + " | ".join(_plain(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _plain(text: str) -> str:
-    return table_render.escape_markdown(text)
+    shown = [[escape_markdown(cell) for cell in row] for row in rows]
+    return "\n".join(markdown_lines([escape_markdown(name) for name in headers], shown))

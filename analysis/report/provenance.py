@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..points.measured import method_label
-
 if TYPE_CHECKING:
     from .data import ReportData
 
@@ -27,7 +25,7 @@ def provenance_rows(data: ReportData) -> tuple[tuple[str, ...], list[tuple[str, 
                 record.record_id[:12],
                 record.kind if record.status == "ok" else f"{record.kind}, failed: {record.error}",
                 record.model.name,
-                method_label(record),
+                record.method.shown,
                 task.name if task else "",
                 str(task.samples) if task and task.samples is not None else "",
                 _short(task.dataset_hash if task else None),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import re
 from collections.abc import Sequence
 
 from dynllava.errors import UserError
-from dynllava.output.cells import csv_cell, one_line
+from dynllava.output.cells import escape_markdown, one_line
+from dynllava.output.tables import as_csv, markdown_lines
 
 from .cells import Cell, TableData
 
@@ -104,32 +103,25 @@ def mismatch_markdown(tables: Sequence[TableData]) -> str:
         return "None.\n"
     blocks = []
     for reason, rows in found.items():
-        lines = [f"**{len(rows)} cells: {reason}.**", ""]
-        lines += ["| " + " | ".join(MISMATCH_HEADERS) + " |", "|" + "---|" * 6]
-        lines += ["| " + " | ".join(escape_markdown(item) for item in row) + " |" for row in rows]
-        blocks.append("\n".join(lines) + "\n")
+        shown = [[escape_markdown(item) for item in row] for row in rows]
+        lines = markdown_lines(MISMATCH_HEADERS, shown)
+        blocks.append("\n".join([f"**{len(rows)} cells: {reason}.**", "", *lines]) + "\n")
     return "\n".join(blocks)
-
-
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is: no HTML, no links, no cell borders, one line."""
-    escaped = one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("](", "]\\(")
-    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _markdown(table: TableData, heading: bool) -> str:
     escape = escape_markdown
     heads = [f"## Table {table.number}", "", f"{escape(table.title)}.", ""]
-    lines = heads if heading else []
-    lines.append("| " + " | ".join(escape(name) for name in _headers(table)) + " |")
-    lines.append("|" + "---|" * len(table.headers))
+    rows = []
     for row in table.rows:
         shown = []
         for index, cell in enumerate(row):
             value, rest = (escape(part) for part in cell_parts(cell, index in table.exploded))
             value = {1: f"**{value}**", 2: f"<u>{value}</u>"}.get(cell.rank, value)
             shown.append(value + rest)
-        lines.append("| " + " | ".join(shown) + " |")
+        rows.append(shown)
+    lines = heads if heading else []
+    lines += markdown_lines([escape(name) for name in _headers(table)], rows)
     notes = [escape(note) for note in (*table.notes, *missing_notes(table))]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
@@ -192,26 +184,20 @@ def _csv(table: TableData, heading: bool) -> str:
         names.append(name)
         names += [f"{name} printed", f"{name} ratio"] if index in costs else []
         names += [f"{name} difference"] if index in scores else []
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([csv_cell(name) for name in names])
+    rows = []
     for row in table.rows:
         values: list[str] = []
         for index, cell in enumerate(row):
             exact = cell.origin == "computed" and cell.value is not None
-            values.append(f"{cell.value:.6g}" if exact else _plain(cell))
+            values.append(f"{cell.value:.6g}" if exact else cell.text)
             if index in costs:
                 ratio = cell.ratio
-                printed = cell.printed if cell.origin == "computed" else _plain(cell)
+                printed = cell.printed if cell.origin == "computed" else cell.text
                 values += [printed, "" if ratio is None else f"{ratio:.4f}"]
             if index in scores:
                 values.append("" if cell.delta is None else f"{cell.delta:.6g}")
-        writer.writerow(values)
-    return buffer.getvalue()
-
-
-def _plain(cell: Cell) -> str:
-    return csv_cell(cell.text)
+        rows.append(values)
+    return as_csv(names, rows)
 
 
 def _html(table: TableData, heading: bool) -> str:

@@ -124,12 +124,13 @@ def _overlays(runner: Any, grid: list[Cell], store: Path) -> None:
 def _write(out: Path, store: Path) -> dict[str, Path]:
     """Write plots, tables and report; return what a reader should open."""
     from dynllava.analysis.pareto.report import collections, write_pages
-    from dynllava.analysis.points.measured import measured_points, read_stores
+    from dynllava.analysis.points.measured import measured_points
     from dynllava.analysis.report.write import write_report
     from dynllava.analysis.tables import paper as tables
     from dynllava.analysis.tables import render as table_render
     from dynllava.output.files import write_text
     from dynllava.published import tables as published
+    from dynllava.records.reading import read_stores
 
     own = measured_points(read_stores(store)[0])
     pages = {key: points for key, points in collections(own).items() if key[0] == "own"}

@@ -100,8 +100,9 @@ def _assumed(args: argparse.Namespace) -> list:
 
 
 def _observed(args: argparse.Namespace) -> list:
-    from dynllava.analysis.points.measured import measured_points, read_stores
+    from dynllava.analysis.points.measured import measured_points
     from dynllava.analysis.report.against_dense import against_dense
+    from dynllava.records.reading import read_stores
 
     rows = against_dense(measured_points(read_stores(args.results)[0]), args.margin)
     if not rows:

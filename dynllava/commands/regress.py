@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.analysis.gate import report as regress_report
     from dynllava.analysis.gate.checks import exit_code
     from dynllava.analysis.gate.policy import load_policy
-    from dynllava.analysis.points.measured import read_stores
     from dynllava.output.files import write_text
+    from dynllava.records.reading import read_stores
 
     policy = load_policy(args.policy)
     base, notes = read_stores(args.base)

@@ -7,13 +7,13 @@ eager attention, host work, growing caches); :mod:`dynllava.costs.bands` sums th
 
 from __future__ import annotations
 
-import csv
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
+from typing import Any
 
 from dynllava.methods.base import Method
-from dynllava.published import labels
+from dynllava.published import labels, tables
 
 from . import kv, roofline
 from .devices import GIB, load_device
@@ -67,15 +67,15 @@ def compare(efficiency: roofline.Efficiency | None = None) -> list[Comparison]:
 
 
 def _latency(efficiency: roofline.Efficiency | None) -> Iterator[Comparison]:
-    for row in _rows("table14_latency_a100.csv"):
-        outputs, batch = int(row["generated_tokens"]), int(row["batch_size"])
+    for row in tables.table(14):
+        outputs, batch = int(row["generated_tokens"].value), int(row["batch_size"].value)
         for column, mode in (("prefill_ms", "prefill"), ("decode_ms_per_token", "decode")):
             yield _timed("table 14", row, batch, outputs, column, "ms", mode, efficiency)
 
 
 def _time_and_memory(efficiency: roofline.Efficiency | None) -> Iterator[Comparison]:
-    for row in _rows("table04_time_memory_a100.csv"):
-        batch = int(row["batch_size"])
+    for row in tables.table(4):
+        batch = int(row["batch_size"].value)
         yield _timed("table 4", row, batch, 1, "prefill_s", "s", "prefill", efficiency)
         for thousands in (1, 2, 4):
             outputs = thousands * 1000
@@ -85,13 +85,13 @@ def _time_and_memory(efficiency: roofline.Efficiency | None) -> Iterator[Compari
 
 
 def _first_token(efficiency: roofline.Efficiency | None) -> Iterator[Comparison]:
-    for row in _rows("fastv_latency_a100.csv"):
+    for row in tables.fastv_latency():
         yield _timed("FastV", row, 1, 1, "time_to_first_token_s", "s", "prefill", efficiency)
 
 
 def _timed(
     table: str,
-    row: dict[str, str],
+    row: dict[str, Any],
     batch: int,
     outputs: int,
     column: str,
@@ -119,7 +119,7 @@ def _timed(
     )
 
 
-def _memory(row: dict[str, str], batch: int, outputs: int, column: str) -> Comparison:
+def _memory(row: dict[str, Any], batch: int, outputs: int, column: str) -> Comparison:
     measured, note = _number(row[column])
     run = _run(row, batch, outputs)
     value = kv.memory_bytes(run, DTYPE) / GIB
@@ -130,19 +130,13 @@ def _memory(row: dict[str, str], batch: int, outputs: int, column: str) -> Compa
     )  # fmt: skip
 
 
-def _run(row: dict[str, str], batch: int, outputs: int) -> Run:
+def _run(row: dict[str, Any], batch: int, outputs: int) -> Run:
     spec = PRESETS[row["model"]]
     return Run(spec, method_of_label(row["method"]), spec.prompt(TEXT_TOKENS), outputs, batch)
 
 
-def _number(text: str) -> tuple[float | None, str]:
+def _number(cell: tables.Printed | None) -> tuple[float | None, str]:
     """Return a cell's number and a note (``oom``)."""
-    try:
-        return float(text), ""
-    except ValueError:
-        return None, text.strip()
-
-
-def _rows(name: str) -> list[dict[str, str]]:
-    text = resources.files("dynllava.paper").joinpath(name).read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
+    if cell is None:
+        return None, ""
+    return (cell.value, "") if math.isfinite(cell.value) else (None, cell.text)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dynllava.analysis.points.evidence import caveat
-from dynllava.analysis.points.measured import Stored, measured_points
+from dynllava.analysis.points.measured import measured_points
 from dynllava.analysis.report.against_dense import against_dense
 from dynllava.analysis.report.against_dense import lines as lines_against
 from dynllava.analysis.report.beside_accuracy import HEADERS, Beside, beside_accuracy, key
 from dynllava.records import RecordStore, RunRecord
+from dynllava.records.reading import Stored
 from dynllava.tasks.registry import BENCHMARKS
 
 PAPER_MODELS = {(32, 4096): "llava-1.5-7b", (40, 5120): "llava-1.5-13b"}
@@ -39,7 +40,7 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
     tasks: dict[str, None] = {}
     for record in records:
         assert record.task is not None
-        name = (record.method.label or record.method.name, *identity(record))
+        name = (record.method.shown, *identity(record))
         rows.setdefault(name, {}).setdefault(record.task.name, []).append(record)
         tasks[record.task.name] = None
     costs = [item for item in COSTS if any(item[0] in record.counted for record in records)]
@@ -63,7 +64,7 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
     ]
     lines = _apart(lines, notes, "  ".join("-" * width for width in widths))
     lines += [
-        f"failed: {record.method.label}, {record.task.name}: {record.error}"
+        f"failed: {record.method.shown}, {record.task.name}: {record.error}"
         for record in records
         if record.status == "failed" and record.task is not None
     ]

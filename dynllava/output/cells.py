@@ -22,3 +22,9 @@ def csv_cell(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip(" ").startswith(_FORMULA):
         return value
     return value if _NUMBER.fullmatch(value.strip()) else f"'{value}"
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is: no HTML, no links, no cell borders, one line."""
+    escaped = one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("](", "]\\(")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from . import terminal
@@ -65,17 +65,23 @@ def as_markdown(tables: Sequence[Table]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    lines = [f"### {table.title}", "", line(table.columns)]
-    lines.append(
-        "|" + "|".join(["---"] * table.left + ["---:"] * (len(table.columns) - table.left)) + "|"
-    )
-    lines += [line(row) for row in table.rows]
+    columns, *rows = [
+        [cell.replace("|", "\\|") for cell in row] for row in [table.columns, *table.rows]
+    ]
+    lines = [f"### {table.title}", "", *markdown_lines(columns, rows, table.left)]
     for note in table.notes:
         lines += ["", note]
     return "\n".join(lines)
+
+
+def markdown_lines(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], left: int | None = None
+) -> list[str]:
+    """Return the lines of a Markdown table of escaped cells; right-aligned from ``left`` on."""
+    left = len(columns) if left is None else left
+    rule = ["---"] * left + ["---:"] * (len(columns) - left)
+    lines = ["| " + " | ".join(row) + " |" for row in [columns, *rows]]
+    return [lines[0], "|" + "|".join(rule) + "|", *lines[1:]]
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -2,6 +2,7 @@
 
 from .templates import (
     NAMES,
+    PLAIN_QUESTION,
     VICUNA_SYSTEM,
     Template,
     Turn,
@@ -13,6 +14,7 @@ from .tokens import batch, prompt_ids
 
 __all__ = [
     "NAMES",
+    "PLAIN_QUESTION",
     "VICUNA_SYSTEM",
     "Template",
     "Turn",

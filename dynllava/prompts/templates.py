@@ -17,6 +17,9 @@ VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+PLAIN_QUESTION = "USER: <image>\n{} ASSISTANT:"
+"""One question about one picture in Vicuna's turn format, without its system prompt."""
+
 #: ``vicuna_v1`` for processors: LLaVA-1.5's training prompt, in the form chat templates have.
 VICUNA_JINJA = (
     "{% if messages[0]['role'] != 'system' %}{{ '" + VICUNA_SYSTEM.replace("'", "\\'") + " ' }}"

@@ -2,6 +2,7 @@
 
 from .hashing import hash_files, hash_rows
 from .lmms_eval_results import import_lmms_eval
+from .reading import read_tree
 from .schema import (
     SCHEMA_VERSION,
     Counted,
@@ -13,7 +14,7 @@ from .schema import (
     Score,
     TaskInfo,
 )
-from .store import Problem, RecordStore, read_tree
+from .store import Problem, RecordStore
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -106,6 +106,13 @@ class MethodInfo:
         object.__setattr__(self, "parameters", plain(self.parameters))
 
     @property
+    def shown(self) -> str:
+        """What tables and plots call it: the label, else the name and the budget."""
+        if self.label.strip():
+            return self.label.strip()
+        return self.name if self.is_dense or self.budget is None else f"{self.name} {self.budget:g}"
+
+    @property
     def is_dense(self) -> bool:
         """Whether nothing was dropped."""
         return self.name == FULL

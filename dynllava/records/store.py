@@ -182,28 +182,6 @@ class RecordStore:
             raise UserError(f"cannot read the samples {path}: {error}", 1) from error
 
 
-def read_tree(folder: str | os.PathLike[str]) -> tuple[list[RunRecord], list[Problem]]:
-    """Return the records and problems of every ``records.jsonl`` under ``folder``, by path.
-
-    ``folder`` may also be one file.
-
-    Raises
-    ------
-    UserError
-        If ``folder`` does not exist, or as :meth:`RecordStore.read`.
-    """
-    root = Path(folder)
-    if not root.exists():
-        raise UserError(f"{root}: no such file or folder")
-    records: list[RunRecord] = []
-    problems: list[Problem] = []
-    for path in [root] if root.is_file() else sorted(root.rglob(FILE_NAME)):
-        found, wrong = RecordStore(path).read()
-        records += found
-        problems += wrong
-    return records, problems
-
-
 @contextmanager
 def _locked(descriptor: int, operation: int) -> Iterator[None]:
     fcntl.flock(descriptor, operation)

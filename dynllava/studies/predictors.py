@@ -20,9 +20,9 @@ from dynllava.errors import UserError
 from dynllava.methods import create, presets
 from dynllava.models.loading import load_model
 from dynllava.plan.names import FULL, LEARNED
+from dynllava.prompts import PLAIN_QUESTION
 
 CAPTION = "caption"
-PROMPT = "USER: <image>\n{} ASSISTANT:"
 
 
 @dataclass
@@ -76,7 +76,7 @@ def score(model: Any, processor: Any, rows: Sequence[dict[str, Any]], batch: int
         part = rows[start : start + batch]
         inputs = processor(
             images=[row["image"] for row in part],
-            text=[PROMPT.format(row["question"]) for row in part],
+            text=[PLAIN_QUESTION.format(row["question"]) for row in part],
             padding=True,
             return_tensors="pt",
         )

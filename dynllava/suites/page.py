@@ -124,14 +124,9 @@ def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the newest record of every model, task, method and device."""
     found = {}
     for record in records:
-        key = (record.model.name, record.task.name, label(record), record.environment.device)
+        key = (record.model.name, record.task.name, record.method.shown, record.environment.device)
         found[key] = record
     return list(found.values())
-
-
-def label(record: RunRecord) -> str:
-    """Return what the tables call the record's method."""
-    return record.method.label or record.method.name
 
 
 def value_of(record: RunRecord, quantity: str) -> Measured | None:
@@ -162,7 +157,7 @@ def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]
     head = [target.text, target.method, target.promise]
     rows = []
     for record in records:
-        same = label(record) == target.method and record.model.name.startswith(target.models)
+        same = record.method.shown == target.method and record.model.name.startswith(target.models)
         found = value_of(record, target.quantity)
         if not same or found is None or not target.covers(record.task.name):
             continue
@@ -181,7 +176,7 @@ def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -
     for other in records:
         same = other.environment.device == record.environment.device
         if same and other.task.name == task:
-            found[label(other)] = other
+            found[other.method.shown] = other
     dense = [found[name] for name in found if name.startswith("dense")]
     if not dense or target.method not in found:
         return "no breakdown"
@@ -213,7 +208,7 @@ def length_table(records: Sequence[RunRecord], quantity: str, title: str, note: 
         if found is None or record.method.label.startswith("dense"):
             continue
         _, batch, _, _, length = record.task.name.split("-")
-        key = (record.model.name, record.environment.device, batch[1:], label(record))
+        key = (record.model.name, record.environment.device, batch[1:], record.method.shown)
         groups.setdefault(key, {})[int(length[1:])] = found
     lengths = sorted({length for steps in groups.values() for length in steps})
     rows = []
@@ -251,7 +246,7 @@ def breakdown_table(records: Sequence[RunRecord]) -> Table:
             continue
         cells = [f"{1e3 * record.measured[name].median:.2f}" for name in classes()]
         total = sum(record.measured[name].median for name in classes())
-        rows.append([label(record), where(record), *cells, f"{1e3 * total:.2f}"])
+        rows.append([record.method.shown, where(record), *cells, f"{1e3 * total:.2f}"])
     columns = ("method", "where", *classes(), "all")
     notes = [
         "ms a call, medians, under torch's profiler (which slows small operators down): operators' "
@@ -275,7 +270,7 @@ def measured_table(
     for record in records:
         cells = [cell(value_of(record, quantity)) for quantity in quantities]
         if any(item != "-" for item in cells):
-            rows.append([record.model.name, label(record), where(record), *cells])
+            rows.append([record.model.name, record.method.shown, where(record), *cells])
     columns = ("model", "method", "where", *[name.replace("_", " ") for name in quantities])
     return Table(title, columns, rows, [f"Median (inter-quartile range). {note}"], left=3)
 

@@ -5,13 +5,12 @@ Scores are looked up in the published CSVs (:mod:`dynllava.paper`), never writte
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
 from dynllava.errors import UserError
-from dynllava.plan.names import FULL
+from dynllava.published import tables
+from dynllava.published.labels import is_dense
 
 PROTOCOL = "dynllava.tasks.protocol"
 
@@ -58,8 +57,8 @@ class Benchmark:
         Metric of lmms-eval whose samples form ``metric``, where that is none of its own.
     protocol : dict
         YAML overrides that restore the protocol as far as they can; empty = nothing to restore.
-    table : str
-        File name of the published scores.
+    table : int
+        Table of the paper that prints the scores.
     higher_is_better : bool
         Direction of the metric.
     """
@@ -80,7 +79,7 @@ class Benchmark:
     remaining: str = ""
     logged: str = ""
     protocol: dict[str, Any] = field(default_factory=dict)
-    table: str = "table01_understanding.csv"
+    table: int = 1
     higher_is_better: bool = True
 
     def to_paper_scale(self, value: float) -> float:
@@ -113,16 +112,11 @@ class Benchmark:
 
     def expected(self, model: str) -> float | None:
         """Return the published score of dense ``model``, e.g. ``"llava-1.5-7b"``, if any."""
-        for row in _published(self.table):
-            if row["model"] == model and row["method"] == FULL:
-                text = row.get(self.name, "")
-                return float(text) if text else None
+        for row in tables.table(self.table):
+            if row["model"] == model and is_dense(row["method"]):
+                printed = row.get(self.name)
+                return printed.value if printed else None
         return None
-
-
-def _published(table: str) -> list[dict[str, str]]:
-    text = resources.files("dynllava.paper").joinpath(table).read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
 
 
 _GREEDY = {"max_new_tokens": 128, "temperature": 0, "num_beams": 1, "do_sample": False}
@@ -170,7 +164,7 @@ _BENCHMARKS = (
             "doc_to_text": f"!function {PROTOCOL}.vizwiz_text",
             "generation_kwargs": _GREEDY,
         },
-        table="table12_vizwiz_wild_mmvet.csv",
+        table=12,
     ),
     Benchmark(
         "sciqa",
@@ -283,7 +277,7 @@ _BENCHMARKS = (
         remaining="the judge is gpt-4o by default, where the published score used the benchmark's "
         "GPT-4 server",
         protocol={"lmms_eval_specific_kwargs": {"default": {"pre_prompt": "", "post_prompt": ""}}},
-        table="table12_vizwiz_wild_mmvet.csv",
+        table=12,
     ),
     Benchmark(
         "mmvp",

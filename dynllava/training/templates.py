@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.prompts import VICUNA_SYSTEM
 
 PLACEHOLDER = "<image>"
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 SYSTEMS = {"vicuna_v1": VICUNA_SYSTEM + " ", "plain": ""}
 """Text in front of the first turn; ``plain`` is the turn format alone (the embedded model)."""
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}

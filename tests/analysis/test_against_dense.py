@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points
 from dynllava.analysis.report.against_dense import against_dense, lines
 from dynllava.analysis.report.verdicts import p_text, verdict_tables
 from dynllava.analysis.tables import render
 
 from dynllava.cli import main
 from dynllava.records import RecordStore
+from dynllava.records.reading import read_stores
 
 
 @pytest.fixture

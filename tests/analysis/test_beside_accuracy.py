@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points
 from dynllava.analysis.report.beside_accuracy import beside_accuracy
 from dynllava.analysis.report.hardness import strata_table
 from dynllava.analysis.tables import paper as tables
 
 from dynllava.evaluation.summary import summary
 from dynllava.records import MethodInfo, ModelInfo, RecordStore, RunRecord, Score, TaskInfo
+from dynllava.records.reading import read_stores
 
 ITEMS = 300
 

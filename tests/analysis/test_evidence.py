@@ -13,13 +13,14 @@ from dynllava.analysis.gate.regress import compare
 from dynllava.analysis.pareto.data import panel
 from dynllava.analysis.pareto.report import collections
 from dynllava.analysis.points.evidence import CAVEAT, caveat
-from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points
 from dynllava.analysis.report.against_dense import against_dense
 from dynllava.analysis.tables.paper import ours
 
 from dynllava.embedded.untrained import UNTRAINED
 from dynllava.evaluation.summary import summary
 from dynllava.records import MethodInfo, ModelInfo, RecordStore
+from dynllava.records.reading import read_stores
 
 EMBEDDED = ModelInfo("embedded", next(iter(UNTRAINED)), 6, 128, 144)
 

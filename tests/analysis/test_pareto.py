@@ -5,11 +5,12 @@ import pytest
 from dynllava.analysis.pareto import data as pareto_data
 from dynllava.analysis.pareto import front as pareto
 from dynllava.analysis.pareto.report import collections, in_paper_units, write_pages
-from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points
 from dynllava.analysis.points.published import published_points
 from dynllava.analysis.points.values import AXES, Cost, Point, Value
 
 from dynllava.errors import UserError
+from dynllava.records.reading import read_stores
 
 
 def test_front_by_hand():

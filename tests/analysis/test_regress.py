@@ -6,12 +6,12 @@ from dynllava.analysis.gate import regress
 from dynllava.analysis.gate.checks import exit_code
 from dynllava.analysis.gate.policy import Policy, load_policy
 from dynllava.analysis.gate.report import text as summary
-from dynllava.analysis.points.measured import read_stores
 from scipy.stats import binom
 
 from dynllava.cli import main
 from dynllava.errors import UserError
 from dynllava.records import Counted
+from dynllava.records.reading import read_stores
 
 
 def compare(base, candidate, policy=None):

@@ -5,10 +5,11 @@ import json
 import pytest
 from dynllava.analysis import style
 from dynllava.analysis.pareto.data import groups, panel
-from dynllava.analysis.points.measured import latest, measured_points, read_stores, sample_score
+from dynllava.analysis.points.measured import measured_points
 
 from dynllava.cli import main
 from dynllava.records import Measured, MethodInfo
+from dynllava.records.reading import latest, read_stores, sample_score
 
 
 def append(folder, line):

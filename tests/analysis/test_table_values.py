@@ -9,11 +9,12 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 import pytest
-from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points
 from dynllava.analysis.tables import paper as tables
 
 from dynllava.published import tables as published
 from dynllava.records import Score, TaskInfo
+from dynllava.records.reading import read_stores
 
 DATA = Path(__file__).parents[1] / "data" / "table_mismatches.csv"
 SIZES = {"7b": (4096, 32), "13b": (5120, 40)}

@@ -2,13 +2,14 @@ import csv
 import io
 
 import pytest
-from dynllava.analysis.points.measured import measured_points, read_stores
+from dynllava.analysis.points.measured import measured_points
 from dynllava.analysis.tables import paper as tables
 from dynllava.analysis.tables import render as table_render
 from dynllava.analysis.tables.cells import Cell, TableData
 
 from dynllava.cli import main
 from dynllava.published import tables as published
+from dynllava.records.reading import read_stores
 
 
 def column(table, name):

@@ -8,10 +8,10 @@ from dynllava.analysis.gate import regress
 from dynllava.analysis.gate import timing as timing_gate
 from dynllava.analysis.gate.checks import exit_code
 from dynllava.analysis.gate.policy import Policy
-from dynllava.analysis.points.measured import read_stores
 
 from dynllava.cli import main
 from dynllava.records import Measured, RecordStore
+from dynllava.records.reading import read_stores
 
 
 def rounds(values, offset=0):

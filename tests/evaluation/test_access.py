@@ -182,8 +182,10 @@ def test_a_caution_names_another_split_and_upstream_prompts(name):
 
 
 def test_tables_of_own_runs_carry_the_caution(folder, tmp_path):
-    from dynllava.analysis.points.measured import measured_points, read_stores
+    from dynllava.analysis.points.measured import measured_points
     from dynllava.analysis.tables import paper as tables
+
+    from dynllava.records.reading import read_stores
 
     sweep(folder, tmp_path, ["pope"])
     own = measured_points(read_stores(tmp_path)[0], samples=False)

@@ -119,9 +119,10 @@ def test_caches_compare_after_the_same_outputs(compared):
 
 
 def test_the_table_names_weights_and_shows_the_spread_of_seeds(compared):
-    from dynllava.analysis.points.measured import measured_points, read_stores
+    from dynllava.analysis.points.measured import measured_points
 
     from dynllava.evaluation.summary import summary
+    from dynllava.records.reading import read_stores
 
     lines = summary(compared[1]).splitlines()
     rows = {tuple(line.split("  ")[0:1]): line for line in lines}

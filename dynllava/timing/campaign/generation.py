@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dynllava.methods.presets import MEASURED
+from dynllava.prompts import PLAIN_QUESTION
 from dynllava.records import MethodInfo, ModelInfo, RunRecord, TaskInfo
 
 from ..bench_report import measured_rounds
@@ -76,7 +77,7 @@ def _answer(model: Any, processor: Any, samples: list[Any], batch: int, cuda: bo
     for first in range(0, len(samples), batch):
         images, texts = zip(*samples[first : first + batch], strict=True)
         inputs = processor(
-            images=list(images), text=[f"USER: <image>\n{text} ASSISTANT:" for text in texts],
+            images=list(images), text=[PLAIN_QUESTION.format(text) for text in texts],
             return_tensors="pt", padding=True,
         ).to(model.device)  # fmt: skip
         model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)

@@ -142,7 +142,7 @@ class Session:
 
 def target_lines(record: RunRecord) -> list[str]:
     """Return one line a target that the record falls under."""
-    label = record.method.label or record.method.name
+    label = record.method.shown
     lines = []
     for target in TARGETS:
         item = record.measured.get(target.quantity)
