@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from dynllava.models.loading import load_model
+from dynllava.prompts import PLAIN_QUESTION
 from dynllava.records import RecordStore
 from dynllava.studies import predictors as study
 from dynllava.timing import training_step as measure
@@ -33,7 +34,7 @@ def test_scores_are_those_of_greedy_decoding(tiny_folder, rows):
     model, processor = load_model(tiny_folder)
     scores = study.score(model, processor, rows, batch=4)
     for number, row in enumerate(rows):
-        text = study.PROMPT.format(row["question"])
+        text = PLAIN_QUESTION.format(row["question"])
         inputs = processor(images=row["image"], text=text, return_tensors="pt")
         count = scores.tokens[number]
         out = model.generate(**inputs, max_new_tokens=count, do_sample=False)
