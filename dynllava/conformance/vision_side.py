@@ -27,11 +27,11 @@ from dynllava.plan import Nothing, Plan, Tower
 
 from . import CaseResult, Row
 from .baselines import Trace
+from .crops import check_crops
 
 #: Share of a tensor's largest value that may differ.
 FEATURES, LOGITS = 1e-4, 2e-4
-INPUTS = ("input_ids", "pixel_values")
-NEXT_CROPS = "LLaVA-NeXT: several crops an image are not supported"
+INPUTS = ("input_ids", "pixel_values", "image_sizes")
 REPEATED = "the official program picks a token again once all others equal a picked one"
 
 
@@ -105,7 +105,7 @@ class Session:
 
     def __init__(self, case: dict[str, Any], folder: Path, result: CaseResult) -> None:
         vision = case["vision"]
-        self.case, self.result = case, result
+        self.case, self.result, self.folder = case, result, folder
         self.model = golden_model(folder, vision["grid"], vision["layers"], vision["heads"])
         self.layers = self.model.config.text_config.num_hidden_layers
         self.tensors = load_file(folder / case["file"])
@@ -185,10 +185,10 @@ def check_vispruner(session: Session) -> None:
 
 
 def check_hired(session: Session) -> None:
-    """Compare HiRED's choice for LLaVA-1.5; the official one is sample 0's for all."""
+    """Compare HiRED's choice; the official one for LLaVA-1.5 is sample 0's for all."""
     params = session.case["params"]
     if session.case["model"] != "llava-1.5":
-        session.result.exclude(NEXT_CROPS, *(set(session.tensors) - set(INPUTS)))
+        check_crops(session, session.folder)
         return
     best: Any = create("hired", keep_ratio=params["token_budget_rate"])
     method = replace(best, spatial=params["spatial_budget"])

@@ -157,7 +157,10 @@ class LlavaNext(Llava):
                 image_newline=torch.zeros(1, dtype=torch.float64),
             )
             order = packed[0].flatten().long()
-            pictures.append(Picture(number, order[order > 0] - 1, (rows, columns), tuple(size)))
+            high = int((order == 0).sum())
+            order = order[order > 0] - 1
+            shape = high, (len(order) - side**2) // high
+            pictures.append(Picture(number, order, (rows, columns), shape, tuple(size)))
         return torch.cat(inputs), pictures
 
 

@@ -67,6 +67,8 @@ class Picture:
         only crop's patches in raster order.
     grid : tuple of int
         Rows and columns of crops, the whole picture left out.
+    shape : tuple of int
+        Rows and columns of patches of all crops together, without padding and the whole picture.
     size : tuple of int
         Height and width in pixels, where known.
     """
@@ -74,6 +76,7 @@ class Picture:
     crops: int = 1
     packed: torch.Tensor | None = None
     grid: tuple[int, int] = (1, 1)
+    shape: tuple[int, int] = (0, 0)
     size: tuple[int, int] | None = None
 
 

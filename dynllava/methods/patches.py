@@ -45,7 +45,9 @@ class Patches(Method):
         *looks: Look,
         stage: str = "features",
         work: tuple[Work, ...] = (),
+        crops: bool = False,
     ) -> Plan:
         """Return the plan of one cut before layer 0."""
         check_choice("positions", self.positions, POSITIONS)
-        return Plan((Cut(0, keep, by=looks, stage=stage, positions=self.positions),), work=work)
+        cut = Cut(0, keep, by=looks, stage=stage, positions=self.positions, crops=crops)
+        return Plan((cut,), work=work)

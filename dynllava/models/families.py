@@ -145,14 +145,25 @@ def check_method(config: Any, method: Method, plan: Plan) -> None:
     """
     family = family_of(config)
     reason = refusal(family, method, plan)
-    looks = any(isinstance(look, Tower) for look in plan.looks)
-    if not reason and looks and config.vision_feature_select_strategy != "default":
-        reason = (
-            "its vision tower has no class token, or sends it as a patch "
-            "(vision_feature_select_strategy=full)"
-        )
     if reason:
         raise UserError(f"{method.name} with {family.model_type}: {reason}")
+    check_class_token(config, method, plan)
+
+
+def check_class_token(config: Any, method: Method, plan: Plan) -> None:
+    """Refuse a look at the tower's class token where it is not sent as one.
+
+    Raises
+    ------
+    UserError
+        If the model sends all rows of its tower.
+    """
+    looks = any(isinstance(look, Tower) for look in plan.looks)
+    if looks and config.vision_feature_select_strategy != "default":
+        raise UserError(
+            f"{method.name} looks at the vision tower's class token, which this model has not or "
+            "sends as a patch (vision_feature_select_strategy=full)"
+        )
 
 
 def check_text_model(text_config: Any) -> None:

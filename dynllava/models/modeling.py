@@ -31,6 +31,7 @@ from dynllava.methods.predictors import (
 from dynllava.plan import Segment
 
 from .config import DynamicLlavaConfig, SparsityConfig
+from .families import check_class_token
 from .inputs import (
     build_stream,
     check_call,
@@ -122,6 +123,7 @@ class DynamicLlavaForConditionalGeneration(Limited, LlavaForConditionalGeneratio
         chosen = create(method, **parameters) if isinstance(method, str) else method
         plan = chosen.plan(self.config.text_config.num_hidden_layers)
         check_predictors(plan, self.config.sparsity())
+        check_class_token(self.config, chosen, plan)
         plan.check_model(self.config.text_config.num_attention_heads, self.config.image_seq_length)
         self.method = chosen
 

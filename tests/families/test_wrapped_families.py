@@ -71,6 +71,8 @@ def inputs_of(name, padding="left", rows=ROWS):
 def generated(model, inputs, **kwargs):
     width = inputs["input_ids"].shape[1]
     settings = {"max_new_tokens": NEW, "do_sample": False, **kwargs}
+    # A placeholder among the answers would be taken for an image by the stock models.
+    settings["suppress_tokens"] = [IMAGE]
     return model.generate(**inputs, **settings)[:, width:].tolist()
 
 

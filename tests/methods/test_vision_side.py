@@ -16,9 +16,9 @@ from dynllava.costs import ledger
 from dynllava.costs.counters import flop_counter
 from dynllava.costs.realised import Realised
 from dynllava.costs.spec import PRESETS, spec_from_config
-from dynllava.engine.rows import ImageView
+from dynllava.engine.rows import ImageView, Picture
 from dynllava.errors import UserError
-from dynllava.methods import create, divprune, prumerge, visionzip, vispruner
+from dynllava.methods import create, divprune, hired, prumerge, visionzip, vispruner
 from dynllava.methods.budget import processed, solve, takes_budget
 from dynllava.models.config import model_dims
 from dynllava.plan import PromptShape, TowerDims
@@ -27,7 +27,8 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "vision_side"
 CASES = {f"{case['method']}-{case['name']}": case for case in json.loads(
     (GOLDEN / "cases.json").read_text())["cases"]}  # fmt: skip
 PERTURBED = ("prumerge-g8_shallow5", "visionzip-g8_shallow5", "fastervlm-g8_batch2",
-             "vispruner-g8_t24_r025", "hired-l15_g8_spatial", "divprune-g8_r05")  # fmt: skip
+             "vispruner-g8_t24_r025", "hired-l15_g8_spatial", "hired-next_g8_1x2_wide",
+             "divprune-g8_r05")  # fmt: skip
 NAMES = ("fastervlm", "visionzip", "divprune", "vispruner", "prumerge", "hired")
 
 
@@ -225,12 +226,58 @@ def test_hireds_grid_adds_patches_and_is_counted_where_it_is_new():
     assert view.count() == int(chosen.sum())
 
 
+def crops_view(method, size=(30, 22), seed=0):
+    """Return a picture of 2 x 2 crops of 8 x 8 patches as HiRED sees it, attention at random."""
+    columns = round(8 * 2 * size[1] / size[0]) if size[1] < size[0] else 16
+    left = (16 - columns) // 2
+    marks = torch.arange(64, 320).view(2, 2, 8, 8).transpose(1, 2).reshape(16, 16)
+    grid = marks[:, left : 16 - left]
+    packed = torch.cat([torch.arange(64), grid.flatten()])
+    picture = Picture(5, packed, (2, 2), tuple(grid.shape), size)
+    generator = torch.Generator().manual_seed(seed)
+    (cut,), looks = method.plan(2).cuts, (hired.FIRST, hired.CLASS_ROW)
+    crops = tuple(
+        ImageView(
+            torch.zeros(64, 8),
+            cut,
+            tower={look: torch.rand(4, 64, generator=generator) for look in looks},
+        )
+        for _ in range(5)
+    )
+    return ImageView(torch.zeros(len(packed), 8), cut, crops=crops, picture=picture)
+
+
+def test_hired_gives_a_crop_what_its_area_draws_where_the_official_one_reads_strips():
+    method = create("hired", keep_ratio=0.25, alpha=0.5)
+    view = crops_view(method, size=(32, 32))
+    first = torch.zeros(1, 8, 8)
+    # The first layer sees the upper right quarter alone.
+    first[:, :4, 4:] = 1.0
+    view.crops[0].tower[hired.FIRST] = first.flatten(1)
+    assert method.budgets(view) == [40, 0, 40, 0, 0]
+    # The upper half of the picture votes (the left one by its place): two strips of two rows each.
+    assert replace(method, strict_official=True).budgets(view) == [40, 20, 20, 0, 0]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.2, 0.33, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 1.0])
+def test_hired_meets_its_budget_over_all_crops_without_padding(ratio, alpha):
+    method = create("hired", keep_ratio=ratio, alpha=alpha)
+    view = crops_view(method)
+    kept = method.rows(view).origin
+    assert len(kept) == int(len(view.features) * ratio)
+    assert torch.equal(kept, kept.unique())
+    budgets = method.budgets(view)
+    assert budgets[0] == min(64, int(len(kept) * alpha)) or ratio > 0.5
+    official = replace(method, strict_official=True)
+    assert sum(official.budgets(view)) <= int(320 * ratio)
+
+
 def test_a_model_without_a_class_token_is_refused_with_the_reason():
     model = tiny_model(kv_heads=2)
     model.config.vision_feature_select_strategy = "full"
-    model.set_method("fastervlm")
     with pytest.raises(UserError, match="class token"):
-        model(**batch(prompts()[:1], pixels()[:1]))
+        model.set_method("fastervlm")
 
 
 # ------------------------------------------------------------------------------ costs and budgets
