@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dynllava.plan import ModelDims, Operation, Plan, Schedule, Shape
+from dynllava.plan import Plan
 
 from .checks import check_choice, check_fraction, check_layer, check_number
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dynllava.engine.ranking import Dropped
     from dynllava.engine.rows import ImageView, Rows
     from dynllava.engine.view import View
+    from dynllava.plan import ModelDims, Operation, Schedule, Shape
 
 __all__ = [
     "Method",
