@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", default="sdpa", help="sdpa, eager or flash_attention_2")
     parser.add_argument("--vision-tower", metavar="MODEL", help="folder or hub name")
     parser.add_argument("--conv-template", help="checkpoint, vicuna_v1 or plain")
-    parser.add_argument("--image-aspect", default="pad", help="pad (the default), crop, checkpoint")
+    parser.add_argument("--image-aspect", help="as for compare: pad, crop or checkpoint")
     parser.add_argument("--image-backend", choices=("pil", "torchvision"), default="pil")
     parser.add_argument(
         "--question", metavar="TEXT", help="asked about one image; default: What is in the picture?"

@@ -102,9 +102,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-aspect",
         choices=("pad", "crop", "checkpoint"),
-        default="pad",
-        help="pad to a square (the default, LLaVA-1.5's protocol), centre crop, or as the "
-        "checkpoint's image processor does",
+        help="pad to a square (default for LLaVA-1.5: its protocol), centre crop, or as the "
+        "checkpoint's image processor does (the only rule of other families)",
     )
     parser.add_argument(
         "--image-backend",

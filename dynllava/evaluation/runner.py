@@ -20,6 +20,13 @@ class Runner(Protocol):
     settings: dict[str, str]
     spec: ModelSpec | None
 
+    @property
+    def most_images(self) -> int | None:
+        """Images that a question may show; None: any number."""
+        from dynllava.models.stock import images_a_row
+
+        return images_a_row(self.model)
+
     def set_method(self, name: str, params: dict[str, Any]) -> Method:
         """Switch to a method and return it."""
 
@@ -62,10 +69,11 @@ class ModelRunner:
         *,
         name: str | None = None,
         weights: str = "",
-        image_aspect: str = "pad",
+        image_aspect: str | None = None,
         vision_tower: str | None = None,
         image_backend: str = "pil",
     ) -> None:
+        from dynllava.models.encoding import is_llava, resolve_aspect
         from dynllava.models.loading import default_dtype, load_model, resolve
         from dynllava.records import hash_files
 
@@ -73,7 +81,6 @@ class ModelRunner:
         dtype = dtype or default_dtype(self.device)
         self.attention = attn_implementation
         self.conv_template = conv_template
-        self.image_aspect = image_aspect
         self.model, self.processor = load_model(
             pretrained,
             dtype=dtype,
@@ -84,6 +91,7 @@ class ModelRunner:
         )
         if self.processor is None:
             raise UserError(f"{pretrained}: has no tokenizer, so it cannot be evaluated")
+        self.image_aspect = resolve_aspect(is_llava(self.processor), image_aspect)
         self.trained = self.model.image_predictor is not None
         self.spec = spec_from_config(self.model.config.to_dict(), pretrained)
         dims = self.spec.dims
@@ -99,12 +107,19 @@ class ModelRunner:
         self.settings = {
             "dtype": dtype,
             "attention": attn_implementation,
-            "image_aspect": image_aspect,
+            "image_aspect": self.image_aspect,
         }
         if vision_tower is not None:
             self.settings["vision_tower"] = str(vision_tower)
         if conv_template is not None:
             self.settings["conv_template"] = conv_template
+
+    @property
+    def most_images(self) -> int | None:
+        """Images that a question may show; None: any number."""
+        from dynllava.models.stock import images_a_row
+
+        return images_a_row(self.model)
 
     def set_method(self, name: str, params: dict[str, Any]) -> Method:
         """Switch the loaded model to a method in place.
@@ -146,6 +161,13 @@ class ModelRunner:
             self.image_aspect,
             choose_template(self.conv_template, self.processor).name,
         )
+
+
+def most_images(pretrained: str) -> int | None:
+    """Return how many images a question about a checkpoint may show; None: any number."""
+    from dynllava.models.layouts import Layout, inspect
+
+    return None if inspect(pretrained).layout is Layout.STOCK else 1
 
 
 def _device(wanted: str) -> str:

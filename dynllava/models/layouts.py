@@ -14,6 +14,7 @@ from typing import Any
 
 from dynllava.errors import UserError
 
+from .families import FAMILIES, REFUSED
 from .files import (
     PROCESSOR_FILES,
     TEMPLATE_FILES,
@@ -48,10 +49,21 @@ class Layout(StrEnum):
     LLAVA_HF = "llava-hf"
     ORIGINAL = "original LLaVA"
     OFFICIAL = "official Dynamic-LLaVA"
+    STOCK = "stock transformers"
     OTHER = "other"
 
 
-LOADABLE = (Layout.DYNLLAVA, Layout.LLAVA_HF, Layout.ORIGINAL, Layout.OFFICIAL)
+LOADABLE = (Layout.DYNLLAVA, Layout.LLAVA_HF, Layout.ORIGINAL, Layout.OFFICIAL, Layout.STOCK)
+#: Families whose checkpoints have a loader of their own (LLaVA-1.5's several formats).
+OWN_LOADER = ("llava",)
+#: What stands for an image in the prompts of a family, where it is not ``<image>``.
+IMAGE_TOKENS = {
+    "qwen2_vl": "<|image_pad|>",
+    "qwen2_5_vl": "<|image_pad|>",
+    "qwen3_vl": "<|image_pad|>",
+    "internvl": "<IMG_CONTEXT>",
+    "mistral3": "[IMG]",
+}
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,8 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
     if kind in ORIGINAL_TYPES or (kind == "llava" and original):
         trained = kind == "dynamic_llava_llama" or config.get("sparse_config")
         return Layout.OFFICIAL if trained else Layout.ORIGINAL
+    if kind in FAMILIES and kind not in OWN_LOADER:
+        return Layout.STOCK
     return Layout.LLAVA_HF if kind == "llava" and not original else Layout.OTHER
 
 
@@ -247,7 +261,7 @@ def _inspect(
         processor_files=present(folder, PROCESSOR_FILES),
         template_files=present(folder, TEMPLATE_FILES),
         licences=licence_files(folder),
-        image_token=IMAGE_TOKEN,
+        image_token=IMAGE_TOKENS.get(str(config.get("model_type")), IMAGE_TOKEN),
         image_token_id=None if original else _image_token_id(config),
         vocabulary=_vocabulary(config, weights),
         select_layer=config.get("mm_vision_select_layer" if original else "vision_feature_layer"),
@@ -267,9 +281,14 @@ def _inspect(
 def _format_problems(folder: Path, layout: Layout, config: Mapping[str, Any]) -> list[str]:
     """Return what cannot be loaded whatever the files are."""
     if layout is Layout.OTHER:
+        kind = config.get("model_type")
+        why = f" ({REFUSED[kind]})" if isinstance(kind, str) and kind in REFUSED else ""
+        accepted = ["dynamic_llava", *ORIGINAL_TYPES, *FAMILIES]
+        return [f"{folder}: model_type={kind!r}{why}; accepted are {', '.join(accepted)}"]
+    if layout is Layout.STOCK and config.get("quantization_config"):
         return [
-            f"{folder}: model_type={config.get('model_type')!r}; accepted are dynamic_llava, "
-            f"llava, {', '.join(ORIGINAL_TYPES)}"
+            f"{folder}: quantised (quantization_config in config.json); accepted are float32 and "
+            "half-precision weights"
         ]
     if layout not in (Layout.ORIGINAL, Layout.OFFICIAL):
         return []

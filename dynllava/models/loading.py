@@ -19,12 +19,13 @@ from .checkpoints import check_state, hf_config, official_state
 from .config import NO_PREDICTORS, DynamicLlavaConfig, SparsityConfig
 from .files import WeightFiles
 from .hub import locate
-from .layouts import Checkpoint, check_methods, download, inspect
+from .layouts import Checkpoint, Layout, check_methods, download, inspect
 from .limits import Limits
 from .modeling import DynamicLlavaForConditionalGeneration, refuse_compiling
+from .processors import check_backend
 from .processors import load_processor as processor_of
 from .sanity import build_config, check_finite
-from .stock import is_stock_family, load_stock
+from .stock import load_stock
 from .tensors import Reader, outlines, stream
 
 DTYPES = {
@@ -105,17 +106,18 @@ def load_model(
     """
     check_device(device)
     Limits.of(limits or {})
-    if is_stock_family(pretrained):
+    checkpoint = inspect(pretrained, vision_tower).require()
+    if checkpoint.layout is Layout.STOCK:
+        check_backend(image_backend)
         kernel = attention.check_kernel(attn_implementation)
         model, processor = load_stock(
-            pretrained, method or FULL, method_args or {}, parse_dtype(dtype), kernel, device,
-            device_map,
+            checkpoint, method or FULL, method_args or {}, parse_dtype(dtype), kernel, device,
+            device_map, image_backend,
         )  # fmt: skip
         if compile:
             model.set_compile()
         model.set_limits(limits)
         return model, processor
-    checkpoint = inspect(pretrained, vision_tower).require()
     name = method if method is None or isinstance(method, str) else method.name
     if name is not None and not untrained:
         check_methods(checkpoint, [name])

@@ -8,7 +8,7 @@ from dynllava.errors import UserError
 from dynllava.output.files import read_json_object, reason
 from dynllava.prompts.templates import VICUNA_JINJA
 
-from .layouts import Checkpoint
+from .layouts import Checkpoint, Layout
 from .tokenizers import add_image_token, load_tokenizer
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -36,13 +36,11 @@ def load_processor(checkpoint: Checkpoint, config: Any = None, image_backend: st
     UserError
         If the files cannot be read or do not fit the model.
     """
-    if image_backend not in BACKENDS:
-        raise UserError(f"image_backend={image_backend!r}: accepted are {', '.join(BACKENDS)}")
-    if image_backend == "torchvision" and not _torchvision():
-        raise UserError(
-            "image_backend=torchvision: torchvision cannot be imported here (docs/installing.md); "
-            "accepted is pil"
-        )
+    check_backend(image_backend)
+    if checkpoint.layout is Layout.STOCK:
+        from .family_processors import load_family_processor
+
+        return load_family_processor(checkpoint.folder, checkpoint.model_type, image_backend)
     tokenizer = load_tokenizer(checkpoint.folder)
     if tokenizer is None:
         return None
@@ -60,6 +58,17 @@ def load_processor(checkpoint: Checkpoint, config: Any = None, image_backend: st
         raise UserError(
             f"{checkpoint.folder}: the tokenizer or processor cannot be read ({reason(error)})"
         ) from None
+
+
+def check_backend(image_backend: str) -> None:
+    """Refuse what cannot resize images here."""
+    if image_backend not in BACKENDS:
+        raise UserError(f"image_backend={image_backend!r}: accepted are {', '.join(BACKENDS)}")
+    if image_backend == "torchvision" and not _torchvision():
+        raise UserError(
+            "image_backend=torchvision: torchvision cannot be imported here (docs/installing.md); "
+            "accepted is pil"
+        )
 
 
 def _torchvision() -> bool:

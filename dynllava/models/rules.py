@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .layouts import Checkpoint
 
+IMAGE_NAMES = ("<image>", "<|image_pad|>", "<IMG_CONTEXT>", "[IMG]")
 _INSTRUCT = "model.instruct_score_predictor."
 _VISION_KEYS = ("image_size", "patch_size", "num_hidden_layers", "hidden_size")
 
@@ -119,7 +120,13 @@ def token_problems(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     elif own is None:
         notes.append(f"{checkpoint.image_token} is added to the tokenizer, and a row for it")
     if not official and not _has_image_processor(folder):
-        notes.append("no preprocessor_config.json: images are prepared as CLIP's own are")
+        if checkpoint.model_type in ("llava", "dynamic_llava"):
+            notes.append("no preprocessor_config.json: images are prepared as CLIP's own are")
+        else:
+            problems.append(
+                f"{folder}: no preprocessor_config.json, so nothing says how its images are "
+                "prepared; take the file of the same checkpoint"
+            )
     return problems, notes
 
 
@@ -135,7 +142,7 @@ def _added_tokens(folder: Path) -> dict[str, int]:
     model = vocabulary.get("model")
     own = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(own, dict):
-        found |= {"<image>": own["<image>"]} if "<image>" in own else {}
+        found |= {name: number for name, number in own.items() if name in IMAGE_NAMES}
     for entry in vocabulary.get("added_tokens") or ():
         found[entry.get("content")] = entry.get("id")
     for name, number in _read(folder / "added_tokens.json").items():

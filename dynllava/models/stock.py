@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynllava.errors import UserError
 from dynllava.methods.base import Method
-from dynllava.output.files import read_json_object, reason
+from dynllava.output.files import reason
 
-from .families import FAMILIES
-from .hub import locate
+from .family_processors import load_family_processor
+from .layouts import Checkpoint, check_methods, download
+from .sanity import check_finite
+from .sparse import SparseGeneration
 from .wrapping import wrap
 
-#: Families whose checkpoints have a loader of their own (LLaVA-1.5's several formats).
-OWN_LOADER = ("llava",)
+_SHOWN = 3
 
 
-def is_stock_family(pretrained: str | Path) -> bool:
-    """Return whether a folder or hub name is of a family that stock transformers loads."""
-    config = locate(pretrained).folder / "config.json"
-    if not config.is_file():
-        return False
-    kind = read_json_object(config).get("model_type")
-    return kind in FAMILIES and kind not in OWN_LOADER
+def images_a_row(model: Any) -> int | None:
+    """Return how many images a row of a model's prompts may show; None: any number."""
+    if not isinstance(model, SparseGeneration):
+        return 1
+    return 1 if any(cut.early for cut in model.program.plan.cuts) else None
 
 
 def load_stock(
-    pretrained: str | Path,
+    checkpoint: Checkpoint,
     method: str | Method,
     parameters: dict[str, Any],
     dtype: torch.dtype,
     kernel: str,
     device: str | torch.device,
     device_map: str | dict[str, Any] | None,
+    image_backend: str = "pil",
 ) -> tuple[Any, Any]:
     """Return a wrapped model in eval mode, and its processor (None if there is no tokenizer).
 
@@ -44,24 +43,31 @@ def load_stock(
     Raises
     ------
     UserError
-        If transformers cannot read the checkpoint.
+        If transformers cannot read the checkpoint, or tensors are missing or no numbers.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
+    check_methods(checkpoint, [method if isinstance(method, str) else method.name])
+    folder = download(checkpoint).require().folder
     try:
-        stock = AutoModelForImageTextToText.from_pretrained(
-            str(pretrained), dtype=dtype, attn_implementation=kernel, device_map=device_map
+        stock, loaded = AutoModelForImageTextToText.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation=kernel,
+            device_map=device_map,
+            output_loading_info=True,
         )
     except Exception as error:
         # Files of any content are parsed by libraries with error classes of their own.
-        raise UserError(f"{pretrained}: cannot be loaded ({reason(error)})") from None
+        raise UserError(f"{folder}: cannot be loaded ({reason(error)})") from None
+    missing = sorted(loaded["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise UserError(
+            f"{folder}: the weights lack {', '.join(missing[:_SHOWN])}{more}; download them again"
+        )
+    check_finite(stock.state_dict().items(), folder)
     if device_map is None:
         stock.to(device)
     model = wrap(stock.eval(), method, **parameters)
-    try:
-        processor = AutoProcessor.from_pretrained(str(pretrained))
-        processor.tokenizer.padding_side = "left"
-    except Exception:
-        # A folder of weights alone, as save_pretrained of a model writes it.
-        processor = None
-    return model, processor
+    return model, load_family_processor(folder, checkpoint.model_type, image_backend)

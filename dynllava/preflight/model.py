@@ -14,6 +14,8 @@ from .findings import Preflight
 from .resources import memory, run_time, sizes
 
 QUESTION = "What is in the picture?"
+PICTURE = (640, 480)
+"""Width and height in pixels of the picture of the trial prompt, where its size matters."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Wanted:
     attention: str = "sdpa"
     vision_tower: str | None = None
     conv_template: str | None = None
-    image_aspect: str = "pad"
+    image_aspect: str | None = None
     image_backend: str = "pil"
     question: str = QUESTION
 
@@ -68,8 +70,11 @@ def check_model(wanted: Wanted) -> Preflight:
         _tensors(found, checkpoint)
     device, dtype = _arithmetic(found, wanted)
     prompt = _prompt(found, wanted, checkpoint) if found.ready else 0
-    _images(found, wanted)
+    _images(found, wanted, checkpoint)
     if not found.ready or values is None:
+        return found
+    if checkpoint.layout is Layout.STOCK:
+        found.add("note", "memory", "not predicted for this family")
         return found
     spec = _guarded(found, "configuration", lambda: spec_of(checkpoint))
     if spec is None:
@@ -181,16 +186,27 @@ def _arithmetic(found: Preflight, wanted: Wanted) -> tuple[str, str]:
 
 def _prompt(found: Preflight, wanted: Wanted, checkpoint: Checkpoint) -> int:
     """Check the template and the tokens of one question; return the prompt's length (0: none)."""
+    from PIL import Image
+
+    from dynllava.models.encoding import encoder_of
     from dynllava.models.processors import load_processor
     from dynllava.prompts import Turn, choose_template, prompt_ids, render
 
     def shown() -> tuple[str, str, list[int], int]:
-        values = hf_values(checkpoint)
         processor = load_processor(checkpoint, None, wanted.image_backend)
         if processor is None:
             raise UserError(f"{checkpoint.name}: has no tokenizer, so it cannot be evaluated")
         template = choose_template(wanted.conv_template, processor)
         text = render(template, [Turn("user", wanted.question, [None])], processor)
+        image = processor.image_token_id
+        if checkpoint.layout is Layout.STOCK:
+            picture = Image.new("RGB", PICTURE, "grey")
+            given = encoder_of(processor).encode([text], [[picture]], [checkpoint.name])
+            ids = given["input_ids"][0].tolist()
+            if image not in ids:
+                raise UserError(f"{checkpoint.name}: its processor gives a picture no tokens")
+            return template.name, text, ids, image
+        values = hf_values(checkpoint)
         size = (values.get("vision_config") or {}).get("image_size", 336) // processor.patch_size
         positions = size * size + processor.num_additional_image_tokens
         positions -= processor.vision_feature_select_strategy == "default"
@@ -204,13 +220,17 @@ def _prompt(found: Preflight, wanted: Wanted, checkpoint: Checkpoint) -> int:
     name, text, ids, image = got
     first = ids.index(image)
     last = len(ids) - ids[::-1].index(image)
-    own = "" if name == "vicuna_v1" else "; published scores were made with vicuna_v1"
+    stock = checkpoint.layout is Layout.STOCK
+    own = "" if stock or name == "vicuna_v1" else "; published scores were made with vicuna_v1"
     found.add("note" if own else "ok", "template", f"{name}: {text!r}{own}")
+    between = last - first - ids.count(image)
+    size = f" for a picture of {PICTURE[0]} x {PICTURE[1]}" if stock else ""
+    more = f" and {between} tokens between them" if between else ""
     found.add(
         "ok",
         "tokens",
-        f"{len(ids)}: ... {_joined(ids[max(0, first - 4) : first])} "
-        f"[{image} x {last - first}] {_joined(ids[last : last + 4])} ...",
+        f"{len(ids)}{size}: ... {_joined(ids[max(0, first - 4) : first])} "
+        f"[{image} x {ids.count(image)}{more}] {_joined(ids[last : last + 4])} ...",
     )
     return len(ids)
 
@@ -219,18 +239,19 @@ def _joined(ids: Sequence[int]) -> str:
     return " ".join(map(str, ids))
 
 
-def _images(found: Preflight, wanted: Wanted) -> None:
-    from dynllava.images import ASPECTS
+def _images(found: Preflight, wanted: Wanted, checkpoint: Checkpoint) -> None:
+    from dynllava.models.encoding import resolve_aspect
 
-    if wanted.image_aspect not in ASPECTS:
-        found.add("no", "images", f"image_aspect={wanted.image_aspect}: accepted are {ASPECTS}")
+    llava = checkpoint.layout is not Layout.STOCK
+    aspect = _guarded(found, "images", lambda: resolve_aspect(llava, wanted.image_aspect))
+    if aspect is None:
         return
     differs = []
-    if wanted.image_aspect != "pad":
+    if llava and aspect != "pad":
         differs.append("published scores were made with images padded to a square (pad)")
     if wanted.image_backend != "pil":
         differs.append("resized by torchvision, where LLaVA used PIL: values differ slightly")
-    text = "; ".join([f"{wanted.image_aspect}, {wanted.image_backend}", *differs])
+    text = "; ".join([f"{aspect}, {wanted.image_backend}", *differs])
     found.add("note" if differs else "ok", "images", text)
 
 

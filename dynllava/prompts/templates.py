@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dynllava.errors import UserError
@@ -34,6 +34,7 @@ VICUNA_JINJA = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 _PROBE = "Which of these words comes last?"
+_ANSWER = "Zebra"
 
 
 @dataclass
@@ -101,11 +102,14 @@ class Template:
         The chat template of a checkpoint.
     as_parts : bool
         Whether it takes a message's content as parts (else as one text).
+    separator : str
+        What stands between the prompt and the assistant's first word.
     """
 
     name: str
     source: str | None = None
     as_parts: bool = True
+    separator: str = " "
 
 
 def choose_template(name: str | None, processor: Any) -> Template:
@@ -126,15 +130,25 @@ def choose_template(name: str | None, processor: Any) -> Template:
         If the name is unknown, or the template loses the question, the image or the place where
         the answer begins.
     """
-    own = own_template(processor)
+    own, token = own_template(processor), placeholder(processor)
     wanted = ALIASES.get(name, name) if name is not None else None
     if wanted is None:
+        if own is None and token != IMAGE:
+            raise UserError(
+                "no chat template (chat_template.jinja or chat_template.json), which this model "
+                f"needs to place {token}: take the file of the same checkpoint"
+            )
         # The original format has no template; its processor gets Vicuna's from this module.
         wanted = "vicuna_v1" if own in (None, VICUNA_JINJA) else "checkpoint"
     if wanted not in NAMES:
         raise UserError(f"conv_template={name}: accepted are {', '.join(NAMES)}")
     if wanted != "checkpoint":
-        return Template(wanted)
+        if token != IMAGE:
+            raise UserError(
+                f"conv_template={name}: does not know this model's image token {token}; accepted "
+                "is checkpoint"
+            )
+        return Template(wanted, separator="" if wanted == "plain" else " ")
     if own is None:
         raise UserError(
             f"conv_template={name}: this checkpoint has no chat template of its own; accepted are "
@@ -145,11 +159,10 @@ def choose_template(name: str | None, processor: Any) -> Template:
         template = Template(wanted, own, as_parts)
         complaint = _complaint(template, processor)
         if complaint is None:
-            return template
+            return replace(template, separator=_separator(template, processor))
         complaints.append(complaint)
-    raise UserError(
-        f"the checkpoint's chat template {complaints[0]}; give conv_template=vicuna_v1 or plain"
-    )
+    others = "conv_template=vicuna_v1 or plain" if token == IMAGE else "another chat_template file"
+    raise UserError(f"the checkpoint's chat template {complaints[0]}; give {others}")
 
 
 def render(template: Template, turns: Sequence[Turn], processor: Any) -> str:
@@ -175,14 +188,16 @@ def render(template: Template, turns: Sequence[Turn], processor: Any) -> str:
         return _render_vicuna(turns, processor)
     text = _apply(template, turns, processor, True)
     images = sum(len(turn.images) for turn in turns)
-    if text.count(IMAGE) != images:
-        raise UserError(f"{text.count(IMAGE)} image placeholders in the prompt for {images} images")
+    token = placeholder(processor)
+    found = text.count(token)
+    if found != images:
+        raise UserError(f"{found} image placeholders in the prompt for {images} images")
     for turn in turns:
         # The trial question may pass where a longer one, or an earlier turn, is cut.
         if turn.role == "user" and not all(part.strip() in text for part in turn.text.split(IMAGE)):
+            others = "; give conv_template=vicuna_v1 or plain" if token == IMAGE else ""
             raise UserError(
-                f"the checkpoint's chat template leaves out or changes {shortened(turn.text)}; "
-                "give conv_template=vicuna_v1 or plain"
+                f"the checkpoint's chat template leaves out or changes {shortened(turn.text)}{others}"
             )
     return text
 
@@ -192,9 +207,15 @@ def shortened(text: str, length: int = 60) -> str:
     return repr(text if len(text) <= length else text[:length] + "...")
 
 
+def placeholder(processor: Any) -> str:
+    """Return what stands for an image in the prompts of a processor's model."""
+    token = getattr(processor, "image_token", None)
+    return token if isinstance(token, str) else IMAGE
+
+
 def continuation_separator(template: Template) -> str:
     """Return what stands between the prompt and the assistant's first word."""
-    return "" if template.name == "plain" else " "
+    return template.separator
 
 
 def own_template(processor: Any) -> str | None:
@@ -226,7 +247,7 @@ def _apply(template: Template, turns: Sequence[Turn], processor: Any, open_end: 
         for turn in turns
     ]
     try:
-        return str(
+        text = str(
             processor.tokenizer.apply_chat_template(
                 messages,
                 chat_template=template.source,
@@ -234,6 +255,9 @@ def _apply(template: Template, turns: Sequence[Turn], processor: Any, open_end: 
                 add_generation_prompt=open_end,
             )
         )
+        token = placeholder(processor)
+        # Some templates write <image> where the processor looks for a token of another name.
+        return text if token in text else text.replace(IMAGE, token)
     except Exception as error:
         # Templates are programs of their own: they raise what their authors wrote.
         raise UserError(f"the checkpoint's chat template fails ({reason(error)})") from None
@@ -249,8 +273,31 @@ def _complaint(template: Template, processor: Any) -> str | None:
         return str(error).removeprefix("the checkpoint's chat template ")
     if _PROBE not in text:
         return f"leaves the question out: {text[-80:]!r}"
-    if text.count(IMAGE) != 1:
-        return f"writes {text.count(IMAGE)} image placeholders for one image: {text[-80:]!r}"
-    if text == closed:
+    found = text.count(placeholder(processor))
+    if found != 1:
+        return f"writes {found} image placeholders for one image: {text[-80:]!r}"
+    if text == closed and _between(template, processor) is None:
         return "has no generation prompt: nothing says that the assistant speaks next"
     return None
+
+
+def _separator(template: Template, processor: Any) -> str:
+    """Return the white space that the template writes before the assistant's words."""
+    between = _between(template, processor)
+    return " " if between is None else between
+
+
+def _between(template: Template, processor: Any) -> str | None:
+    """Return what stands between a prompt and its answer; None if that is more than white space.
+
+    Mistral's templates end a question with ``[/INST]``, and the answer follows it.
+    """
+    turns = [Turn("user", _PROBE, [None])]
+    try:
+        text = _apply(template, turns, processor, True)
+        answered = _apply(template, [*turns, Turn("assistant", _ANSWER)], processor, False)
+    except UserError:
+        return None
+    head = answered.partition(_ANSWER)[0]
+    between = head.removeprefix(text)
+    return between if head.startswith(text) and not between.strip() else None

@@ -120,11 +120,12 @@ def load_tasks(
     scratch: Path,
     folders: Sequence[Path] = (),
     prompts: str = "llava",
+    most_images: int | None = 1,
 ) -> list[LoadedTask | FailedTask]:
     """Return the tasks called ``names``, data loaded, in that order.
 
     A task that cannot be evaluated here (no judge, no login, no data, questions that show
-    something else than one image) is returned as such, so that the others can go on.
+    something else than images, or too many) is returned as such, so that the others can go on.
 
     Parameters
     ----------
@@ -138,6 +139,8 @@ def load_tasks(
     prompts : str
         ``"llava"`` restores the LLaVA-1.5 prompts of upstream tasks, ``"lmms-eval"`` leaves
         them as they are.
+    most_images : int, optional
+        Images that a question may show; None: any number.
 
     Raises
     ------
@@ -163,7 +166,7 @@ def load_tasks(
         for kind in ("ppl", "meteor"):
             write_caption_overlay(scratch, kind, Path(tasks_folder()) / "caption.parquet")
     manager = TaskManager(include_path=[*include, str(scratch)], include_defaults=False)
-    return [_load(manager, name) for name in names]
+    return [_load(manager, name, most_images) for name in names]
 
 
 def check_folders(folders: Sequence[Path]) -> None:
@@ -207,7 +210,7 @@ def _unknown(name: str) -> UserError:
     )
 
 
-def _load(manager: Any, name: str) -> LoadedTask | FailedTask:
+def _load(manager: Any, name: str, most_images: int | None) -> LoadedTask | FailedTask:
     benchmark = BENCHMARKS.get(name)
     registered = benchmark.task if benchmark and name not in manager.task_index else name
     if registered not in manager.task_index:
@@ -223,7 +226,7 @@ def _load(manager: Any, name: str) -> LoadedTask | FailedTask:
     if isinstance(task, dict):
         raise UserError(f"{name} is a group: name its tasks ({', '.join(task)})")
     found = LoadedTask(name, task, benchmark)
-    problem = input_problem(task.dataset[found.split])
+    problem = input_problem(task.dataset[found.split], most_images)
     return found if problem is None else FailedTask(name, problem, benchmark)
 
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dynllava.errors import UserError
 from dynllava.images import UNREADABLE, strict_decoding
+from dynllava.models.stock import images_a_row
 from dynllava.output.files import reason
 from dynllava.preflight import Wanted, check_model
 from dynllava.prompts import Turn, choose_template, continuation_separator, render
@@ -30,7 +31,7 @@ from .prompts import (
     Prompt,
     Source,
     generation_arguments,
-    single_image,
+    opened_images,
     turns_from_context,
 )
 
@@ -237,14 +238,19 @@ class DynamicLlava(lmms):
 
         return Job(source, turns, options, len(context))
 
+    @property
+    def most_images(self) -> int | None:
+        """Images that a prompt may show; None: any number."""
+        return images_a_row(self.model)
+
     def _check_inputs(self, requests: Sequence[Instance]) -> None:
-        """Refuse, before the first answer, a task whose questions show more than one image.
+        """Refuse, before the first answer, a task whose questions show more than the model takes.
 
         lmms-eval asks all tasks of a command together: found in the middle, such a question would
         lose the answers to every other task too.
         """
         for task, split in dict.fromkeys(tuple(request.args[-2:]) for request in requests):
-            problem = input_problem(self.task_dict[task][split])
+            problem = input_problem(self.task_dict[task][split], self.most_images)
             if problem is not None:
                 raise UserError(f"task {task}: {problem}; leave it out of --tasks", 1)
 
@@ -300,8 +306,8 @@ class DynamicLlava(lmms):
             # Data sets decode their pictures when the document is read.
             with strict_decoding():
                 turns = job.turns()
-                image = single_image(turns)
-            return Prompt(job.source, render(self.template, turns, self.engine.processor), image)
+                images = opened_images(turns, self.most_images)
+            return Prompt(job.source, render(self.template, turns, self.engine.processor), images)
         except UserError as error:
             raise UserError(f"{job.source}: {error}", 1) from error
         except UNREADABLE as error:

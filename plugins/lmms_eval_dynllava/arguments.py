@@ -42,8 +42,9 @@ class ModelArguments:
     conv_template : str or None
         ``checkpoint`` (its own), ``vicuna_v1`` or ``plain``; None: the checkpoint's own if it has
         one, else ``vicuna_v1``.
-    image_aspect : str
-        ``pad`` (the paper's), ``crop`` or ``checkpoint``.
+    image_aspect : str or None
+        ``pad`` (the paper's), ``crop`` or ``checkpoint``; None: ``pad`` for LLaVA-1.5 and
+        ``checkpoint`` for the other families, which accept nothing else.
     image_backend : str
         ``pil`` or ``torchvision``.
     vision_tower : str or None
@@ -67,7 +68,7 @@ class ModelArguments:
     device: str | None = None
     device_map: str | None = None
     conv_template: str | None = None
-    image_aspect: str = "pad"
+    image_aspect: str | None = None
     image_backend: str = "pil"
     vision_tower: str | None = None
     batch_size: int | str = 1
@@ -128,7 +129,7 @@ class ModelArguments:
             raise UserError(f"dtype={self.dtype}: accepted are {', '.join(DTYPES)}")
         if not isinstance(self.compile, bool):
             raise UserError(f"compile={self.compile}: accepted are True and False")
-        if self.image_aspect not in ASPECTS:
+        if self.image_aspect is not None and self.image_aspect not in ASPECTS:
             raise UserError(f"image_aspect={self.image_aspect}: accepted are {', '.join(ASPECTS)}")
         for name in ("batch_size", "max_batch_size", "max_new_tokens"):
             self._check_count(name)

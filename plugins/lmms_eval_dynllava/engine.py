@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,9 +14,8 @@ from loguru import logger
 from transformers import StoppingCriteriaList
 
 from dynllava.errors import UserError
-from dynllava.images import ImagePreparation
+from dynllava.models.encoding import encoder_of
 from dynllava.models.finite_logits import FiniteLogits
-from dynllava.prompts.tokens import batch, image_positions, prompt_ids
 
 from .efficiency import request_costs, scored_costs
 from .prompts import GenerationArguments, Prompt
@@ -60,14 +59,15 @@ class Engine:
 
     Parameters
     ----------
-    model : DynamicLlavaForConditionalGeneration
-    processor : LlavaProcessor
+    model : DynamicLlavaForConditionalGeneration, or a wrapped model of another family
+    processor : ProcessorMixin
+        The checkpoint's.
     device : torch.device
         Where inputs go.
     auto : bool
         Halve a batch that does not fit into memory instead of failing.
-    image_aspect : str
-        See :class:`dynllava.images.ImagePreparation`.
+    image_aspect : str, optional
+        See :func:`dynllava.models.encoding.resolve_aspect`.
     """
 
     def __init__(
@@ -76,19 +76,16 @@ class Engine:
         processor: Any,
         device: torch.device,
         auto: bool = False,
-        image_aspect: str = "pad",
+        image_aspect: str | None = None,
     ) -> None:
-        self.prepare = ImagePreparation(processor.image_processor, image_aspect)
+        self.encoder = encoder_of(processor, image_aspect)
         self.model = model
         self.processor = processor
         self.device = device
         self.auto = auto
         self.seconds = 0.0
         self._limit: int | None = None
-        self._decoder: Any = None
         self._warned = False
-        # Fast tokenizers cannot change their padding in one thread while another one decodes.
-        self._tokenizing = threading.Lock()
 
     @property
     def end_ids(self) -> set[int]:
@@ -105,21 +102,19 @@ class Engine:
         UserError
             If the processor refuses the batch.
         """
-        tokenizer, pixels = self.processor.tokenizer, []
-        rows = []
-        for prompt in prompts:
-            count, image_id = 0, None
-            try:
-                if prompt.image is not None:
-                    pixels.append(torch.from_numpy(self.prepare(prompt.image)))
-                    count = image_positions(self.processor, pixels[-1])
-                    image_id = self.processor.image_token_id
-                with self._tokenizing:
-                    rows.append(prompt_ids(tokenizer, prompt.text, image_id, count))
-            except (UserError, ValueError, IndexError) as error:
-                raise UserError(f"{prompt.source}: {error}", 1) from error
-        encoded = batch(rows, self._pad_id())
-        return {**encoded, "pixel_values": torch.stack(pixels)} if pixels else encoded
+        return self.encoder.encode(
+            [prompt.text for prompt in prompts],
+            [prompt.images for prompt in prompts],
+            [prompt.source for prompt in prompts],
+        )
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """This thread's tokenizer: the processor's own encodes the next batch in another thread.
+
+        A fast tokenizer cannot change its padding in one thread while another one uses it.
+        """
+        return copy.deepcopy(self.processor.tokenizer)
 
     def generate(
         self,
@@ -186,8 +181,7 @@ class Engine:
             _until_end(tokens_of_row[: stopped.get(row)], self.end_ids)
             for row, tokens_of_row in enumerate(tokens)
         ]
-        with self._tokenizing:
-            texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(answers, skip_special_tokens=True)
         # With beams, a prompt's rows lie side by side in the report.
         beams = arguments.options.get("num_beams", 1)
         costs = request_costs(
@@ -206,10 +200,7 @@ class Engine:
         """Return what ends rows at the task's stop strings (beams are cut afterwards only)."""
         if not arguments.until or arguments.options.get("num_beams", 1) != 1:
             return None
-        if self._decoder is None:
-            with self._tokenizing:
-                self._decoder = copy.deepcopy(self.processor.tokenizer)
-        return StopStrings(self._decoder, arguments.until, width, self.end_ids)
+        return StopStrings(self.tokenizer, arguments.until, width, self.end_ids)
 
     def _check_positions(self, prompt: int, new_tokens: int) -> None:
         """Say once that a prompt and its answer may need more positions than were trained."""
@@ -224,20 +215,8 @@ class Engine:
         )
 
     def continuation_ids(self, prompt: str, continuation: str) -> list[int]:
-        """Return the tokens that ``continuation`` adds to ``prompt``.
-
-        Both are tokenised together, because a tokenizer may cut a word differently at the start
-        of a text; where that changes the prompt's own tokens the continuation stands alone.
-        """
-        with self._tokenizing:
-            tokenizer = self.processor.tokenizer
-            # The image's own positions are the same in both.
-            image_id = self.processor.image_token_id
-            before = prompt_ids(tokenizer, prompt, image_id, 1)
-            both = prompt_ids(tokenizer, prompt + continuation, image_id, 1)
-            if both[: len(before)] != before:
-                return list(tokenizer(continuation, add_special_tokens=False)["input_ids"])
-        return list(both[len(before) :])
+        """Return the tokens that ``continuation`` adds to ``prompt``."""
+        return self.encoder.continuation_ids(self.tokenizer, prompt, continuation)
 
     def score(
         self,
@@ -282,8 +261,9 @@ class Engine:
         self, prompts: Sequence[Prompt], encoded: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         inputs = {name: tensor.to(self.device) for name, tensor in encoded.items()}
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        for name, tensor in inputs.items():
+            if tensor.is_floating_point():
+                inputs[name] = tensor.to(self.model.dtype)
         inputs["sample_ids"] = torch.tensor(
             [prompt.source.sample_id for prompt in prompts], device=self.device
         )

@@ -44,12 +44,13 @@ class Prompt:
     source : Source
     text : str
         Rendered conversation with image placeholders.
-    image : PIL image in RGB, or None
+    images : list of PIL image
+        In RGB, in the order of the placeholders.
     """
 
     source: Source
     text: str
-    image: Image.Image | None = None
+    images: list[Image.Image] = field(default_factory=list)
 
 
 @dataclass
@@ -159,15 +160,21 @@ def turns_from_messages(messages: Iterable[dict[str, Any]]) -> list[Turn]:
     return turns
 
 
-def single_image(turns: Iterable[Turn]) -> Image.Image | None:
-    """Return the conversation's image in RGB, None for text only.
+def opened_images(turns: Iterable[Turn], most: int | None = None) -> list[Image.Image]:
+    """Return the conversation's images in RGB, in order.
+
+    Parameters
+    ----------
+    turns : iterable of Turn
+    most : int, optional
+        How many the model takes.
 
     Raises
     ------
     UserError
-        If there are several images, or what is there is none.
+        If there are more, or what is there is none.
     """
     images = [image for turn in turns for image in turn.images]
-    if len(images) > 1:
+    if most is not None and len(images) > most:
         raise UserError(f"{len(images)} images in one prompt: accepted is one")
-    return open_image(images[0]) if images else None
+    return [open_image(image) for image in images]
