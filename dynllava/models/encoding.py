@@ -15,7 +15,6 @@ from dynllava.output.files import reason
 from dynllava.prompts.templates import IMAGE, placeholder
 from dynllava.prompts.tokens import batch, image_positions, prompt_ids
 
-
 if TYPE_CHECKING:
     import torch
     from PIL import Image

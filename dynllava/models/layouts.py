@@ -217,7 +217,7 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
     if kind in ORIGINAL_TYPES or (kind == "llava" and original):
         trained = kind == "dynamic_llava_llama" or config.get("sparse_config")
         return Layout.OFFICIAL if trained else Layout.ORIGINAL
-    if kind in FAMILIES and kind not in OWN_LOADER:
+    if isinstance(kind, str) and kind in FAMILIES and kind not in OWN_LOADER:
         return Layout.STOCK
     return Layout.LLAVA_HF if kind == "llava" and not original else Layout.OTHER
 

@@ -298,6 +298,6 @@ def _between(template: Template, processor: Any) -> str | None:
         answered = _apply(template, [*turns, Turn("assistant", _ANSWER)], processor, False)
     except UserError:
         return None
-    head = answered.partition(_ANSWER)[0]
+    head, found, _ = answered.partition(_ANSWER)
     between = head.removeprefix(text)
-    return between if head.startswith(text) and not between.strip() else None
+    return between if found and head.startswith(text) and not between.strip() else None

@@ -110,7 +110,7 @@ class Engine:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """This thread's tokenizer: the processor's own encodes the next batch in another thread.
+        """Return this thread's tokenizer; the processor's own encodes in another one.
 
         A fast tokenizer cannot change its padding in one thread while another one uses it.
         """

@@ -137,11 +137,12 @@ def test_fastv_through_lmms_eval_is_the_stock_model_wrapped(folders, tasks, name
     expected = by_hand(name, folders(name), "fastv")
     found = evaluated(folders(name), tasks, method="fastv", **FASTV)
     assert found == expected
-    assert [count * 2 // 2 for count in found[1]] != everything
+    assert found[1] != everything
     for kept, before in zip(found[1], everything, strict=True):
         assert kept == before // 2
 
 
+@pytest.mark.slow  # Two more evaluations of what the batches above show already.
 def test_batches_of_any_size_answer_alike(folders, tasks):
     folder = folders("qwen2_5_vl")
     assert evaluated(folder, tasks, batch_size=5) == evaluated(folder, tasks, batch_size=1)
@@ -168,8 +169,8 @@ def test_more_pictures_than_placeholders_in_one_row_is_one_line(qwen):
 
 
 def test_a_picture_that_a_processor_refuses_is_named(qwen):
+    pictures = [[picture()], [picture(201, 1)]]
     with pytest.raises(UserError) as caught:
-        pictures = [[picture()], [picture(201, 1)]]
         encoder_of(qwen).encode([qwen.image_token] * 2, pictures, ["document 4", "document 7"])
     assert str(caught.value).startswith("document 7: ")
     assert "\n" not in str(caught.value)

@@ -205,7 +205,9 @@ def llava_next(folder: Path, seed: int = 2) -> Path:
     write_llava_hf(folder, model)
     added = json.loads((folder / "added_tokens.json").read_text())
     ids = {"image": added["<image>"], "pad": added["<pad>"], "bos": 1, "eos": 2}
-    _model("llava_next", {**ids, "size": added["<pad>"] + 1, "first": added["<image>"]}, folder, seed)
+    _model(
+        "llava_next", {**ids, "size": added["<pad>"] + 1, "first": added["<image>"]}, folder, seed
+    )
     pinpoints = FAMILIES["llava_next"].config().image_grid_pinpoints
     image = _tiles(
         "LlavaNextImageProcessor", "LlavaNextProcessor", crop_size={"height": 32, "width": 32},
@@ -333,7 +335,9 @@ def internvl(folder: Path, seed: int = 0, written: str = "<IMG_CONTEXT>") -> Pat
         extra_special_tokens=INTERNVL_EXTRA, **INTERNVL_EXTRA,
     )  # fmt: skip
     ids = {"image": own["<IMG_CONTEXT>"], "eos": own["<|im_end|>"], "pad": own["<|endoftext|>"]}
-    _model("internvl", {**ids, "size": max(own.values()) + 1, "first": min(own.values())}, folder, seed)
+    _model(
+        "internvl", {**ids, "size": max(own.values()) + 1, "first": min(own.values())}, folder, seed
+    )
     image = _tiles(
         "GotOcr2ImageProcessorFast", "InternVLProcessor", crop_to_patches=False, max_patches=4,
         min_patches=1, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
