@@ -24,7 +24,7 @@ def _file(path):
 
 def _plugin(path):
     prompts = pytest.importorskip("lmms_eval_dynllava.prompts")
-    return prompts.opened_images([Turn("user", "what", [path.read_bytes()])], 1)[0]
+    return prompts.opened_images([Turn("user", "what", [path.read_bytes()])])[0]
 
 
 def _training(path):

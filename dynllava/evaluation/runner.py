@@ -20,13 +20,6 @@ class Runner(Protocol):
     settings: dict[str, str]
     spec: ModelSpec | None
 
-    @property
-    def most_images(self) -> int | None:
-        """Images that a question may show; None: any number."""
-        from dynllava.models.stock import images_a_row
-
-        return images_a_row(self.model)
-
     def set_method(self, name: str, params: dict[str, Any]) -> Method:
         """Switch to a method and return it."""
 
@@ -114,13 +107,6 @@ class ModelRunner:
         if conv_template is not None:
             self.settings["conv_template"] = conv_template
 
-    @property
-    def most_images(self) -> int | None:
-        """Images that a question may show; None: any number."""
-        from dynllava.models.stock import images_a_row
-
-        return images_a_row(self.model)
-
     def set_method(self, name: str, params: dict[str, Any]) -> Method:
         """Switch the loaded model to a method in place.
 
@@ -161,13 +147,6 @@ class ModelRunner:
             self.image_aspect,
             choose_template(self.conv_template, self.processor).name,
         )
-
-
-def most_images(pretrained: str) -> int | None:
-    """Return how many images a question about a checkpoint may show; None: any number."""
-    from dynllava.models.layouts import Layout, inspect
-
-    return None if inspect(pretrained).layout is Layout.STOCK else 1
 
 
 def _device(wanted: str) -> str:

@@ -33,7 +33,7 @@ from dynllava.tasks.loading import LoadedTask, expand, load_tasks, one_line
 from . import results
 from .claims import Claims
 from .evaluation import evaluate, out_of_memory, quiet
-from .runner import ModelRunner, Runner, most_images
+from .runner import ModelRunner, Runner
 
 LARGEST_BATCH = 32
 
@@ -143,10 +143,8 @@ def run_sweep(
     RecordStore(store).check_writable()
     with tempfile.TemporaryDirectory(prefix="dynllava-") as scratch:
         names = expand(tasks)
-        most = getattr(runner, "most_images", 1) if runner else most_images(pretrained)
         with quiet(Path(store)):
-            places = [Path(item) for item in folders]
-            loaded = load_tasks(names, Path(scratch), places, prompts, most)
+            loaded = load_tasks(names, Path(scratch), [Path(item) for item in folders], prompts)
         # After everything that can be refused without it: loading a model takes minutes.
         runner = runner or ModelRunner(pretrained, **model_options)
         sweep = _Sweep(runner, RecordStore(store), limit, batch_size, progress, suite, prompts)

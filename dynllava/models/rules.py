@@ -120,7 +120,7 @@ def token_problems(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     elif own is None:
         notes.append(f"{checkpoint.image_token} is added to the tokenizer, and a row for it")
     if not official and not _has_image_processor(folder):
-        if checkpoint.model_type in ("llava", "dynamic_llava"):
+        if checkpoint.layout.name != "STOCK":
             notes.append("no preprocessor_config.json: images are prepared as CLIP's own are")
         else:
             problems.append(

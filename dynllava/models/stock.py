@@ -13,17 +13,9 @@ from dynllava.output.files import reason
 from .family_processors import load_family_processor
 from .layouts import Checkpoint, check_methods, download
 from .sanity import check_finite
-from .sparse import SparseGeneration
 from .wrapping import wrap
 
 _SHOWN = 3
-
-
-def images_a_row(model: Any) -> int | None:
-    """Return how many images a row of a model's prompts may show; None: any number."""
-    if not isinstance(model, SparseGeneration):
-        return 1
-    return 1 if any(cut.early for cut in model.program.plan.cuts) else None
 
 
 def load_stock(

@@ -197,7 +197,8 @@ def render(template: Template, turns: Sequence[Turn], processor: Any) -> str:
         if turn.role == "user" and not all(part.strip() in text for part in turn.text.split(IMAGE)):
             others = "; give conv_template=vicuna_v1 or plain" if token == IMAGE else ""
             raise UserError(
-                f"the checkpoint's chat template leaves out or changes {shortened(turn.text)}{others}"
+                f"the checkpoint's chat template leaves out or changes {shortened(turn.text)}"
+                f"{others}"
             )
     return text
 

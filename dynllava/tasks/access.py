@@ -96,36 +96,20 @@ def loading_problem(error: BaseException) -> str:
     return f"its data cannot be loaded ({_short(cause)})"
 
 
-def input_problem(dataset: Any, most: int | None = 1) -> str | None:
-    """Return why a data set's questions cannot be asked: too many images each, or video or sound.
-
-    Only columns that hold media are looked at, and no image is decoded.
+def input_problem(dataset: Any) -> str | None:
+    """Return why a data set's questions cannot be asked: they are about video or sound.
 
     Parameters
     ----------
     dataset : datasets.Dataset
         The documents that would be evaluated.
-    most : int, optional
-        Images that a prompt may show; None: any number.
     """
-    from datasets import Audio, Image, Video
+    from datasets import Audio, Video
 
-    accepted = "accepted is one image" if most == 1 else "accepted are images"
-
-    for name, feature in (getattr(dataset, "features", None) or {}).items():
-        inner = getattr(feature, "feature", feature)
-        if isinstance(feature, list):
-            inner = feature[0]
+    for feature in (getattr(dataset, "features", None) or {}).values():
+        inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
         if isinstance(inner, Audio | Video):
-            return f"its questions are about {type(inner).__name__.lower()}: {accepted}"
-        if most is not None and inner is not feature and isinstance(inner, Image):
-            rows = dataset.select_columns([name]).with_format("arrow")
-            first = 0
-            for batch in rows.iter(batch_size=64):
-                for number, images in enumerate(batch.column(0).to_pylist(), first):
-                    if images is not None and len(images) > most:
-                        return f"document {number} has {len(images)} images: accepted is one"
-                first += len(batch)
+            return f"its questions are about {type(inner).__name__.lower()}: accepted are images"
     return None
 
 

@@ -120,12 +120,11 @@ def load_tasks(
     scratch: Path,
     folders: Sequence[Path] = (),
     prompts: str = "llava",
-    most_images: int | None = 1,
 ) -> list[LoadedTask | FailedTask]:
     """Return the tasks called ``names``, data loaded, in that order.
 
     A task that cannot be evaluated here (no judge, no login, no data, questions that show
-    something else than images, or too many) is returned as such, so that the others can go on.
+    something else than images) is returned as such, so that the others can go on.
 
     Parameters
     ----------
@@ -139,8 +138,6 @@ def load_tasks(
     prompts : str
         ``"llava"`` restores the LLaVA-1.5 prompts of upstream tasks, ``"lmms-eval"`` leaves
         them as they are.
-    most_images : int, optional
-        Images that a question may show; None: any number.
 
     Raises
     ------
@@ -166,7 +163,7 @@ def load_tasks(
         for kind in ("ppl", "meteor"):
             write_caption_overlay(scratch, kind, Path(tasks_folder()) / "caption.parquet")
     manager = TaskManager(include_path=[*include, str(scratch)], include_defaults=False)
-    return [_load(manager, name, most_images) for name in names]
+    return [_load(manager, name) for name in names]
 
 
 def check_folders(folders: Sequence[Path]) -> None:
@@ -210,7 +207,7 @@ def _unknown(name: str) -> UserError:
     )
 
 
-def _load(manager: Any, name: str, most_images: int | None) -> LoadedTask | FailedTask:
+def _load(manager: Any, name: str) -> LoadedTask | FailedTask:
     benchmark = BENCHMARKS.get(name)
     registered = benchmark.task if benchmark and name not in manager.task_index else name
     if registered not in manager.task_index:
@@ -226,7 +223,7 @@ def _load(manager: Any, name: str, most_images: int | None) -> LoadedTask | Fail
     if isinstance(task, dict):
         raise UserError(f"{name} is a group: name its tasks ({', '.join(task)})")
     found = LoadedTask(name, task, benchmark)
-    problem = input_problem(task.dataset[found.split], most_images)
+    problem = input_problem(task.dataset[found.split])
     return found if problem is None else FailedTask(name, problem, benchmark)
 
 

@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from dynllava.errors import UserError
 from dynllava.images import UNREADABLE, strict_decoding
-from dynllava.models.stock import images_a_row
 from dynllava.output.files import reason
 from dynllava.preflight import Wanted, check_model
 from dynllava.prompts import Turn, choose_template, continuation_separator, render
@@ -238,19 +237,14 @@ class DynamicLlava(lmms):
 
         return Job(source, turns, options, len(context))
 
-    @property
-    def most_images(self) -> int | None:
-        """Images that a prompt may show; None: any number."""
-        return images_a_row(self.model)
-
     def _check_inputs(self, requests: Sequence[Instance]) -> None:
-        """Refuse, before the first answer, a task whose questions show more than the model takes.
+        """Refuse, before the first answer, a task whose questions are about video or sound.
 
         lmms-eval asks all tasks of a command together: found in the middle, such a question would
         lose the answers to every other task too.
         """
         for task, split in dict.fromkeys(tuple(request.args[-2:]) for request in requests):
-            problem = input_problem(self.task_dict[task][split], self.most_images)
+            problem = input_problem(self.task_dict[task][split])
             if problem is not None:
                 raise UserError(f"task {task}: {problem}; leave it out of --tasks", 1)
 
@@ -306,7 +300,7 @@ class DynamicLlava(lmms):
             # Data sets decode their pictures when the document is read.
             with strict_decoding():
                 turns = job.turns()
-                images = opened_images(turns, self.most_images)
+                images = opened_images(turns)
             return Prompt(job.source, render(self.template, turns, self.engine.processor), images)
         except UserError as error:
             raise UserError(f"{job.source}: {error}", 1) from error

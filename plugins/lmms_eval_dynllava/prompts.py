@@ -160,21 +160,12 @@ def turns_from_messages(messages: Iterable[dict[str, Any]]) -> list[Turn]:
     return turns
 
 
-def opened_images(turns: Iterable[Turn], most: int | None = None) -> list[Image.Image]:
+def opened_images(turns: Iterable[Turn]) -> list[Image.Image]:
     """Return the conversation's images in RGB, in order.
-
-    Parameters
-    ----------
-    turns : iterable of Turn
-    most : int, optional
-        How many the model takes.
 
     Raises
     ------
     UserError
-        If there are more, or what is there is none.
+        If what is there is no image.
     """
-    images = [image for turn in turns for image in turn.images]
-    if most is not None and len(images) > most:
-        raise UserError(f"{len(images)} images in one prompt: accepted is one")
-    return [open_image(image) for image in images]
+    return [open_image(image) for turn in turns for image in turn.images]

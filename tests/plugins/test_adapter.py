@@ -270,15 +270,11 @@ def test_a_conversation_in_json_becomes_turns(scripted, processor, picture):
         ([b"no image at all"], "not a readable image"),
         (["missing.png"], "not a readable image"),
         ([42], "int is no image"),
-        ("two", "2 images in one prompt: accepted is one"),
     ],
 )
-def test_bad_images_are_one_clear_line_that_names_the_document(
-    image, message, scripted, processor, picture
-):
-    images = [picture(1), picture(2)] if image == "two" else image
+def test_bad_images_are_one_clear_line_that_names_the_document(image, message, scripted, processor):
     adapter = make(DynamicLlavaSimple, scripted(answer), processor, [{}])
-    request = instance("generate_until", ("q", {}, lambda doc: images, 0, "t", "test"))
+    request = instance("generate_until", ("q", {}, lambda doc: image, 0, "t", "test"))
     with pytest.raises(UserError, match=f"task t, document 0: .*{message}") as error:
         adapter.generate_until([request])
     assert "\n" not in str(error.value)
@@ -330,18 +326,18 @@ def test_lmms_eval_hands_the_loglikelihood_pair_to_the_task_unharmed(
 
 
 @pytest.mark.parametrize("cls", [DynamicLlavaSimple, DynamicLlavaChat])
-def test_a_task_with_several_images_ends_before_the_first_answer(
+def test_a_task_about_video_ends_before_the_first_answer(
     cls, scripted, processor, documents, picture
 ):
     """lmms-eval asks all tasks together: in the middle it would lose every other task's answers."""
     datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Sequence(datasets.Image())})
-    frames = {"image": [[picture(1)], [picture(2), picture(3)]]}
+    features = datasets.Features({"video": datasets.Video(decode=False)})
     model = scripted(answer)
     adapter = make(cls, model, processor, documents)
-    adapter.task_dict["frames"] = {"test": datasets.Dataset.from_dict(frames, features=features)}
+    frames = datasets.Dataset.from_dict({"video": [None, None]}, features=features)
+    adapter.task_dict["frames"] = {"test": frames}
     requests = requests_for(cls, documents)
     requests.append(instance("generate_until", (*requests[0].args[:-3], 0, "frames", "test")))
-    with pytest.raises(UserError, match="task frames: document 1 has 2 images: accepted is one"):
+    with pytest.raises(UserError, match="task frames: its questions are about video: accepted are"):
         adapter.generate_until(requests)
     assert model.calls == []
