@@ -393,7 +393,8 @@ def _is_given(value: Any) -> bool:
 
 def stock_signature(cls: type) -> inspect.Signature:
     """Return the signature of the stock class's ``forward``."""
-    stock: Any = next(base for base in cls.__mro__ if not issubclass(base, SparseGeneration))
+    bases = (base for base in cls.__mro__ if not issubclass(base, SparseGeneration))
+    stock: Any = next(base for base in bases if "forward" in vars(base))
     return inspect.signature(stock.forward)
 
 
