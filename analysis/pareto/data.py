@@ -122,7 +122,9 @@ def panel(
     marks, missing = [], []
     for point in points:
         value = _value(points, point, benchmark, averaged)
-        if value is None:
+        if point.caveat:
+            missing.append(f"{point.label}: {point.caveat}")
+        elif value is None:
             reason = "misses a benchmark of the average" if averaged else "no score"
             missing.append(f"{point.label}: {reason}")
         elif axis not in point.costs:

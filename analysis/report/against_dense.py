@@ -69,18 +69,35 @@ def against_dense(
         Family-wise level, and the power of ``needed``.
     """
     points = [point for point in points if not point.caveat]
-    rows = []
-    for point in points:
-        dense = dense_of(points, point)
-        if dense is not None and not point.is_dense:
-            row = _pooled(point, dense, margin, alpha)
-            rows += [row] if row else []
-    worse = holm_adjusted([row.comparison.p_worse for row in rows])
-    close = holm_adjusted([row.comparison.p_not_inferior for row in rows])
-    return [
-        _decided(row, low, high, alpha, power, len(rows))
-        for row, low, high in zip(rows, worse, close, strict=True)
-    ]
+    pairs = [(point, dense_of(points, point)) for point in points if not point.is_dense]
+    known = [(point, dense) for point, dense in pairs if dense is not None]
+    return [row for row in compared(known, margin, alpha, power) if row is not None]
+
+
+def compared(
+    pairs: Iterable[tuple[Point, Point]],
+    margin: float = 0.01,
+    alpha: float = 0.05,
+    power: float = 0.8,
+) -> list[Against | None]:
+    """Return one comparison a pair (a run, and what it is held against), None without samples.
+
+    Parameters
+    ----------
+    pairs : iterable of (Point, Point)
+        The family that verdicts are corrected over.
+    margin, alpha, power : float
+        See :func:`against_dense`.
+    """
+    rows = [_pooled(point, base, margin, alpha) for point, base in pairs]
+    family = [row for row in rows if row is not None]
+    worse = holm_adjusted([row.comparison.p_worse for row in family])
+    close = holm_adjusted([row.comparison.p_not_inferior for row in family])
+    decided = (
+        _decided(row, low, high, alpha, power, len(family))
+        for row, low, high in zip(family, worse, close, strict=True)
+    )
+    return [None if row is None else next(decided) for row in rows]
 
 
 def _pooled(point: Point, dense: Point, margin: float, alpha: float) -> Against | None:

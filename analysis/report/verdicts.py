@@ -17,7 +17,7 @@ HEADERS = (
     "on the front",
 )  # fmt: skip
 
-_SHORT = {WORSE: "worse", NOT_WORSE: "not worse", UNDECIDED: "undecided"}
+SHORT = {WORSE: "worse", NOT_WORSE: "not worse", UNDECIDED: "undecided"}
 
 
 def verdict_tables(points: Sequence[Point], margin: float = 0.01) -> list[TableData]:
@@ -80,7 +80,7 @@ def _cells(row: Against) -> tuple[Cell, ...]:
         needed = f"{row.needed:,}" if row.needed else found.reason or "over 10^8"
     return (
         Cell(row.label),
-        Cell(_SHORT[row.verdict], rank=int(row.verdict == WORSE)),
+        Cell(SHORT[row.verdict], rank=int(row.verdict == WORSE)),
         Cell(f"{100 * found.difference:+.1f} {interval}"),
         Cell(p_text(row.p_worse)),
         Cell(p_text(row.p_not_worse)),

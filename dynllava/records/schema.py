@@ -117,6 +117,10 @@ class MethodInfo:
         """Whether nothing was dropped."""
         return self.name == FULL
 
+    def unseeded(self) -> MethodInfo:
+        """Return the method without the seed of a draw."""
+        return dataclasses.replace(self, parameters=self.without_seed())
+
     def without_seed(self) -> dict[str, Any]:
         """Return the parameters but for the seed of a draw."""
         return {
