@@ -375,8 +375,7 @@ def _patches(
     is_image = ids == image_token(model.config) if marked is None else marked
     if model.config.model_type in OWN_TYPES or not bool(is_image.any()):
         return is_image
-    found: Any = image_map(model.config, dict(given), is_image)
-    return found.is_patch if hasattr(found, "is_patch") else found[0]
+    return image_map(model.config, dict(given), is_image).is_patch
 
 
 def _generated(model: Any, columns: int, kwargs: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,0 +1,157 @@
+"""Manners of the command line: help, hints, Ctrl-C, width, nothing written unasked."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dynllava import cli
+from dynllava.cli import build_parser, main
+from dynllava.output import terminal
+from dynllava.output.tables import Table, as_text, quantity
+
+
+def sub_parsers():
+    found = next(
+        item for item in build_parser()._actions if isinstance(item, argparse._SubParsersAction)
+    )
+    return found.choices
+
+
+@pytest.mark.parametrize("name", sorted(sub_parsers()))
+def test_help_has_an_example_that_parses_and_names_the_defaults(name):
+    sub = sub_parsers()[name]
+    example = sub.epilog.split("example:")[1].strip()
+    words = shlex.split(example)
+    assert words[:2] == ["dynllava", name]
+    build_parser().parse_args(words[1:])
+    text = " ".join(sub.format_help().split())
+    for action in sub._actions:
+        silent = action.default in (None, False, [], "", argparse.SUPPRESS) or action.nargs == 0
+        if not silent:
+            several = isinstance(action.default, (list, tuple))
+            shown = " ".join(map(str, action.default)) if several else str(action.default)
+            assert shown in text, action.dest
+            assert "default" in (action.help or sub._get_formatter()._get_help_string(action))
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [("profil", "did you mean profile?"), ("profile --modle x", "did you mean --model?"),
+     ("methods --frobnicate", "unrecognized")],
+)  # fmt: skip
+def test_a_slip_names_the_nearest_word(typed, hint, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(typed.split())
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("resumes", "more"), [(True, ": start again to go on"), (False, "")])
+def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys, resumes, more):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    name = "compare" if resumes else "methods"
+    module = sys.modules[f"dynllava.commands.{name}"]
+    monkeypatch.setattr(module, "run", stop)
+    assert main([name]) == cli.INTERRUPTED == 130
+    assert capsys.readouterr().err == f"dynllava {name}: interrupted{more}\n"
+
+
+def test_ctrl_c_in_a_real_process():
+    code = (
+        "import sys, time, dynllava.commands.methods as m; "
+        "m.run = lambda args: (print('on', flush=True), time.sleep(60)); "
+        "from dynllava.__main__ import main; sys.exit(main(['methods']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "on\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (130, "dynllava methods: interrupted\n")
+
+
+def test_python_m_runs_it():
+    done = subprocess.run(
+        [sys.executable, "-m", "dynllava", "methods", "--json"], capture_output=True, check=True
+    )
+    assert done.stdout.startswith(b"[")
+
+
+LISTINGS = (
+    "profile", "profile --grid", "profile --published", "table 1 --format text",
+    "table 3 --format text", "table all --format text", "profile --per-layer",
+    "choose --batch 8 --max-kv 1GB",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 100])
+@pytest.mark.parametrize("command", LISTINGS)
+def test_no_table_is_wider_than_the_terminal(command, width, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", str(width))
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main(command.split()) == 0
+    assert max(map(len, output.getvalue().splitlines())) <= width
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("name", sorted(sub_parsers()))
+def test_no_help_is_wider_than_the_terminal(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = sub_parsers()[name].format_help().split("\nexample:")[0].splitlines()
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_wide_table_loses_nothing():
+    rows = [["a_long_name:with=parameters,more=1", "3.25", "a sentence of several words"]]
+    made = Table("Title", ["method", "score", "remark"], rows, ["A note that is long."])
+    for width in (30, 44, 60, 200):
+        text = as_text([made], width)
+        assert max(map(len, text.splitlines())) <= width
+        packed = "".join(text.split())
+        for piece in ("a_long_name:with=parameters,more=1", "asentenceofseveralwords"):
+            assert all(part in packed for part in piece.split(",")) or width < 60
+        assert "3.25" in text
+
+
+def test_long_words_break_behind_their_marks():
+    assert terminal.wrap_cell("fastv:k=2,keep_ratio=0.25", 12) == [
+        "fastv:k=2,", "keep_ratio=", "0.25",
+    ]  # fmt: skip
+
+
+def test_one_system_of_units():
+    assert quantity(1.5 * 2**30, "byte") == "1.5 GiB"
+    assert quantity(3072, "byte") == "3 KiB"
+    assert quantity(2e12, "FLOP") == "2 TFLOP"
+    assert quantity(-0.0001, "1") == "0.0 %"
+    source = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("costs", "output", "models", "commands", "evaluation")
+        for path in (Path(cli.__file__).parent / folder).rglob("*.py")
+    )
+    assert " kB" not in source
+
+
+def test_bench_writes_only_where_it_is_told(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    line = "bench --model mid-size --methods full --repeats 1 --warmup 0 --output-tokens 2"
+    assert main([*line.split(), "--prompt-tokens", "4", "--stock", "dynamic"]) == 0
+    assert os.listdir() == []
+    assert main(["bench", "--processes", "2"]) == 2
+    assert "--store FOLDER" in capsys.readouterr().err
