@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_views import synthetic, view_of
 from safetensors.torch import load_file, save_file
 from tiny import batch, pixels, prompts, tiny_model
 
@@ -120,23 +121,6 @@ def test_vispruner_thins_an_odd_number_of_patches_which_the_official_program_ref
     assert len(set(left.tolist())) == 23
     assert [drop for _, _, drop in vispruner.rounds(137, 23)] == [8] * 14 + [2]
     assert len(vispruner.thinned(features, torch.arange(137), 0)) == 0
-
-
-def synthetic(patches=48, width=16, seed=0, keys=None):
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(patches, width, generator=generator)
-    keys = torch.randn(patches + 1, width, generator=generator) if keys is None else keys
-    query = torch.randn(width, generator=generator)
-    looks = {prumerge.KEYS: keys, prumerge.QUERY: query}
-    row = torch.randn(4, patches, generator=generator).softmax(1)
-    looks |= {visionzip.CLASS_ROW: row, visionzip.KEYS: keys}
-    return features, torch.randn(width, generator=generator), looks
-
-
-def view_of(method, **options):
-    features, class_token, looks = synthetic(**options)
-    (cut,) = method.plan(4).cuts
-    return ImageView(features, cut, class_token, looks)
 
 
 def test_visionzip_adds_the_mean_of_members_to_a_target_and_sends_the_class_token_first():
