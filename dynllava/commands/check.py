@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from dynllava.errors import UserError
+
+from .bench import DEFAULT_STORE
 
 HELP = "say whether a model, its methods and tasks can run here, and how"
 
@@ -33,6 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-aspect", help="as for compare: pad, crop or checkpoint")
     parser.add_argument("--image-backend", choices=("pil", "torchvision"), default="pil")
     parser.add_argument(
+        "--records",
+        metavar="FOLDER",
+        help=f"bench records that times are predicted from; default: {DEFAULT_STORE}",
+    )
+    parser.add_argument(
         "--question", metavar="TEXT", help="asked about one image; default: What is in the picture?"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -49,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--batch-size {args.batch_size}: accepted are auto and numbers from 1")
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: accepted is a number from 1")
+    if args.records and not Path(args.records).is_dir():
+        raise UserError(f"--records {args.records}: no such folder")
     found = check_model(
         Wanted(
             args.model,
@@ -63,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
             args.image_aspect,
             args.image_backend,
             args.question or QUESTION,
+            args.records or DEFAULT_STORE,
         )
     )
     tasks = expand(args.tasks)

@@ -37,6 +37,8 @@ class Wanted:
     image_aspect, image_backend : str
     question : str
         What is asked about one image.
+    records : str
+        Folder of bench records, from which times are predicted.
     """
 
     pretrained: str
@@ -51,6 +53,7 @@ class Wanted:
     image_aspect: str | None = None
     image_backend: str = "pil"
     question: str = QUESTION
+    records: str = "results/bench"
 
 
 def check_model(wanted: Wanted) -> Preflight:
@@ -93,7 +96,7 @@ def check_model(wanted: Wanted) -> Preflight:
     for name, method in methods.items():
         text = max(2, prompt - spec.image_tokens)
         memory(found, name, method, spec, text, wanted, device, dtype)
-    run_time(found, spec, device)
+    run_time(found, spec, device, wanted.records)
     return found
 
 

@@ -14,8 +14,6 @@ from dynllava.models.layouts import Checkpoint
 from .findings import Preflight
 
 GIB = 2**30
-RECORDS = "results/bench"
-"""Where this checkout keeps its bench records."""
 
 
 def sizes(found: Preflight, checkpoint: Checkpoint) -> None:
@@ -100,7 +98,7 @@ def available(device: str) -> int | None:
         return None
 
 
-def run_time(found: Preflight, spec: Any, device: str, records: str = RECORDS) -> None:
+def run_time(found: Preflight, spec: Any, device: str, records: str) -> None:
     """Say how long 1,000 short answers take, from bench records of this device and these sizes."""
     from dynllava.records import read_tree
     from dynllava.records.environment import capture

@@ -169,6 +169,22 @@ def test_time_comes_from_records_of_this_device_and_these_sizes(tmp_path):
     assert answer(4).startswith("unknown")
 
 
+def test_a_bench_of_the_same_checkpoint_predicts_its_time(built, tmp_path, capsys):
+    """From one command's records to the other's answer: names, units and sizes agree."""
+    folder, store = built("llava-hf newer"), str(tmp_path / "bench")
+    plan = ["--methods", "full", "--stock", "dynamic", "--repeats", "1", "--output-tokens", "4"]
+    plan += ["--warmup", "0"]
+    assert cli.main(["bench", "--model", str(folder), *plan, "--store", store, "--json"]) == 0
+    capsys.readouterr()
+    check = ["check", str(folder), "--device", "cpu"]
+    assert cli.main([*check, "--records", store]) == 0
+    assert (
+        "minutes for 1,000 answers of 16 tokens (bench records of cpu)" in capsys.readouterr().out
+    )
+    assert cli.main([*check, "--records", str(tmp_path / "nowhere")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+
+
 def test_tasks_say_judge_login_and_data(monkeypatch):
     monkeypatch.delenv(JUDGE_KEY, raising=False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
