@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynllava.errors import UserError
+from dynllava.models.layouts import inspect
 from dynllava.output.files import check_output_folder
 
 from . import checkpointing
@@ -79,6 +81,9 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         if arguments.should_save:
             # A pickle that nobody needs to load the model.
             (final / "training_args.bin").unlink(missing_ok=True)
+            # The terms of the weights that it began with hold for what they became.
+            for path in inspect(config.model).licences:
+                shutil.copy(path, final / path.name)
             _write_log(output / LOG, trainer.state.log_history)
     except OSError as error:
         last = checkpointing.latest(output)

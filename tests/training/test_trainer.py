@@ -31,7 +31,9 @@ def log_of(config):
 
 def test_a_run_trains_predictors_and_language_model_and_can_be_loaded(tiny_config, tiny_folder):
     config = tiny_config("run.max_steps=2")
+    (tiny_folder / "USE_POLICY.md").write_text("terms\n")
     final = train(config)
+    assert (final / "USE_POLICY.md").read_text() == "terms\n", "terms travel with the weights"
     model, processor = load_model(final)
     assert model.method.name == "dynamic_llava"
     assert model.method.parameters()["vision_keep_rate"] == 0.5
