@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-#: Pickled parts longer than this are not looked at (a 70B model's is below 1 MB).
-_LIMIT = 64_000_000
+#: Bytes of a pickled dictionary that are looked at (a 70B model's is below 1 MB).
+_LIMIT = 8_000_000
 #: Pickles in front of the tensors' in files of torch before 1.6: magic number, protocol, system.
 _LEGACY_HEAD = 3
 
@@ -59,10 +59,10 @@ def _pickle_of(file: BinaryIO) -> BinaryIO:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             name = next(item for item in archive.namelist() if item.endswith("/data.pkl"))
-            if archive.getinfo(name).file_size > _LIMIT:
-                raise ValueError("too long")
-            return io.BytesIO(archive.read(name))
+            with archive.open(name) as part:
+                return io.BytesIO(part.read(_LIMIT))
     file.seek(0)
+    head = io.BytesIO(file.read(_LIMIT))
     for _ in range(_LEGACY_HEAD):
-        _Reader(file).load()
-    return file
+        _Reader(head).load()
+    return head
