@@ -28,6 +28,10 @@ _LFS_MARK = b"version https://git-lfs"
 _HEADER_LIMIT = 100_000_000
 
 
+class NoWeights(UserError):
+    """A folder holds no weights at all."""
+
+
 @dataclass(frozen=True)
 class WeightFiles:
     """The files that hold a checkpoint's tensors.
@@ -73,8 +77,10 @@ def weight_files(folder: Path) -> WeightFiles:
 
     Raises
     ------
+    NoWeights
+        If there are none.
     UserError
-        If there are none, or the index cannot be read.
+        If the index or a file cannot be read.
     """
     for stem, suffix in WEIGHT_FORMATS:
         index = folder / f"{stem}.{suffix}.index.json"
@@ -93,7 +99,7 @@ def weight_files(folder: Path) -> WeightFiles:
             f"{folder}: has shards ({stray[0]} ...) but no index; copy "
             "model.safetensors.index.json or pytorch_model.bin.index.json beside them"
         )
-    raise UserError(
+    raise NoWeights(
         f"{folder}: no weights; accepted are model.safetensors or pytorch_model.bin, single or "
         "sharded with an index"
     )

@@ -124,6 +124,11 @@ def missing_sizes(repository: str, names: tuple[str, ...]) -> dict[str, int | No
     return sizes | {item.filename: item.file_size for item in planned if item.will_download}
 
 
+def download_hint(repository: str, source: str) -> str:
+    """Return what to do where a hub model's weights are not in the cache."""
+    return f"; download them with 'hf download {repository}'" if source == "hub" else ""
+
+
 def offline() -> bool:
     """Return whether huggingface_hub may not use the network."""
     from huggingface_hub import constants

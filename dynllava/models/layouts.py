@@ -19,13 +19,14 @@ from .files import (
     PROCESSOR_FILES,
     TEMPLATE_FILES,
     TOKENIZER_FILES,
+    NoWeights,
     WeightFiles,
     licence_files,
     present,
     read_config,
     weight_files,
 )
-from .hub import EMBEDDED, Location, fetch, locate, missing_sizes, offline
+from .hub import EMBEDDED, Location, download_hint, fetch, locate, missing_sizes, offline
 from .packer import packer_of, packer_problems
 from .rules import stored_problems, token_problems, vision_problems
 from .tower import Tower, find_tower
@@ -308,11 +309,11 @@ def _weights(location: Location) -> tuple[WeightFiles, dict[str, int | None]]:
     online = location.source == "hub" and not offline()
     try:
         found = weight_files(location.folder)
-    except UserError:
+    except NoWeights as error:
         sizes = missing_sizes(location.name, ("model.safetensors", "pytorch_model.bin"))
         known = {name: size for name, size in sizes.items() if size is not None}
         if not online or not known:
-            raise
+            raise UserError(f"{error}{download_hint(location.name, location.source)}") from None
         name = min(known)
         return WeightFiles(name.rpartition(".")[2], None, (), (name,)), {name: known[name]}
     if not found.missing:

@@ -9,8 +9,8 @@ from typing import Any
 
 from dynllava.errors import UserError
 
-from .files import WeightFiles, read_config, weight_files
-from .hub import SMALL_FILES, Location, fetch, missing_sizes, offline
+from .files import NoWeights, WeightFiles, read_config, weight_files
+from .hub import SMALL_FILES, Location, download_hint, fetch, missing_sizes, offline
 
 INSIDE = ("model.vision_tower.", "vision_tower.")
 #: Vision towers that checkpoints name and whose sizes are known without their repository.
@@ -128,11 +128,11 @@ def _weights(
 ) -> tuple[WeightFiles | None, dict[str, int | None]]:
     try:
         found = weight_files(folder)
-    except UserError:
+    except NoWeights as error:
         wanted = ("model.safetensors", "pytorch_model.bin")
         sizes = {k: v for k, v in missing_sizes(name, wanted).items() if v is not None}
         if source != "hub" or offline() or not sizes:
-            raise
+            raise UserError(f"{error}{download_hint(name, source)}") from None
         first = min(sizes)
         return WeightFiles(first.rpartition(".")[2], None, (), (first,)), {first: sizes[first]}
     if not found.missing:

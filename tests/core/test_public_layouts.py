@@ -256,6 +256,21 @@ def test_a_snapshot_finds_its_tower_in_the_same_cache(made, tmp_path):
     assert elsewhere.problems == ()
 
 
+def test_a_tower_of_small_files_alone_says_what_to_download(made, tmp_path, monkeypatch):
+    """As an interrupted download, or a check while online, leaves the hub's cache."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub = tmp_path / "hub"
+    snapshot = layouts.into_cache(hub, "liuhaotian/llava-v1.5-7b", made["original"])
+    tower = shutil.copytree(made["tower"], tmp_path / "tower")
+    (tower / "pytorch_model.bin").unlink()
+    layouts.into_cache(hub, layouts.TOWER, tower)
+    (problem,) = inspect(snapshot).problems
+    assert "no weights" in problem
+    assert problem.endswith(f"download them with 'hf download {layouts.TOWER}'")
+
+
 @pytest.mark.slow  # Four cold starts of the command line: a minute and more.
 def test_a_hub_name_resolves_in_the_cache_alone(made, tmp_path):
     """``compare`` and ``convert`` with hub names, as typed, where the network must not be asked."""
