@@ -1,4 +1,4 @@
-"""Write the results tables of README and docs/embedded.md from the records in ``results/embedded``.
+"""Write the results tables of README, docs/embedded.md and docs/methods.md from ``results``.
 
 ``python tools/readme_results.py`` rewrites the sections between their markers; ``--check`` only
 says whether they are up to date (exit code 1 if not).  Runs that are evidence about nothing stand
@@ -14,14 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dynllava.analysis.points.evidence import CAVEAT, caveat
+from dynllava.analysis.report.across import across
 from dynllava.analysis.report.beside_accuracy import beside_accuracy, key
+from dynllava.analysis.tables.render import markdown_caption, render
 
 from dynllava.methods.titles import Named, titles
 from dynllava.records import RunRecord
 from dynllava.records.reading import Stored, latest, read_stores
 
 ROOT = Path(__file__).parents[1]
-MARKERS = re.compile(r"(<!-- results:start -->\n).*?(<!-- results:end -->)", re.DOTALL)
+MARKERS = r"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)"
+POSITIONS = ROOT / "results" / "positions"
 SHORT = ("attribute", "counting", "digit", "existence", "multiple_choice", "relation")
 TASKS = tuple(f"embedded_{family}" for family in (*SHORT, "caption", "caption_ppl"))
 #: Order of the methods; within one the budgets fall, the ablation on tuned weights comes last.
@@ -119,8 +122,8 @@ def row(runs: Runs, beside: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def sections() -> dict[str, str]:
-    """Return the text of each page's section."""
+def sections() -> dict[tuple[str, str], str]:
+    """Return the text of each page's marked section."""
     found = groups()
     short = [item for runs in found.values() for name in TASKS[: len(SHORT)] for item in runs[name]]
     beside = {name: figures.texts() for name, figures in beside_accuracy(short).items()}
@@ -136,9 +139,21 @@ def sections() -> dict[str, str]:
         date=(first.environment.date or "")[:10],
     )
     return {
-        "README.md": table(intro, [text for name, text in rows.items() if name not in apart]),
-        "docs/embedded.md": table(APART, [text for name, text in rows.items() if name in apart]),
+        ("README.md", "results"): table(
+            intro, [text for name, text in rows.items() if name not in apart]
+        ),
+        ("docs/embedded.md", "results"): table(
+            APART, [text for name, text in rows.items() if name in apart]
+        ),
+        ("docs/methods.md", "positions"): positions(),
     }
+
+
+def positions() -> str:
+    """Return the pairs of runs that differ in how positions go on, with verdicts."""
+    tables = across(read_stores(POSITIONS)[0], "positions")
+    parts = [f"{markdown_caption(found)}\n\n{render(found, 'markdown')}" for found in tables]
+    return "\n".join(parts)
 
 
 def table(intro: str, rows: Sequence[str]) -> str:
@@ -150,10 +165,11 @@ def table(intro: str, rows: Sequence[str]) -> str:
 def main() -> int:
     """Write or check."""
     stale = 0
-    for name, text in sections().items():
+    for (name, marker), text in sections().items():
         page = ROOT / name
         old = page.read_text(encoding="utf-8")
-        new = MARKERS.sub(lambda match, text=text: match[1] + text + match[2], old)
+        pattern = re.compile(MARKERS.format(name=marker), re.DOTALL)
+        new = pattern.sub(lambda match, text=text: match[1] + text + match[2], old)
         if "--check" in sys.argv[1:]:
             stale |= new != old
             continue
