@@ -42,6 +42,7 @@ from .inputs import (
     prompt_hash,
 )
 from .limits import Limited, limited
+from .sparse import chosen_scores
 from .token_packer import TokenPacker
 
 
@@ -278,7 +279,7 @@ class DynamicLlavaForConditionalGeneration(Limited, LlavaForConditionalGeneratio
         result, record = self._run(stream, cache, sample_ids, policy_hook)
         record.update(early)
         if cache is not None:
-            self._commit(cache, result, stream, sample_ids, columns, continuing, seen)
+            cache.commit(result, stream, sample_ids, columns, seen)
         self._report(result, record, cache, continuing)
 
         hidden = self._select_hidden(result.stream, columns, logits_to_keep)
@@ -351,31 +352,6 @@ class DynamicLlavaForConditionalGeneration(Limited, LlavaForConditionalGeneratio
         if not continuing:
             return run.prompt(policy_hook), view.record
         return (run.step() if stream.size == 1 else run.extend()), view.record
-
-    def _commit(
-        self,
-        cache: SparseCache,
-        result: DecoderResult,
-        stream: TokenStream,
-        sample_ids: torch.Tensor,
-        columns: int,
-        continuing: bool,
-        seen: torch.Tensor,
-    ) -> None:
-        cache.columns += columns
-        is_output = stream.is_segment(Segment.OUTPUT)
-        outputs = is_output.sum(1)
-        if not continuing:
-            cache.seen, cache.outputs = seen.clone(), outputs
-            cache.sample_ids = sample_ids.to(stream.length.device)
-            return
-        cache.seen = cache.seen + stream.length
-        cache.outputs = cache.outputs + outputs
-        if stream.size == 1:
-            stored = (
-                result.kept[:, 0] if result.kept is not None else torch.ones_like(is_output)[:, 0]
-            )
-            cache.decisions.append(stored)
 
     def _report(
         self,
@@ -554,13 +530,6 @@ class DynamicLlavaForConditionalGeneration(Limited, LlavaForConditionalGeneratio
             )
             logits.append(out.logits)
         return torch.cat(logits, 1)
-
-
-def chosen_scores(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return float32 [B, T]: log-probabilities of ``ids`` under ``logits``, 0 where masked."""
-    scores = logits.float().log_softmax(-1)
-    chosen = scores.gather(2, ids[..., None].to(scores.device))[..., 0]
-    return chosen.masked_fill(~mask.bool().to(chosen.device), 0.0)
 
 
 def default_method(config: DynamicLlavaConfig) -> Method:

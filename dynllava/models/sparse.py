@@ -327,6 +327,9 @@ class SparseGeneration(Limited, Stock):
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """Generate as :meth:`transformers.GenerationMixin.generate` does.
 
+        With ``inputs_embeds`` [B, L, D], ``image_mask`` [B, L] bool marks the image tokens; each
+        unbroken run of them is an image.
+
         Raises
         ------
         UserError
@@ -343,9 +346,32 @@ class SparseGeneration(Limited, Stock):
             mask = torch.ones(first.shape[:2], device=first.device) if mask is None else mask
             kwargs["prompt_length"] = mask.long().sum(1)
         if not self.program.plan.uses_cache:
+            if ids is None:
+                # transformers always generates from embeddings with a cache.
+                raise UserError(
+                    f"{self.method.name} runs without a cache here: inputs_embeds cannot be "
+                    "generated from, accepted are input_ids"
+                )
             kwargs["use_cache"] = False
         with remembering(self._take_images(ids, kwargs)):
             return super().generate(inputs, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return the arguments of one of ``generate``'s calls."""
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration:
+            # They mark the prompt: what is generated is text.
+            for name in ("image_mask", "learned_mask"):
+                prepared.pop(name, None)
+        return prepared
 
     @torch.no_grad()
     def _take_images(self, ids: torch.Tensor | None, given: dict[str, Any]) -> PromptImages | None:

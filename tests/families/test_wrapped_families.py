@@ -20,6 +20,7 @@ from dynllava.models import supported
 from dynllava.models.config import SparsityConfig
 from dynllava.models.families import family_of, refusal
 from dynllava.models.layout import image_map, layouts
+from dynllava.plan import Image, Shape, Text
 
 TOLERANCE = 1e-5
 ROWS = [[(32, 64), (64, 32)], [(64, 64)], []]
@@ -142,6 +143,13 @@ def test_every_method_keeps_its_invariants_in_every_family(name, case):
         assert [layer[row] for layer in counts] == [
             layer[0] for layer in wrapped.last_report.layer_tokens
         ]
+    if "schedule = lengths seen" not in case.exceptions:
+        pictures = image_map(stock.config, inputs, inputs["input_ids"] == IMAGE).pictures
+        for row, images in enumerate(pictures):
+            text = int(inputs["attention_mask"][row].sum()) - sum(images)
+            shape = Shape((Text(text), *map(Image.of, images)))
+            declared = wrapped.method.schedule(shape, 5).prefill_rows
+            assert [layer[row] for layer in counts] == list(declared)
     if "cached = uncached" not in case.exceptions and wrapped.program.plan.uses_cache:
         assert generated(wrapped, inputs, use_cache=False) == together
     if case.keep_everything is not None:
@@ -310,6 +318,31 @@ def test_class_token_methods_choose_in_every_crop_by_its_own_attention(name):
             image += 1
         expected.append(row)
     assert wrapped.last_report.kept_image_indices == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [("llava", "divprune"), ("llava_next", "fastv:k=2,keep_ratio=0.5"), ("internvl", "h2o"),
+     ("llava", "dynamic_llava")],
+)  # fmt: skip
+def test_generating_from_embeddings_and_an_image_mask_equals_generating_from_ids(name, method):
+    stock, inputs = stock_of(name), inputs_of(name)
+    wrapped, fed = with_predictors(stock), {}
+    wrapped.set_method(method)
+    handle = stock.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: fed.update(kwargs), with_kwargs=True
+    )
+    with torch.no_grad():
+        stock(**inputs)
+    handle.remove()
+    mask = image_map(stock.config, inputs, inputs["input_ids"] == IMAGE).is_patch
+    settings = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": [IMAGE]}
+    with torch.no_grad():
+        ours = wrapped.generate(
+            inputs_embeds=fed["inputs_embeds"], image_mask=mask,
+            attention_mask=inputs["attention_mask"], **settings,
+        )  # fmt: skip
+    assert ours.tolist() == generated(wrapped, inputs)
 
 
 @pytest.mark.parametrize("method", ["fastervlm", "pool", "divprune"])
@@ -491,6 +524,8 @@ def unsupported(**values):
         (lambda: wrap(stock_of("qwen2_vl"), "h2o", position="rolled")(**inputs_of("qwen2_vl")),
          "axes"),
         (lambda: wrap(stock_of("llava"), "dynamic_llava"), "predictor"),
+        (lambda: wrap(stock_of("llava"), "fastv:k=2,decoder=reprune").generate(
+            inputs_embeds=torch.zeros(1, 3, 32)), "accepted are input_ids"),
         (lambda: wrap(stock_of("qwen2_vl"), "pool"), "the processor sets a picture's size"),
         (lambda: wrap(stock_of("qwen3_vl"), "divprune"), "compact positions are not defined"),
         (lambda: wrap(stock_of("mistral3"), "fastervlm"), "has no class token"),
