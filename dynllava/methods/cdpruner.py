@@ -95,7 +95,7 @@ class CDPruner(Patches):
             ("question", 1, size, shared),
         ]
         for image in shape.images:
-            count, width = image.tokens, dims.tower.hidden
+            count, width = image.patches, dims.tower.hidden
             kept = self.keeps().count(shape, count, count)
             work += [("relevance", count, shared, width + 1), ("kernel", count, width, count)]
             work += [("search", 1, kept * (kept - 1) // 2, count)]

@@ -80,5 +80,5 @@ def diverse(distance: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
 def operations(shape: Shape, dims: ModelDims, stages: tuple[Stage, ...]) -> Iterator[Operation]:
     """Return the products of all pairs of an image's tokens."""
     for image in shape.images:
-        size = image.tokens
+        size = image.patches
         yield Operation("distances", "ranking", None, "prefill", size, dims.hidden, size)

@@ -149,7 +149,7 @@ class PruMerge(Method):
         # The stage's own rule: a ledger of realised lengths puts their number there.
         keep = next(stage.cut.keep for stage in stages if stage.cut.stage == "features")
         for image in shape.images:
-            size, kept = image.tokens, keep.count(shape, image.tokens, image.tokens) - 1
+            size, kept = image.patches, keep.count(shape, image.patches, image.patches) - 1
             sizes = {
                 ("class_scores", "ranking"): (1, width, size + 1),
                 ("cosines", "merging"): (kept, width, size),

@@ -150,8 +150,8 @@ class VisionZip(Method):
             return
         keep = self.plan(dims.layers).cuts[0].keep
         for image in shape.images:
-            dominant, groups = self.split(keep.count(shape, image.tokens, image.tokens))
-            members = image.tokens - max(0, dominant - 1) - groups
+            dominant, groups = self.split(keep.count(shape, image.patches, image.patches))
+            members = image.patches - max(0, dominant - 1) - groups
             sizes = (members, tower.hidden // tower.heads, groups)
             yield Operation("cosines", "ranking", None, "prefill", *sizes)
             yield Operation("groups", "merging", None, "prefill", groups, members, tower.hidden)

@@ -70,9 +70,9 @@ class VisPruner(Patches):
         if dims.tower is None:
             return
         for image in shape.images:
-            kept = self.keeps().count(shape, image.tokens, image.tokens)
+            kept = self.keeps().count(shape, image.patches, image.patches)
             important = int(kept * self.important_ratio)
-            for even, odd, _ in rounds(image.tokens - important, kept - important):
+            for even, odd, _ in rounds(image.patches - important, kept - important):
                 width = dims.tower.hidden
                 yield Operation("cosines", "ranking", None, "prefill", even, width, odd)
 

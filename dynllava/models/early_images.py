@@ -11,6 +11,7 @@ from dynllava.engine.early import cut_features
 from dynllava.engine.family import family_of
 from dynllava.engine.rows import Rows
 from dynllava.errors import UserError
+from dynllava.methods.smaller import sizing
 
 from .calls import PromptImages
 
@@ -41,9 +42,12 @@ def encoded(model: Any, given: dict[str, Any], images: PromptImages) -> PromptIm
         If there are more or fewer images than the prompt has places for.
     """
     record: dict[str, Any] = {}
-    pixels = given["pixel_values"]
-    if model.program.features is None:
-        found = [_resized(features) for features in model.method.encode_images(model, pixels)]
+    pixels = given.get("pixel_values")
+    if pixels is None:
+        raise UserError(f"{model.method.name} looks at images: pass pixel_values, not features")
+    smaller = sizing(model.method)
+    if smaller is not None:
+        found = [_resized(features) for features in smaller.encode_images(model, pixels)]
     else:
         family = family_of(model.model, model.config)
         found = cut_features(model.program, family, pixels, record, given.get("image_sizes"))
@@ -82,6 +86,11 @@ def put_in(
     others = (is_image & ~images.is_patch).to(embeds.device)
     newline = getattr(model.model, "image_newline", None)
     if newline is not None and bool(others.any()):
+        if newline.is_meta:
+            raise UserError(
+                "image_newline is offloaded: with this method accepted are models whose own "
+                "parameters stay on a device"
+            )
         embeds = torch.where(others[..., None], newline.to(embeds), embeds)
     given["inputs_embeds"] = embeds
     rows = images.rows or []

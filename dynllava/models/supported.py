@@ -120,9 +120,10 @@ model = dynllava.wrap(stock, "fastv:k=2,keep_ratio=0.25")
 **What is certified, and how.** Every family: `full` equals stock transformers (tokens equal, logits
 within 1e-5 in float32) on tiny random weights, at batch 1, in ragged left- and right-padded batches
 of pictures of different sizes, with beams, sampling, scoring and training; every method keeps its
-invariants there (batched = single, cached = uncached, keep rate 1 = dense). Recorded tensors of the
-official programs exist for LLaVA-1.5 only ([conformance](conformance.md)). No checkpoint of another
-family has been run with its trained weights here.
+invariants there (batched = single, cached = uncached, declared lengths = lengths seen, keep rate 1
+= dense). Recorded tensors of the official programs exist for LLaVA-1.5, and of HiRED for LLaVA-NeXT
+([conformance](conformance.md)). No checkpoint of another family has been run with its trained
+weights here.
 """
 
 RULES = """

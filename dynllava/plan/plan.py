@@ -161,7 +161,7 @@ class Plan:
         for cut in self.of(Segment.IMAGE):
             if cut.early:
                 first = not found
-                counts = [span.tokens for span in shape.images] if first else [present]
+                counts = [span.patches for span in shape.images] if first else [present]
                 kept = sum(cut.keep.count(shape, count, count) for count in counts)
             else:
                 kept = cut.keep.count(shape, original, present)

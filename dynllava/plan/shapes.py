@@ -77,8 +77,8 @@ class Shape:
 
     @property
     def image(self) -> int:
-        """Image tokens, all images together."""
-        return sum(span.tokens for span in self.images)
+        """Image tokens, all images together; newline tokens count as text."""
+        return sum(span.patches for span in self.images)
 
     @property
     def text_before(self) -> int:

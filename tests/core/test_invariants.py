@@ -205,7 +205,7 @@ class ReplayedRows:
         return verb == "rows"
 
     def rows(self, view):
-        if self.method.has("rows"):
+        if self.method.has("rows") and not self.method.has("choose"):
             return self.method.rows(view)
         if self.program.replaying:
             return view.take(self.chosen.pop(0))

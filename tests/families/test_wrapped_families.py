@@ -345,6 +345,26 @@ def test_generating_from_embeddings_and_an_image_mask_equals_generating_from_ids
     assert ours.tolist() == generated(wrapped, inputs)
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("llava", "pool"), ("llava", "hired"), ("llava", "divprune:keep_ratio=0.5"),
+     ("llava_next", "hired"), ("llava_next", "divprune:keep_ratio=0.5")],
+)  # fmt: skip
+@pytest.mark.parametrize("then", ["h2o:heavy=0.25,recent=0.25", "fastv:k=2,keep_ratio=0.5"])
+def test_early_methods_go_with_methods_inside_the_model(name, first, then):
+    stock, inputs = stock_of(name), inputs_of(name)
+    wrapped = wrap(stock, first)
+    with torch.no_grad():
+        wrapped(**inputs)
+    entered = wrapped.last_report.layer_tokens[0]
+    wrapped.set_method(f"{first}+{then}")
+    together = generated(wrapped, inputs)
+    assert wrapped.last_report.layer_tokens[0] == entered
+    assert wrapped.last_report.kv_lengths[-1][0] < wrapped.last_report.layer_tokens[0][0]
+    for row in range(len(ROWS)):
+        assert generated(wrapped, row_of(inputs, FAMILIES[name], row, ROWS)) == [together[row]]
+
+
 @pytest.mark.parametrize("method", ["fastervlm", "pool", "divprune"])
 def test_beams_encode_images_once(method):
     wrapped = wrap(stock_of("llava"), method)
@@ -474,6 +494,20 @@ def test_newline_tokens_are_never_dropped(name):
         assert kept_text == int(text[row].sum()) + newlines
 
 
+@pytest.mark.parametrize("method", ["hired", "fastervlm", "divprune", "fastv:k=1"])
+def test_newlines_count_as_text_in_declared_lengths(method):
+    """A picture of one span, crops and newlines told: 2 x 2 crops of 4 x 4 behind the whole one."""
+    wrapped = wrap(stock_of("llava_next"), method)
+    inputs = inputs_of("llava_next", rows=[[(64, 64)]])
+    with torch.no_grad():
+        wrapped(**inputs)
+    text = int((inputs["input_ids"] != IMAGE).sum())
+    shape = Shape((Text(text), Image(4, 4, crops=5, newlines=8)))
+    assert shape.total == inputs["input_ids"].shape[1]
+    declared = wrapped.method.schedule(shape, 5).prefill_rows
+    assert [layer[0] for layer in wrapped.last_report.layer_tokens] == list(declared)
+
+
 @pytest.mark.parametrize("name", ["llava_next", "qwen2_5_vl"])
 def test_uniform_is_a_grid_in_every_crop_and_picture(name):
     wrapped = wrap(stock_of(name), "uniform", layer=1, image_keep_rate=0.5)
@@ -535,6 +569,8 @@ def unsupported(**values):
             **without("llava", "pixel_values")), "pass pixel_values"),
         (lambda: wrap(stock_of("llava"), "fastervlm")(
             **inputs_of("llava") | {"pixel_values": torch.zeros(1, 3, 32, 32)}), "1 images were"),
+        (lambda: wrap(stock_of("llava"), "fastervlm")(
+            **without("llava", "pixel_values"), mm_encoder_outputs={"image": 1}), "not features"),
         (lambda: wrap(stock_of("llava_next"), "fastervlm")(
             **without("llava_next", "image_sizes")), "image_sizes is missing"),
         (lambda: wrap(stock_of("qwen3_vl"))(**without("qwen3_vl", "mm_token_type_ids")),

@@ -198,6 +198,35 @@ def test_prumerge_finds_outliers_per_image_whatever_the_batch():
     assert together == alone
 
 
+@pytest.mark.parametrize("name", [*NAMES, "pool", "downsample"])
+def test_each_image_of_a_row_keeps_what_it_keeps_alone(name):
+    model, method = tiny_model(kv_heads=2), create(name)
+    model.set_method(method)
+    ids, images = prompts(rows=2), pixels(rows=2)
+    both = torch.cat([ids[0], ids[1]])
+    alone = []
+    for one, image in zip(ids, images, strict=True):
+        model(**batch([one], [image]))
+        alone.append(model.last_report.kept_image_indices[0])
+    inputs = batch([both, ids[0]], images[:1])
+    inputs["pixel_values"] = torch.stack([images[0], images[1], images[0]])
+    model(**inputs)
+    second = [index + (16 if index >= 0 else 0) for index in alone[1]]
+    row, single = model.last_report.kept_image_indices
+    patches = [index for index in row if index >= 0]
+    assert single == alone[0]
+    if method.plan(5).cuts[0].stage == "pixels":
+        assert len(row) == len(alone[0]) + len(second)
+    else:
+        assert patches == [index for index in [*alone[0], *second] if index >= 0]
+    # One generation from the batch, and row by row.
+    together = model.generate(**inputs, max_new_tokens=3, do_sample=False)[0, -3:]
+    one = batch([both], images[:1]) | {"pixel_values": inputs["pixel_values"][:2]}
+    assert torch.equal(model.generate(**one, max_new_tokens=3, do_sample=False)[0, -3:], together)
+    uncached = model.generate(**one, max_new_tokens=3, do_sample=False, use_cache=False)
+    assert torch.equal(uncached[0, -3:], together)
+
+
 def test_hireds_grid_adds_patches_and_is_counted_where_it_is_new():
     scores = torch.rand(4, 64, generator=torch.Generator().manual_seed(1))
     method = create("hired", keep_ratio=0.25, spatial=0.1)
