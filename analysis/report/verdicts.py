@@ -26,13 +26,13 @@ def verdict_tables(points: Sequence[Point], margin: float = 0.01) -> list[TableD
     Parameters
     ----------
     points : sequence of Point
-        Own runs.
+        Own runs; those that are no evidence (``caveat``) are left out.
     margin : float
         Tolerated drop in the unit of a sample's score (0.01 = a point).
     """
     tables = []
     for model in dict.fromkeys(point.model for point in points):
-        own = [point for point in points if point.model == model]
+        own = [point for point in points if point.model == model and not point.caveat]
         rows = against_dense(own, margin)
         if rows:
             tables.append(_table(model, own, rows))
