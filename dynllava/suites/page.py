@@ -144,7 +144,7 @@ def target_table(records: Sequence[RunRecord]) -> Table:
     notes = [
         "measured: median [95 % interval] (rounds, processes). The interval is that of the median "
         "over processes; with one process it is that process's own, and what differs between "
-        "processes is not inside. Under 6 rounds there is no interval and no verdict. Time lost: "
+        "processes is not inside: no verdict. Under 6 rounds there is no interval either. Time lost: "
         "the class of operators that exceeds its counted cost (or dense, where nothing is saved) "
         "by most, in ms a call; see [where the time goes](#where-the-time-goes). + = uncommitted "
         "changes."
@@ -162,7 +162,8 @@ def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]
         if not same or found is None or not target.covers(record.task.name):
             continue
         says = verdict(target, found)
-        lost = "" if says.startswith("yes") else time_lost(target, record, records)
+        kept = says.startswith("yes") or says.endswith("interval: yes)")
+        lost = "" if kept else time_lost(target, record, records)
         rows.append([*head, shown(found), says, where(record), lost])
     return rows or [[*head, "not measured", "-", "-", ""]]
 

@@ -71,18 +71,19 @@ class Target:
 def verdict(target: Target, item: Measured) -> str:
     """Return whether a target is reached, by the 95 % interval of the median.
 
-    ``yes`` and ``**not reached**`` only where the whole interval says so; else open, with why.
+    ``yes`` and ``**not reached**`` only where the whole interval says so, taken over processes: one
+    process does not show what differs between them.  Else open, with why.
     """
     found = interval(item)
     if found is None:
         return f"open: {item.repeats} rounds, 6 are needed"
-    where = ", in one process" if found.processes == 1 else ""
-    if target.reached(found.low) and target.reached(found.high):
-        return f"yes{where}"
-    if target.reached(found.low) or target.reached(found.high):
+    ends = target.reached(found.low), target.reached(found.high)
+    if any(ends) and not all(ends):
         median_says = "yes" if target.reached(item.median) else "no"
         return f"open: bound within the interval (median: {median_says})"
-    return f"**not reached**{where}"
+    if found.processes == 1:
+        return f"open: one process (its interval: {'yes' if all(ends) else 'no'})"
+    return "yes" if all(ends) else "**not reached**"
 
 
 def shown(item: Measured) -> str:

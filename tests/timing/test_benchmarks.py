@@ -59,11 +59,11 @@ def processes(*medians, rounds=3):
         (AT_MOST, processes(*[1.2, 1.3] * 4), "**not reached**"),
         # Between processes it varies more than within one: many rounds of two decide nothing.
         (AT_LEAST, processes(0.8, 0.9, rounds=50), "open: bound within the interval (median: yes)"),
-        (AT_LEAST, processes(0.9, rounds=6), "yes, in one process"),
-        (AT_LEAST, processes(0.5, rounds=6), "**not reached**, in one process"),
+        (AT_LEAST, processes(0.9, rounds=6), "open: one process (its interval: yes)"),
+        (AT_LEAST, processes(0.5, rounds=6), "open: one process (its interval: no)"),
         (AT_LEAST, processes(0.9, rounds=5), "open: 5 rounds, 6 are needed"),
         # Schema 1: no rounds, a factor on the spread.
-        (AT_LEAST, Measured(0.9, 0.1, 12, "1"), "yes, in one process"),
+        (AT_LEAST, Measured(0.9, 0.1, 12, "1"), "open: one process (its interval: yes)"),
         (AT_LEAST, Measured(0.9, 0.1, 5, "1"), "open: 5 rounds, 6 are needed"),
         (AT_LEAST, Measured(0.9, None, 12, "1"), "open: 12 rounds, 6 are needed"),
     ],
@@ -113,7 +113,7 @@ def test_a_missed_target_names_the_class_that_costs_too_much():
         ),
     ]
     (found,) = summary.target_rows(AT_LEAST, rows)
-    assert found[4] == "**not reached**, in one process"
+    assert found[4] == "open: one process (its interval: no)"
     assert found[-1] == "softmax +8.0 ms (in all +38.0)"
 
 
