@@ -144,7 +144,7 @@ def target_table(records: Sequence[RunRecord]) -> Table:
     notes = [
         "measured: median [95 % interval] (rounds, processes). The interval is that of the median "
         "over processes; with one process it is that process's own, and what differs between "
-        "processes is not inside: no verdict. Under 6 rounds there is no interval either. Time lost: "
+        "processes is not inside: no verdict. Under 6 rounds there is no interval. Time lost: "
         "the class of operators that exceeds its counted cost (or dense, where nothing is saved) "
         "by most, in ms a call; see [where the time goes](#where-the-time-goes). + = uncommitted "
         "changes."
