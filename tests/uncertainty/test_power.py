@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import simulation
+from dynllava.analysis.gate import accuracy
+from dynllava.analysis.gate.policy import Policy
 from scipy import stats
 
 from dynllava.uncertainty import exact_bounds, power, skewness
@@ -33,16 +35,18 @@ def found_rate(generator, draws, clusters, size, discordance, icc, drop, level, 
     """How often a true drop on top of the discordance is flagged at ``level``."""
     counts = np.full((draws, clusters), size)
     totals, _ = simulation.binary(generator, counts, discordance + drop, -drop, icc, law)
+    return float((all_p(totals, size) <= level).mean())
+
+
+def all_p(totals, size):
+    """p of "worse" of every draw: sign flips, mid-p for independent answers."""
     if size > 1:
-        parts = np.array_split(totals, max(1, draws // 2000))
-        return float((np.concatenate([flips_p(part) for part in parts]) <= level).mean())
-    # Independent answers: mid-p, of how many are lost and won.
+        return np.concatenate([flips_p(part) for part in np.array_split(totals, 5)])
     pairs, index = np.unique(
         np.stack([(totals < 0).sum(1), (totals > 0).sum(1)], axis=1), axis=0, return_inverse=True
     )
     tails = [flip_tails(np.repeat([-1.0, 1.0], pair)) for pair in pairs]
-    p_values = np.array([below + at / 2 for below, at, _ in tails])[index.ravel()]
-    return float((p_values <= level).mean())
+    return np.array([below + at / 2 for below, at, _ in tails])[index.ravel()]
 
 
 @pytest.mark.parametrize(
@@ -135,3 +139,31 @@ def test_either_of_two_tests():
     assert either_power(0.6, 0.8, 1.0) == 0.8
     assert either_power(0.5, 0.8, 0.0) == pytest.approx(0.9, abs=1e-3)
     assert 0.8 < either_power(0.6, 0.8, 0.7) < 0.92
+
+
+@pytest.mark.parametrize(("methods", "tasks"), [(1, 1), (4, 3), (14, 7)])
+@pytest.mark.parametrize(
+    ("clusters", "size", "discordance", "icc"),
+    [(300, 1, 0.03, 0.0), (100, 10, 0.1, 0.3), (60, 5, 0.03, 0.3)],
+)
+def test_the_gate_finds_a_drop_in_one_cell_as_often_as_it_says(
+    methods, tasks, clusters, size, discordance, icc
+):
+    """By its pooled test or its test of the cell, each corrected: 1, 12 and 98 cells."""
+    zeros = np.zeros(6)
+    cell = accuracy._Cell(
+        None, ("model", "method"), accuracy.Samples(zeros, zeros, list(range(6)), True),
+        binary_design(clusters, discordance, size, icc),
+    )  # fmt: skip
+    pooled = binary_design(clusters * tasks, discordance, size, icc)
+    shares = accuracy._shares(Policy(), methods, methods * tasks)
+    drop = accuracy._findable(cell, pooled, shares, Policy())
+    generator = np.random.default_rng([clusters, methods])
+    counts = np.full((2000, clusters), size)
+    totals = [
+        simulation.binary(generator, counts, discordance + lost, -lost, icc, "dirichlet")[0]
+        for lost in [drop, *[0.0] * (tasks - 1)]
+    ]
+    p_values = all_p(np.concatenate(totals, axis=1), size), all_p(totals[0], size)
+    flagged = (p_values[0] <= shares[0]) | (p_values[1] <= shares[1])
+    assert flagged.mean() == pytest.approx(0.8, abs=0.05)
