@@ -24,7 +24,7 @@ from dynllava.records.reading import Stored, latest, read_stores
 
 ROOT = Path(__file__).parents[1]
 MARKERS = r"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)"
-POSITIONS = ROOT / "results" / "positions"
+RESULTS, POSITIONS = ROOT / "results" / "embedded", ROOT / "results" / "positions"
 SHORT = ("attribute", "counting", "digit", "existence", "multiple_choice", "relation")
 TASKS = tuple(f"embedded_{family}" for family in (*SHORT, "caption", "caption_ppl"))
 #: Order of the methods; within one the budgets fall, the ablation on tuned weights comes last.
@@ -61,7 +61,7 @@ Runs = dict[str, list[Stored]]
 def groups() -> dict[str, Runs]:
     """Return {method at a budget on its weights: {task: its seeds}} of complete sets of tasks."""
     found: dict[str, Runs] = defaultdict(lambda: defaultdict(list))
-    for item in latest(read_stores(ROOT / "results" / "embedded")[0]):
+    for item in latest(read_stores(RESULTS)[0]):
         record = item.record
         if record.kind == "evaluation" and record.task is not None:
             found[key(record)][record.task.name].append(item)
@@ -151,7 +151,11 @@ def sections() -> dict[tuple[str, str], str]:
 
 def positions() -> str:
     """Return the pairs of runs that differ in how positions go on, with verdicts."""
-    tables = across(read_stores(POSITIONS)[0], "positions")
+    if not POSITIONS.exists():
+        return ""
+    # The compact runs are those of the README's table.
+    found = [item for folder in (RESULTS, POSITIONS) for item in read_stores(folder)[0]]
+    tables = across(found, "positions")
     parts = [f"{markdown_caption(found)}\n\n{render(found, 'markdown')}" for found in tables]
     return "\n".join(parts)
 
