@@ -83,6 +83,11 @@ def test_nothing_of_ours_uses_an_old_name():
     used = []
     for path in (path for root in roots for path in root.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module in MOVED and not node.level:
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            if not node.level and node.module in MOVED:
                 used.append(f"{path.name}: {node.module}")
+            if node.module in ("base", "methods.base", "dynllava.methods.base"):
+                names = {alias.name for alias in node.names} & set(base._MOVED)
+                used += [f"{path.name}: {name}" for name in names]
     assert used == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -77,6 +78,41 @@ def test_wheel_installed_elsewhere_works_like_the_checkout(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert all(path.startswith(str(wheel)) for path in done.stdout.split())
+
+
+@pytest.fixture(scope="session")
+def installed(wheel, tmp_path_factory):
+    """Return a function that runs a command of the wheel, far from the checkout."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment = {**os.environ, "PYTHONPATH": str(wheel), "HF_HUB_OFFLINE": "1"}
+    code = (
+        "import sys, dynllava, dynllava.cli;"
+        "assert dynllava.__file__.startswith(sys.argv.pop(1)), dynllava.__file__;"
+        "sys.exit(dynllava.cli.main())"
+    )
+
+    def run(*arguments):
+        command = [sys.executable, "-c", code, str(wheel), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert str(ROOT) not in done.stdout
+        return done.stdout
+
+    run.folder = folder
+    return run
+
+
+def test_wheel_lists_methods_and_prints_a_table_without_the_checkout(installed):
+    assert "fastv: " in installed("methods")
+    assert "dynamic_llava" in installed("table", "1")
+
+
+@pytest.mark.slow  # half a minute of evaluations
+def test_wheel_runs_the_demo_without_the_checkout(installed):
+    out = installed("demo", "--limit", "5", "--out", "demo", "--quiet")
+    assert "Look at:" in out
+    for name in ("report.html", "tables.md", "results/records.jsonl"):
+        assert (installed.folder / "demo" / name).is_file()
 
 
 def test_import_is_light():

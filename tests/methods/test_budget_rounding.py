@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dynllava.methods import create
-from dynllava.methods.base import PromptShape
 from dynllava.methods.budget import held, processed, solve
+from dynllava.plan import PromptShape
 
 #: method -> (fixed parameters, layers that are not cut)
 CUTS = {

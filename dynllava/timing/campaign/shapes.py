@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dynllava.costs.spec import PRESETS, ModelSpec
 from dynllava.errors import UserError
-from dynllava.methods.base import ModelDims
+from dynllava.plan import ModelDims
 from dynllava.plan.names import FULL, LEARNED
 
 _TINY = ModelDims(

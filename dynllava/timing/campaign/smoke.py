@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from dynllava.costs.spec import ModelSpec
-from dynllava.methods.base import PromptShape
 from dynllava.methods.presets import MEASURED
+from dynllava.plan import PromptShape
 from dynllava.plan.names import FULL, LEARNED
 
 from .. import speed
