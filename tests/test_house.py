@@ -323,3 +323,38 @@ def test_there_is_one_of_each(text):
         module for module, path in MODULES.items() if text in path.read_text(encoding="utf-8")
     }
     assert holders <= ONE_OF_EACH[text]
+
+
+# ---------------------------------------------------------------------- inside a room
+
+
+def absolute_imports_of_its_own_room(module: str, source: str) -> list[str]:
+    """Return the absolute imports of a module's own room."""
+    package = "lmms_eval_dynllava" if module.startswith("lmms") else f"dynllava.{room(module)}"
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        if any(name == package or name.startswith(f"{package}.") for name in names):
+            found.append(f"{module}:{node.lineno}")
+    return found
+
+
+def test_imports_inside_a_room_are_relative():
+    found = []
+    for module, path in MODULES.items():
+        if room(module) in ("dynllava", "benchmarks", "profiling", *DOORS):
+            continue
+        found += absolute_imports_of_its_own_room(module, path.read_text(encoding="utf-8"))
+    assert found == []
+
+
+def test_an_absolute_import_of_the_own_room_is_noticed():
+    source = "from dynllava.plan import Cut\n\nfrom dynllava import engine\n"
+    assert absolute_imports_of_its_own_room("dynllava.engine.view", source) == [
+        "dynllava.engine.view:3"
+    ]
