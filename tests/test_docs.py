@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from dynllava import methods
 from dynllava.cli import build_parser, main
+from dynllava.methods import plugins
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -115,9 +117,21 @@ LIGHT = [
 ]
 
 
+def write_shown_files(folder: Path) -> None:
+    """Write the Python files that the pages show in full: blocks that begin with their name."""
+    for page in PAGES:
+        for name, source in re.findall(
+            r"```python\n# (\w+\.py)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+        ):
+            (folder / name).write_text(source, encoding="utf-8")
+
+
 @pytest.mark.parametrize("command", LIGHT)
 def test_light_commands_run(command, capsys, tmp_path, monkeypatch):
+    write_shown_files(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(methods, "_EXTERNAL", dict(methods._EXTERNAL))
+    monkeypatch.setattr(plugins, "_FILES", {})
     assert main(words(command)[1:]) == 0
     assert capsys.readouterr().out.strip()
 
