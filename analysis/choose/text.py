@@ -213,7 +213,7 @@ def _conventions(answer: Answer) -> Iterator[str]:
     yield (
         "Prefill: FLOP (1 MAC = 2 FLOP), vision tower, projector and the method's own work "
         "included, whole batch. KV: stored at the end, whole batch, every output kept; "
-        "1 GB = 10^9 bytes. Loss: points below the dense row of the same study."
+        "1 GB is 10^9 bytes, 953.7 MiB. Loss: points below the dense row of the same study."
     )
     if answer.question.device is not None:
         yield (

@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 
 from dynllava.errors import UserError
+from dynllava.output import terminal
 from dynllava.output.cells import escape_markdown, one_line
-from dynllava.output.tables import as_csv, markdown_lines
+from dynllava.output.tables import Table, as_csv, as_text, markdown_lines
 
 from .cells import Cell, TableData
 
-FORMATS = ("markdown", "latex", "csv", "html")
+FORMATS = ("text", "markdown", "latex", "csv", "html")
 
 
 def render(table: TableData, kind: str, *, heading: bool = False) -> str:
@@ -27,9 +28,24 @@ def render(table: TableData, kind: str, *, heading: bool = False) -> str:
     """
     if kind not in FORMATS:
         raise UserError(f"format {kind!r}: accepted are {', '.join(FORMATS)}")
-    return {"markdown": _markdown, "latex": _latex, "csv": _csv, "html": _html}[kind](
-        table, heading
-    )
+    return {"text": _text, "markdown": _markdown, "latex": _latex, "csv": _csv, "html": _html}[
+        kind
+    ](table, heading)
+
+
+def _text(table: TableData, heading: bool) -> str:
+    """Return plain text no wider than the terminal; ``*`` is best, ``+`` second."""
+    rows = []
+    for row in table.rows:
+        parts = [cell_parts(cell, index in table.exploded) for index, cell in enumerate(row)]
+        ranks = [{1: "*", 2: "+"}.get(cell.rank, "") for cell in row]
+        rows.append([f"{a}{mark}{b}" for (a, b), mark in zip(parts, ranks, strict=True)])
+    left = next((i for i, side in enumerate(_alignment(table)) if side == "r"), len(table.headers))
+    notes = [*table.notes, *missing_notes(table)]
+    if any(cell.rank for row in table.rows for cell in row):
+        notes.append("* best, + second best.")
+    made = Table(f"{caption(table)}.", _headers(table), rows, notes, left)
+    return as_text([made], terminal.columns())
 
 
 def caption(table: TableData) -> str:
@@ -228,6 +244,8 @@ def _html(table: TableData, heading: bool) -> str:
 
 def document(tables: Sequence[TableData], kind: str) -> str:
     """Return all tables in one document that ends with the cells that differ from print."""
+    if kind == "text":
+        return "\n".join(render(table, kind) for table in tables)
     if kind == "csv":
         return "\n".join(f"# {caption(table)}\n{render(table, kind)}" for table in tables)
     body = "\n".join(render(table, kind, heading=True) for table in tables)

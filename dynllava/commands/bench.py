@@ -16,8 +16,8 @@ from dynllava.errors import UserError
 from dynllava.methods.presets import MEASURED
 
 HELP = "measure speed against the dense model, and how much of the counted saving is real"
+EXAMPLE = "dynllava bench --model mid-size --methods dynamic_llava fastv:k=2 --output-tokens 64"
 
-DEFAULT_STORE = "results/bench"
 LARGEST_BATCH = 65_536
 
 
@@ -71,12 +71,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     campaign.add_argument("--minutes", type=float, default=9.0, help="wall-clock time it may take")
     campaign.add_argument("--part", type=int, help="one part only, 1 to 6")
     campaign.add_argument("--shape", default="7b", help="7b, 13b or tiny (a rehearsal on a CPU)")
-    parser.add_argument("--store", default=DEFAULT_STORE, help="folder of the record store")
-    parser.add_argument("--no-record", action="store_true", help="append nothing to the store")
+    parser.add_argument(
+        "--store", help="append records to this store (default: nothing is written)"
+    )
+    parser.add_argument("--no-record", action="store_true", help="append no records to --store")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure every batch size and length, print the tables, append the records."""
+    """Measure every batch size and length, print the tables, append records where asked."""
     if args.campaign:
         start = time.time()  # importing torch is part of the time
         from dynllava.timing.campaign import runner
@@ -98,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.engine.attention import check_kernel
     from dynllava.models.loading import check_device, default_dtype, parse_dtype
     from dynllava.output import tables as render
+    from dynllava.output import terminal
     from dynllava.records import RecordStore
     from dynllava.records.environment import capture
     from dynllava.timing import bench, bench_report
@@ -114,7 +117,8 @@ def run(args: argparse.Namespace) -> int:
     check_count("--repeats", args.repeats, LARGEST["output_tokens"])
     if args.warmup < 0:
         raise UserError(f"--warmup {args.warmup}: accepted is a number from 0")
-    if not args.no_record:
+    writes = args.store and not args.no_record
+    if writes:
         RecordStore(args.store).check_writable()
     check_device(args.device)
     check_kernel(args.attention)
@@ -139,9 +143,10 @@ def run(args: argparse.Namespace) -> int:
             results = bench.measure(subjects, plan, _progress)
             rows += bench_report.csv_rows(results)
             if args.style in ("text", "markdown"):
-                show = render.as_markdown if args.style == "markdown" else render.as_text
-                print(show(bench_report.tables(results, args.clock)))
-            if not args.no_record:
+                made = bench_report.tables(results, args.clock)
+                text = render.as_text(made, terminal.columns())
+                print(render.as_markdown(made) if args.style == "markdown" else text)
+            if writes:
                 environment = capture(args.device, dtype, args.attention)
                 for result in results:
                     RecordStore(args.store).append(bench_report.record(result, environment))
@@ -150,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.style == "json":
         document = [dict(zip(bench_report.COLUMNS, row, strict=True)) for row in rows]
         print(json.dumps(document, indent=2))
-    if not args.no_record:
+    if writes:
         print(f"records appended to {args.store}", file=sys.stderr)
     return 0
 
@@ -159,9 +164,9 @@ def _processes(args: argparse.Namespace) -> int:
     """Run the same measurement in several processes in turn; their records are pooled later."""
     if args.processes < 1:
         raise UserError(f"--processes {args.processes}: accepted is 1 or more")
-    if args.no_record or args.style in ("json", "csv"):
+    if not args.store or args.no_record or args.style in ("json", "csv"):
         raise UserError(
-            "--processes: several processes meet in the records (no --no-record), and "
+            "--processes: several processes meet in the records (accepted is --store FOLDER), and "
             "print text or Markdown"
         )
     command = [sys.executable, "-m", "dynllava", "bench", "--methods", *args.methods]

@@ -15,6 +15,7 @@ from dynllava.errors import UserError
 from .bench import DEFAULT_STORE
 
 HELP = "say whether a model, its methods and tasks can run here, and how"
+EXAMPLE = "dynllava check embedded --methods fastv:k=2 --tasks embedded"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dynllava.records import RunRecord
 
 HELP = "evaluate methods and budgets on benchmarks, resumable"
+EXAMPLE = "dynllava compare --methods full fastv dynamic_llava --budgets 96 67 --out runs/embedded"
+RESUMES = True
+"""Started again, it goes on where it was stopped."""
 DEFAULT_STORE = "results/compare"
 
 
@@ -134,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.evaluation.runner import ModelRunner
     from dynllava.evaluation.summary import summary
     from dynllava.evaluation.sweep import run_sweep
+    from dynllava.output import terminal
     from dynllava.preflight import Wanted, check_model
     from dynllava.records import RecordStore
     from dynllava.tasks.access import without_judges
@@ -215,8 +219,8 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         # Not the first of several processes: that one prints and returns the outcome.
         return 0
-    print(summary(records, RecordStore(args.out)))
-    print(f"{len(records)} records in {args.out}")
+    print(summary(records, RecordStore(args.out), terminal.columns()))
+    print(f"wrote {len(records)} records to {args.out}")
     return int(any(record.status == "failed" for record in records))
 
 

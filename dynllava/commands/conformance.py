@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dynllava.conformance import CaseResult
 
 HELP = "certificate of faithfulness: compare with recorded official tensors"
+EXAMPLE = "dynllava conformance tests/data/golden/baselines"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 HELP = "convert a checkpoint (official <-> Hugging Face)"
+EXAMPLE = "dynllava convert liuhaotian/llava-v1.5-7b out/llava-1.5-7b-hf"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dynllava.records import RunRecord
 
 HELP = "compare methods on the embedded suite: curves, tables, report"
+EXAMPLE = "dynllava demo --out demo"
 BUDGETS = (60.0, 96.0)
 SHOWN = (("caption", 0), ("attribute", 0), ("counting", 1))
 """Samples of the test split (family, number) whose kept tokens the report shows."""

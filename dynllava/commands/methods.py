@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 HELP = "list the compression methods"
+EXAMPLE = "dynllava methods"
 
 LAYERS = 32
 """Decoder layers of the model that the defaults are read for (LLaVA-1.5-7B)."""

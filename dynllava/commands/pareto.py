@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 HELP = "plot accuracy against any cost (PNG, SVG, CSV)"
+EXAMPLE = "dynllava pareto pareto --cost prefill_flops kv_bytes"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
     own = measured_points(read_results(args.results))
     pages = collections(own, args.source or SOURCES, args.model)
     for path in write_pages(pages, args.out, costs, args.average):
-        print(path)
+        print(f"wrote {path}")
     return 0

@@ -11,6 +11,7 @@ import argparse
 from dynllava.errors import UserError
 
 HELP = "samples that decide a margin at a power, alone and in a family of comparisons"
+EXAMPLE = "dynllava plan-samples --margin 0.01 --discordance 0.03"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dynllava.output.tables import Table
 
 HELP = "count FLOPs and KV memory, estimate times (no weights needed)"
+EXAMPLE = "dynllava profile --method fastv:k=2,keep_ratio=0.25 --device a100-80g"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

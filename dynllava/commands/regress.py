@@ -12,6 +12,7 @@ import sys
 from dynllava.errors import UserError
 
 HELP = "regression gate: candidate against base (exit 0, 1 or 2)"
+EXAMPLE = "dynllava regress results/base results/candidate"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 HELP = "write the HTML report (and report.md)"
+EXAMPLE = "dynllava report report.html --results results"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -21,5 +22,5 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.analysis.report.write import write_report
 
     for path in write_report(args.out, args.results):
-        print(path)
+        print(f"wrote {path}")
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 from dynllava.errors import UserError
 
 HELP = "answer one question and draw kept patches and dropped words"
+EXAMPLE = 'dynllava show photo.jpg "what is on the table?" --pretrained llava-hf/llava-1.5-7b-hf'
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     kept, total = len(overlay.kept), overlay.grid**2
     dropped = sum(not keep for _, keep in overlay.words)
     print(f"{label}: {kept} of {total} patches kept, {dropped} output tokens dropped")
-    print(write_bytes(args.out or source.with_name(f"{source.stem}-{name}.png"), draw(overlay)))
+    drawn = args.out or source.with_name(f"{source.stem}-{name}.png")
+    print(f"wrote {write_bytes(drawn, draw(overlay))}")
     if args.store:
-        print(overlay.write(Path(args.store) / FOLDER / f"{source.stem}-{name}.json"))
+        print("wrote", overlay.write(Path(args.store) / FOLDER / f"{source.stem}-{name}.json"))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from dynllava.analysis.tables.cells import TableData
 
 HELP = "regenerate a table of the paper (1-17, all), or of own runs (ours, across)"
+EXAMPLE = "dynllava table 1 --with-ours"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +30,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="for across: paired verdicts of its values against the default one",
     )
     parser.add_argument(
-        "--format", choices=("markdown", "latex", "csv", "html"), default="markdown"
+        "--format",
+        choices=("text", "markdown", "latex", "csv", "html"),
+        help="default: text on a terminal, else markdown",
     )
     parser.add_argument("--with-ours", action="store_true", help="append rows of own runs")
     parser.add_argument("--results", default="results", help="folder of run records")
@@ -37,11 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print or write the table."""
+    if args.format is None:
+        shown = sys.stdout.isatty() and not args.out
+        args.format = "text" if shown else "markdown"
     text = _text(args)
     if args.out:
         from dynllava.output.files import write_text
 
-        print(write_text(args.out, text))
+        print(f"wrote {write_text(args.out, text)}")
     else:
         print(text, end="")
     return 0

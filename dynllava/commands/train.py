@@ -7,6 +7,9 @@ import argparse
 from dynllava.training.arguments import configure
 
 HELP = "train predictors (or a model under another method)"
+EXAMPLE = "dynllava train embedded --dry-run"
+RESUMES = True
+"""Started again, it goes on where it was stopped."""
 
 __all__ = ["HELP", "configure", "run"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from dynllava.analysis.points.evidence import caveat
@@ -9,9 +10,12 @@ from dynllava.analysis.points.measured import measured_points
 from dynllava.analysis.report.against_dense import against_dense
 from dynllava.analysis.report.against_dense import lines as lines_against
 from dynllava.analysis.report.beside_accuracy import HEADERS, Beside, beside_accuracy, key
+from dynllava.output import terminal
 from dynllava.records import RecordStore, RunRecord
 from dynllava.records.reading import Stored
 from dynllava.tasks.registry import BENCHMARKS
+
+_NUMBER = re.compile(r"-?[0-9.]+(e[+-]?[0-9]+)?")
 
 PAPER_MODELS = {(32, 4096): "llava-1.5-7b", (40, 5120): "llava-1.5-13b"}
 """Models of the published tables by decoder layers and hidden size."""
@@ -24,7 +28,9 @@ COSTS = (
 )
 
 
-def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> str:
+def summary(
+    records: Sequence[RunRecord], store: RecordStore | None = None, width: int | None = None
+) -> str:
     """Return a text table of scores ± standard errors (with n) and mean costs.
 
     Runs that differ in the seed of their draw alone are one row: the mean, and the lowest and
@@ -35,6 +41,9 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
     are means over the tasks of a row.  Failed runs show as ``failed`` and are listed below.  Below
     them stand, for each of the paper's benchmarks, the published score of the dense model (where it
     is one of the paper's) and what keeps an own score from being compared with it.
+
+    With a ``width`` the table wraps within so many columns, and the best score of each task is
+    marked with ``*``.
     """
     rows: dict[tuple[str, str, str], dict[str, list[RunRecord]]] = {}
     tasks: dict[str, None] = {}
@@ -57,18 +66,50 @@ def summary(records: Sequence[RunRecord], store: RecordStore | None = None) -> s
             row += figures.texts() if figures else ["-"] * len(HEADERS)
         table.append([*row, *(_cost(flat, *item) for item in costs)])
     notes = [caveat(next(iter(found.values()))[0]) for found in rows.values()]
+    if width is not None:
+        _mark_best(table, {1 + len(named) + i: task for i, task in enumerate(tasks)}, records)
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in table
     ]
-    lines = _apart(lines, notes, "  ".join("-" * width for width in widths))
+    if width is not None and max(map(len, lines)) > width:
+        lines = []
+        for note in sorted(dict.fromkeys(notes)):
+            own = [row for row, said in zip(table[1:], notes, strict=True) if said == note]
+            lines += [f"{note}:"] if note else []
+            lines += terminal.grid(table[0], own, len(table[0]), width)
+    else:
+        lines = _apart(lines, notes, "  ".join("-" * size for size in widths))
     lines += [
         f"failed: {record.method.shown}, {record.task.name}: {record.error}"
         for record in records
         if record.status == "failed" and record.task is not None
     ]
-    return "\n".join([*lines, *_against_dense(records, store), *_published(records)])
+    below = [*_against_dense(records, store), *_published(records)]
+    if width is not None:
+        below = [line for text in below for line in _wrapped(text, width)]
+    return "\n".join([*lines, *below])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    start = text[: len(text) - len(text.lstrip())]
+    return terminal.paragraph(text, width, start, f"{start}  ")
+
+
+def _mark_best(
+    table: list[list[str]], columns: dict[int, str], records: Sequence[RunRecord]
+) -> None:
+    """Put ``*`` behind the best value of each task, where rows differ."""
+    better = {record.task.name: record.task.higher_is_better for record in records if record.task}
+    for column, task in columns.items():
+        cells = [row[column] for row in table[1:]]
+        numbers = {cell: float(found[0]) for cell in cells if (found := _NUMBER.match(cell))}
+        if len(set(numbers.values())) > 1:
+            best = (max if better[task] else min)(numbers.values())
+            for row in table[1:]:
+                if numbers.get(row[column]) == best:
+                    row[column] = row[column].replace(" (", "* (", 1)
 
 
 def _apart(lines: list[str], notes: list[str], rule: str) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from . import terminal
 from .cells import csv_cell
 
+BINARY = ((2**40, "Ti"), (2**30, "Gi"), (2**20, "Mi"), (2**10, "Ki"))
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -25,15 +26,19 @@ class Table:
 
 
 def quantity(value: float, unit: str) -> str:
-    """Return a number with its unit, e.g. ``"8.86 TFLOP"``, ``"1.34 GB"``, ``"71.5 %"``."""
+    """Return a number with its unit, e.g. ``"8.86 TFLOP"``, ``"1.25 GiB"``, ``"71.5 %"``.
+
+    Bytes are binary everywhere in this project (1 KiB = 1024), all else is decimal.
+    """
     if unit == "1":
-        return f"{100 * value:.1f} %"
+        text = f"{100 * value:.1f}"
+        return f"{'0.0' if text == '-0.0' else text} %"
     if unit == "s":
         return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
     if unit in ("token", "sequence"):
         return f"{int(value)}"
-    symbol = "B" if unit == "byte" else unit
-    for size, prefix in PREFIXES:
+    symbol, steps = ("B", BINARY) if unit == "byte" else (unit, PREFIXES)
+    for size, prefix in steps:
         if abs(value) >= size:
             return f"{value / size:.4g} {prefix}{symbol}"
     return f"{value:.4g} {symbol}"
