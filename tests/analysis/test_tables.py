@@ -109,7 +109,7 @@ def test_hostile_text_is_escaped():
     assert r"\textless{}script\textgreater{}\textbar{}x\_\%" in table_render.render(table, "latex")
 
 
-@pytest.mark.parametrize("kind", table_render.FORMATS)
+@pytest.mark.parametrize("kind", [kind for kind in table_render.FORMATS if kind != "text"])
 def test_a_label_stays_text_in_whatever_opens_the_table(kind):
     hostile = [
         "=HYPERLINK(1)", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", "\t=1",
