@@ -12,8 +12,7 @@ from pathlib import Path
 
 from dynllava.errors import UserError
 
-from .bench import DEFAULT_STORE
-
+RECORDS = "results/bench"
 HELP = "say whether a model, its methods and tasks can run here, and how"
 EXAMPLE = "dynllava check embedded --methods fastv:k=2 --tasks embedded"
 
@@ -39,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--records",
         metavar="FOLDER",
-        help=f"bench records that times are predicted from; default: {DEFAULT_STORE}",
+        help=f"bench records that times are predicted from; default: {RECORDS}",
     )
     parser.add_argument(
         "--question", metavar="TEXT", help="asked about one image; default: What is in the picture?"
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
             args.image_aspect,
             args.image_backend,
             args.question or QUESTION,
-            args.records or DEFAULT_STORE,
+            args.records or RECORDS,
         )
     )
     tasks = expand(args.tasks)
