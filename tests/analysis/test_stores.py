@@ -7,6 +7,7 @@ from dynllava.analysis import style
 from dynllava.analysis.pareto.data import groups, panel
 from dynllava.analysis.points.measured import measured_points
 
+from dynllava import methods
 from dynllava.cli import main
 from dynllava.records import Measured, MethodInfo
 from dynllava.records.reading import latest, read_stores, sample_score
@@ -160,3 +161,10 @@ def test_forms_of_a_method_have_its_colour_and_differ_in_their_marks():
     assert (other.marker, other.dashes) != (plain.marker, plain.dashes)
     assert style.name("fastv k=5") == "FastV k=5"
     assert style.look("prumerge") != style.look("prumerge+")
+
+
+def test_no_two_methods_look_alike_and_all_have_a_name():
+    looks = {name: style.look(name) for name in methods.names()}
+    marks = [(look.colour, look.marker) for look in looks.values()]
+    assert len(set(marks)) == len(marks)
+    assert all(style.name(name) != name for name in looks)
