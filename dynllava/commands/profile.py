@@ -37,7 +37,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--method-args", nargs="*", default=[], metavar="NAME=VALUE", help="method parameters"
     )
     what.add_argument("--prompt-tokens", type=int, default=60, help="text tokens of the prompt")
-    what.add_argument("--no-image", action="store_true", help="text-only prompt")
+    picture = what.add_mutually_exclusive_group()
+    picture.add_argument(
+        "--image", metavar="WIDTHxHEIGHT", help="pixels of the picture; default: 336x336"
+    )
+    picture.add_argument("--no-image", action="store_true", help="text-only prompt")
     what.add_argument("--output-tokens", type=int, default=64, help="generated tokens")
     what.add_argument("--batch", type=int, default=1, help="equal sequences")
     what.add_argument("--dtype", default="float16", help="of weights and KV cache")
@@ -160,6 +164,9 @@ def _run_of(args: argparse.Namespace) -> Run:
     from dynllava.methods.parameters import parse_with
 
     spec = load_spec(args.model)
+    if args.image is not None:
+        width, height = _size(args.image)
+        spec = spec.for_image(height, width)
     method = parse_with(args.method, args.method_args).create()
     method.plan(spec.dims.layers).check_model(spec.dims.heads, spec.image_tokens)
     for name, most in LARGEST.items():
@@ -172,6 +179,19 @@ def _run_of(args: argparse.Namespace) -> Run:
     if not 0 <= rate <= 1:
         raise UserError(f"--realised-output-keep {rate}: accepted is a share in [0, 1]")
     return item.realised(output_keep=rate)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from dynllava.errors import UserError
+    from dynllava.images import LONGEST_SIDE
+
+    width, cross, height = text.partition("x")
+    sides = [int(side) if side.isdecimal() else 0 for side in (width, height)]
+    if not cross or not all(1 <= side <= LONGEST_SIDE for side in sides):
+        raise UserError(
+            f"--image {text}: accepted is WIDTHxHEIGHT in pixels, each from 1 to {LONGEST_SIDE}"
+        )
+    return sides[0], sides[1]
 
 
 def _print(style: str, tables: list[Table], columns: Any, rows: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ def sdpa_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({"sdpa": macs})
 
 
+def convolution_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Rule of fvcore for ``aten::_convolution_mode`` (padding by name, as SigLIP's patches)."""
+    macs = math.prod(outputs[0].type().sizes()) * math.prod(inputs[1].type().sizes()[1:])
+    return Counter({"conv": macs})
+
+
 def fvcore_count(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Count:
     """Count ``module(*inputs)`` with fvcore.
 
@@ -73,6 +80,7 @@ def fvcore_count(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Count:
         raise UserError("fvcore is not installed: pip install 'dynllava[profile]'", 1) from None
     analysis = FlopCountAnalysis(module, inputs)
     analysis.set_op_handle("aten::scaled_dot_product_attention", sdpa_macs)
+    analysis.set_op_handle("aten::_convolution_mode", convolution_macs)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
     with _quiet("fvcore"):

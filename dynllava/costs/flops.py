@@ -13,6 +13,7 @@ from dynllava.plan import ModelDims
 from dynllava.plan.operations import layer_macs
 
 from .spec import ModelSpec, VisionDims
+from .towers import Picture
 
 FLOPS_PER_MAC = 2
 
@@ -41,8 +42,10 @@ def lm_head(dims: ModelDims, rows: int, batch: int = 1) -> int:
     return batch * rows * dims.hidden * dims.vocab
 
 
-def vision_tower(vision: VisionDims, images: int = 1) -> int:
-    """Return MACs of a CLIP vision transformer: patch convolution and *all* its layers."""
+def vision_tower(vision: VisionDims | Picture, images: int = 1) -> int:
+    """Return MACs of a vision transformer: patch convolution and *all* its layers."""
+    if isinstance(vision, Picture):
+        return images * vision.tower_macs()
     n = vision.tokens
     patch = vision.patches * vision.channels * vision.patch_size**2 * vision.hidden
     layer = n * (4 * vision.hidden**2 + 2 * vision.hidden * vision.intermediate)
@@ -51,9 +54,12 @@ def vision_tower(vision: VisionDims, images: int = 1) -> int:
 
 
 def projector(spec: ModelSpec, images: int = 1) -> int:
-    """Return MACs of LLaVA-1.5's two-layer MLP projector, or of a TokenPacker."""
+    """Return MACs of a two-layer MLP projector, of a TokenPacker, or of a family's own."""
     if spec.vision is None:
         return 0
+    if isinstance(spec.vision, Picture):
+        cut = spec.image_tokens != spec.vision.image_tokens
+        return images * spec.vision.projector_macs(spec.image_tokens if cut else None)
     if spec.packer is not None:
         from dynllava.models.token_packer import macs
 

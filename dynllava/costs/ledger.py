@@ -95,6 +95,10 @@ class Run:
         if spec.vision is None:
             return spec
         smaller = sizing(self.method)
+        if spec.family is not None and smaller is not None:
+            raise UserError(
+                f"{self.method.name}: makes pictures smaller, which is counted for LLaVA-1.5 only"
+            )
         if smaller is None:
             stages = self.method.plan(spec.dims.layers).stages(self.shape)
             cut = [stage.after for stage in stages if stage.cut.stage == "features"]

@@ -15,6 +15,7 @@ from dynllava.plan import ModelDims, Operation
 from . import flops, ledger
 from .devices import Device
 from .spec import ModelSpec, VisionDims, dtype_bytes
+from .towers import Picture
 
 COMPUTE_EFFICIENCY = 0.6
 """Default share of peak FLOP/s that large matrix products are assumed to reach."""
@@ -115,9 +116,13 @@ def vision_work(spec: ModelSpec, batch: int, size: int) -> dict[str, Work]:
     if vision is None:
         return {}
     parts = spec.parameters()
-    moved = parts["vision_tower"] + batch * _vision_activations(vision)
+    moved = parts["vision_tower"] + batch * (
+        vision.activations() if isinstance(vision, Picture) else _vision_activations(vision)
+    )
     rows = batch * spec.image_tokens
     width = vision.hidden * spec.feature_layers
+    if isinstance(vision, Picture):
+        rows, width = batch * vision.projected, vision.hidden * vision.of.merge**2
     projected = parts["projector"] + rows * (width + 3 * spec.dims.hidden)
     return {
         "vision_tower": Work(flops.FLOPS_PER_MAC * flops.vision_tower(vision, batch), size * moved),

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dynllava.errors import UserError
+from dynllava.models.families import FAMILIES
 from dynllava.models.sanity import check_sizes
 from dynllava.output.files import read_json_object, reason
-from dynllava.plan import ModelDims, PromptShape, Shape, TowerDims
+from dynllava.plan import ModelDims, PromptShape, Shape, Text, TowerDims
+
+from .family_presets import SIZES
+from .towers import FamilyTower, Picture, tower_from_config
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8": 1}
 """Bytes of one element by dtype name."""
+
+FAMILY_TYPES = frozenset(FAMILIES) - {"llava"}
+"""``model_type`` of families whose pictures keep their size or are cut into crops."""
 
 TEXT_BEFORE_IMAGE = 35
 """Text tokens before the image in LLaVA's v1 conversation template (system prompt, role)."""
@@ -44,6 +52,9 @@ class VisionDims:
         return self.patches + 1
 
 
+PICTURE = (336, 336)
+"""Height and width in pixels of the picture that costs are counted for unless said otherwise."""
+
 CLIP_VIT_L14_336 = VisionDims(1024, 24, 16, 4096, 336, 14)
 
 
@@ -57,8 +68,9 @@ class ModelSpec:
         Preset name, folder, or what the caller calls it.
     dims : ModelDims
         Language model (and predictors); the tower's sizes are filled in from ``vision``.
-    vision : VisionDims or None
-        Vision tower; None where image embeddings are given (then no projector either).
+    vision : VisionDims, Picture or None
+        Vision tower (of the other families: and the picture that it sees); None where image
+        embeddings are given (then no projector either).
     image_tokens : int
         Image tokens of one image at the language model's input.
     tied : bool
@@ -67,15 +79,18 @@ class ModelSpec:
         Vision layers whose features are concatenated for the projector.
     packer : tuple of int or None
         Edge of a block and width of a TokenPacker projector.
+    family : FamilyTower or None
+        How a family beside LLaVA-1.5 treats a picture of any size.
     """
 
     name: str
     dims: ModelDims
-    vision: VisionDims | None
+    vision: VisionDims | Picture | None
     image_tokens: int
     tied: bool = False
     feature_layers: int = 1
     packer: tuple[int, int] | None = None
+    family: FamilyTower | None = None
 
     def __post_init__(self) -> None:
         seen = self.vision
@@ -83,11 +98,21 @@ class ModelSpec:
             tower = TowerDims(seen.layers, seen.hidden, seen.heads, seen.patches)
             object.__setattr__(self, "dims", replace(self.dims, tower=tower))
 
+    def for_image(self, height: int, width: int) -> ModelSpec:
+        """Return the model with a picture of this size; LLaVA-1.5 resizes all to one."""
+        if self.family is None:
+            return self
+        picture = self.family.picture(height, width)
+        dims = replace(self.dims, tower=None)
+        return replace(self, dims=dims, vision=picture, image_tokens=picture.image_tokens)
+
     def prompt(self, text_tokens: int, images: int = 1) -> Shape:
         """Return a prompt of ``text_tokens`` text tokens around ``images`` images (0 or 1)."""
         if text_tokens < 1:
             raise UserError(f"prompt tokens {text_tokens}: accepted is 1 or more")
         before = min(TEXT_BEFORE_IMAGE, text_tokens - 1)
+        if isinstance(self.vision, Picture) and images:
+            return Shape((Text(before), *self.vision.spans, Text(text_tokens - before)))
         return PromptShape(before, images * self.image_tokens, text_tokens - before)
 
     def layer_parameters(self) -> dict[str, int]:
@@ -109,7 +134,9 @@ class ModelSpec:
             "embedding": d.vocab * d.hidden,
             "lm_head": 0 if self.tied else d.vocab * d.hidden,
         }
-        if self.vision is not None:
+        if isinstance(self.vision, Picture):
+            parts |= self.vision.of.parameters()
+        elif self.vision is not None:
             v = self.vision
             block = 4 * v.hidden * (v.hidden + 1) + 4 * v.hidden
             block += 2 * v.hidden * v.intermediate + v.intermediate + v.hidden
@@ -139,6 +166,7 @@ MID_SIZE = ModelSpec("mid-size", ModelDims(8, 512, 8, 8, 64, 1376, 2000), None, 
 """Random-weight model of the CPU benchmarks (image embeddings are fed, no vision tower)."""
 
 PRESETS = {spec.name: spec for spec in (LLAVA_15_7B, LLAVA_15_13B, MID_SIZE)}
+"""Models that weights can be made for (``dynllava bench``)."""
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -158,6 +186,9 @@ def load_spec(name: str) -> ModelSpec:
     """
     if name in PRESETS:
         return PRESETS[name]
+    if name in SIZES:
+        dims, tower, tied = SIZES[name]
+        return ModelSpec(name, dims, None, 0, tied, family=tower).for_image(*PICTURE)
     if name == "embedded":
         from dynllava.embedded import dynamic_path
 
@@ -165,8 +196,8 @@ def load_spec(name: str) -> ModelSpec:
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise UserError(
-            f"model {name!r}: accepted are {', '.join(PRESETS)}, embedded, or a local folder "
-            "with a config.json"
+            f"model {name!r}: accepted are {', '.join((*PRESETS, *SIZES))}, "
+            "embedded, or a local folder with a config.json"
         )
     return spec_from_folder(folder)
 
@@ -175,16 +206,34 @@ def spec_from_folder(folder: Path) -> ModelSpec:
     """Return the spec of the ``config.json`` in ``folder`` (Hugging Face or original LLaVA)."""
     path = folder / "config.json"
     raw = read_json_object(path)
-    check_sizes(raw, path)
+    if raw.get("model_type") not in FAMILY_TYPES:
+        check_sizes(raw, path)
     try:
-        return spec_from_config(raw, str(folder))
+        return spec_from_config(raw, str(folder), image_values(folder))
     except Exception as error:
         # transformers checks each field in a way (and with an error class) of its own.
         raise UserError(f"{path}: not a LLaVA or LLaMA config ({reason(error)})") from None
 
 
-def spec_from_config(raw: dict[str, Any], name: str) -> ModelSpec:
-    """Return the spec of a parsed ``config.json``."""
+def image_values(folder: Path) -> dict[str, Any]:
+    """Return what a folder says about preparing pictures; empty if it says nothing."""
+    own = folder / "preprocessor_config.json"
+    if own.is_file():
+        return read_json_object(own)
+    nested = folder / "processor_config.json"
+    found = read_json_object(nested).get("image_processor") if nested.is_file() else None
+    return found if isinstance(found, dict) else {}
+
+
+def spec_from_config(
+    raw: dict[str, Any], name: str, images: Mapping[str, Any] | None = None
+) -> ModelSpec:
+    """Return the spec of a parsed ``config.json``.
+
+    ``images`` is ``preprocessor_config.json``, for families whose image tokens depend on it.
+    """
+    if raw.get("model_type") in FAMILY_TYPES:
+        return _family_spec(raw, name, images or {})
     from transformers import CLIPVisionConfig, LlamaConfig
 
     kind = raw.get("model_type", "")
@@ -224,6 +273,21 @@ def spec_from_config(raw: dict[str, Any], name: str) -> ModelSpec:
         text = LlamaConfig(**raw)
         return ModelSpec(name, _llama_dims(text), None, 0, bool(text.tie_word_embeddings))
     raise ValueError(f"model_type {kind!r}")
+
+
+def _family_spec(raw: dict[str, Any], name: str, images: Mapping[str, Any]) -> ModelSpec:
+    from transformers import CONFIG_MAPPING
+
+    # Published files leave out what equals a class's default, and some have no text_config.
+    config = CONFIG_MAPPING[raw["model_type"]](**raw)
+    whole, text = config.to_dict(), config.text_config
+    tower = tower_from_config(
+        raw["model_type"], whole["vision_config"], whole, text.hidden_size, images
+    )
+    # Where the two disagree, transformers ties by the outer configuration.
+    tied = bool(config.tie_word_embeddings)
+    spec = ModelSpec(name, _llama_dims(text), None, 0, tied, family=tower)
+    return spec.for_image(*PICTURE)
 
 
 def _llama_dims(config: Any) -> ModelDims:

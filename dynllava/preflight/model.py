@@ -76,13 +76,11 @@ def check_model(wanted: Wanted) -> Preflight:
     _images(found, wanted, checkpoint)
     if not found.ready or values is None:
         return found
-    if checkpoint.layout is Layout.STOCK:
-        found.add("note", "memory", "not predicted for this family")
-        return found
     spec = _guarded(found, "configuration", lambda: spec_of(checkpoint))
     if spec is None:
         return found
-    positions = (values.get("text_config") or {}).get("max_position_embeddings")
+    text_values = values.get("text_config") or values
+    positions = text_values.get("max_position_embeddings")
     if positions and prompt:
         need = prompt + wanted.max_new_tokens
         level = "ok" if need <= positions else "note"
@@ -94,7 +92,7 @@ def check_model(wanted: Wanted) -> Preflight:
         )
     methods = _methods(found, wanted, checkpoint, values, spec.dims.layers)
     for name, method in methods.items():
-        text = max(2, prompt - spec.image_tokens)
+        text = max(2, prompt - image_positions(spec))
         memory(found, name, method, spec, text, wanted, device, dtype)
     run_time(found, spec, device, wanted.records)
     return found
@@ -123,12 +121,19 @@ def _guarded(found: Preflight, topic: str, work: Any) -> Any:
 
 def spec_of(checkpoint: Checkpoint) -> Any:
     """Return a checkpoint's :class:`~dynllava.costs.spec.ModelSpec`, whatever its layout."""
-    from dynllava.costs.spec import spec_from_config
+    from dynllava.costs.spec import image_values, spec_from_config
 
     try:
-        return spec_from_config(hf_values(checkpoint), checkpoint.name)
+        images = image_values(checkpoint.folder)
+        spec = spec_from_config(hf_values(checkpoint), checkpoint.name, images)
+        return spec.for_image(PICTURE[1], PICTURE[0])
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{checkpoint.folder}: not a LLaVA config ({error!r})") from None
+
+
+def image_positions(spec: Any) -> int:
+    """Return the positions of a picture in a prompt, newline tokens included."""
+    return spec.prompt(1).total - 1
 
 
 def _files(found: Preflight, checkpoint: Checkpoint) -> None:
