@@ -18,6 +18,7 @@ from .statistics import Sample, category_mean_f1, read_sample, standard_error
 _MEANS = {
     "input_tokens": "token",
     "output_tokens": "token",
+    "image_tokens": "token",
     "image_tokens_kept": "token",
     "kv_entries": "entry",
     "kv_bytes": "byte",
@@ -143,6 +144,13 @@ def _ledger(
 ) -> dict[str, Counted]:
     """Return what the schedule says; FLOPs only where the prompt's length is known."""
     known = "input_tokens" in means
+    about = "at the mean prompt length"
+    if spec.family is not None:
+        if "image_tokens" not in means:
+            return {}
+        # Pictures differ in size: the mean number of their tokens, and no tower.
+        tokens = round(means.get("image_tokens", 0))
+        spec, about = replace(spec, vision=None, image_tokens=tokens), f"{about}, without the tower"
     text = round(means["input_tokens"]) - spec.image_tokens if known else _ANY_TEXT
     if text < 1:
         return {}
@@ -165,6 +173,6 @@ def _ledger(
     for mode in modes if known else ():
         macs = ledger.total(ledger.entries(run, mode))
         found[f"{mode}_flops"] = Counted(
-            flops.FLOPS_PER_MAC * macs, "FLOP", "counted at the mean prompt length", mode
+            flops.FLOPS_PER_MAC * macs, "FLOP", f"counted {about}", mode
         )
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dynllava import methods
-from dynllava.costs.spec import ModelSpec, spec_from_config
+from dynllava.costs.spec import ModelSpec, image_values, spec_from_config
 from dynllava.errors import UserError
 from dynllava.methods.base import Method
 from dynllava.records import Environment, ModelInfo
@@ -86,11 +86,13 @@ class ModelRunner:
             raise UserError(f"{pretrained}: has no tokenizer, so it cannot be evaluated")
         self.image_aspect = resolve_aspect(is_llava(self.processor), image_aspect)
         self.trained = self.model.image_predictor is not None
-        self.spec = spec_from_config(self.model.config.to_dict(), pretrained)
+        folder = Path(resolve(pretrained))
+        values = self.model.config.to_dict()
+        self.spec = spec_from_config(values, pretrained, image_values(folder))
         dims = self.spec.dims
         self.info = ModelInfo(
             name or pretrained,
-            hash_files(Path(resolve(pretrained))),
+            hash_files(folder),
             dims.layers,
             dims.hidden,
             self.spec.image_tokens,

@@ -133,6 +133,16 @@ class LlavaEncoder:
         return added_ids(tokenizer, before, both, continuation)
 
 
+def image_tokens(processor: Any, input_ids: torch.Tensor) -> list[int] | None:
+    """Return the image tokens of each row of ``input_ids`` [B, L].
+
+    None for LLaVA-1.5, whose pictures all have as many.
+    """
+    if is_llava(processor):
+        return None
+    return [int(count) for count in (input_ids == processor.image_token_id).sum(1)]
+
+
 class StockEncoder:
     """Encodes with a stock processor: its own resizing, cutting and counting of image tokens."""
 

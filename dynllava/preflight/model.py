@@ -293,6 +293,8 @@ def _methods(
                 }
             method = create(chosen.name, **parameters)
             plan = method.plan(layers)
+            if checkpoint.layout is Layout.STOCK:
+                _check_family(checkpoint, method, plan)
             if trained:
                 from dynllava.models.modeling import check_predictors
 
@@ -308,6 +310,17 @@ def _methods(
         note = _keep_rates(method, trained)
         found.add("note" if note else "ok", "method", f"{text}{note}")
     return fitting
+
+
+def _check_family(checkpoint: Checkpoint, method: Any, plan: Any) -> None:
+    """Refuse what wrapping the model would."""
+    from transformers import CONFIG_MAPPING
+
+    from dynllava.models.families import check_method, check_text_model
+
+    config = CONFIG_MAPPING[checkpoint.model_type](**checkpoint.config)
+    check_text_model(config.text_config)
+    check_method(config, method, plan)
 
 
 def _keep_rates(method: Any, trained: Mapping[str, Any] | None) -> str:

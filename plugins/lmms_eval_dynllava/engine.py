@@ -14,7 +14,7 @@ from loguru import logger
 from transformers import StoppingCriteriaList
 
 from dynllava.errors import UserError
-from dynllava.models.encoding import encoder_of
+from dynllava.models.encoding import encoder_of, image_tokens
 from dynllava.models.finite_logits import FiniteLogits
 
 from .efficiency import request_costs, scored_costs
@@ -189,6 +189,9 @@ class Engine:
             [row * beams for row in range(len(answers))],
             [max(len(own) - 1, 0) for own in answers],
         )
+        shown = image_tokens(self.processor, encoded["input_ids"])
+        for own_costs, count in zip(costs, shown or (), strict=False):
+            own_costs["image_tokens"] = count
         return [
             Answer(arguments.cut(text), length, len(own), own_costs)
             for text, length, own, own_costs in zip(
