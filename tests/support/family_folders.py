@@ -178,7 +178,8 @@ def _model(name: str, ids: dict, folder: Path, seed: int, **changes) -> None:
         rope = text.pop("rope_parameters")
         text["rope_theta"] = rope["rope_theta"]
         text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
-        text.pop("model_type")
+        for key in ("model_type", "layer_types"):
+            text.pop(key, None)
         values = {**text, **values}
         if name == "qwen2_5_vl":
             values["vision_config"]["in_chans"] = values["vision_config"].pop("in_channels", 3)
