@@ -538,9 +538,9 @@ OVERLAYS = [
 cases += [
     Case("table 0", "a table below the first", "table"),
     Case("table 18", "a table beyond the last", "18"),
-    Case("table x", "a table as a word", "accepted are 1 to 17, all and ours"),
+    Case("table x", "a table as a word", "accepted are 1 to 17, all, ours and across"),
     Case("table -1", "a negative table", "accepted are 1 to 17"),
-    Case("table 1.5", "half a table", "accepted are 1 to 17, all and ours"),
+    Case("table 1.5", "half a table", "accepted are 1 to 17, all, ours and across"),
     Case("table 99999999999999999999", "an absurd table", "99999999999999999999"),
     Case("table 1 --format pdf", "the format is unknown", "invalid choice: 'pdf'"),
     Case("table 1 --out {tmp}", "the target is a folder", "is a folder, a file name is expected"),
