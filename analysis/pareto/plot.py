@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,11 @@ from ..points.values import AXES, cost_kind, display_unit
 from .data import Mark, Panel
 
 COLUMNS = 4
+
+
+SMALL = 5.0
+_BUDGET = re.compile(r" [0-9.]+$")
+"""What stands at a point: the budget behind its label."""
 
 
 def figure_files(figure: Any) -> dict[str, bytes]:
@@ -43,7 +49,7 @@ def draw_one(shown: Panel, title: str, subtitle: str = "") -> dict[str, bytes]:
         bottom = (0.62 + 0.2 * rows) / 5.4
         axes = figure.add_axes((0.095, bottom, 0.88, 0.865 - bottom))
         _draw(axes, shown, [mark.cost for mark in shown.marks], big=True)
-        axes.set_xlabel(_axis_label(shown.axis, shown.marks))
+        axes.set_xlabel(_axis_label(shown.axis, shown.marks, axes))
         axes.set_ylabel(_score_label(shown))
         figure.text(0.02, 0.955, title, fontsize=12, fontweight="bold", va="center")
         figure.text(0.02, 0.908, subtitle, fontsize=8.5, color=style.MUTED, va="center")
@@ -77,7 +83,7 @@ def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[s
         figure.text(
             0.5,
             (legend + 0.12) / height,
-            _axis_label(panels[0].axis, [mark for shown in panels for mark in shown.marks]),
+            _axis_label(panels[0].axis, [mark for shown in panels for mark in shown.marks], axes),
             ha="center",
             va="center",
         )
@@ -87,16 +93,20 @@ def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[s
         return figure_files(figure)
 
 
-def _axis_label(axis: str, marks: Sequence[Mark]) -> str:
+def _axis_label(axis: str, marks: Sequence[Mark], axes: Any) -> str:
+    scale = ", log scale" if axes.get_xscale() == "log" else ""
     _, unit = display_unit(axis, max((mark.cost for mark in marks), default=1.0))
     kind = cost_kind(axis, [mark.point for mark in marks])
-    return f"{AXES[axis].title} ({unit}, {kind})"
+    return f"{AXES[axis].title} ({unit}, {kind}{scale})"
 
 
 def _score_label(shown: Panel) -> str:
     if shown.benchmark == "average":
         return f"Average over {len(shown.names)} benchmarks (% of dense)"
-    return f"{benchmarks.title(shown.benchmark)} score"
+    perfect = {mark.value.perfect for mark in shown.marks}
+    published = any(mark.point.origin == "published" for mark in shown.marks)
+    unit = ", 0-100" if perfect == {100} or (published and shown.benchmark != "mme") else ""
+    return f"{benchmarks.title(shown.benchmark)} (score{unit})"
 
 
 def _draw(axes: Any, shown: Panel, costs: Sequence[float], *, big: bool) -> None:
@@ -154,6 +164,12 @@ def _draw_marks(axes: Any, marks: list[Mark], size: float) -> None:
             mark.cost, mark.value.value, look.marker, ms=size, color=look.colour, zorder=3,
             mfc=look.colour if filled else "white", mew=1.4, clip_on=False,
         )  # fmt: skip
+        budget = _BUDGET.search(mark.point.label)
+        if budget and size > SMALL:
+            axes.annotate(
+                budget[0].strip(), (mark.cost, mark.value.value), (size, -size - 2), fontsize=size,
+                textcoords="offset points", color=style.MUTED,
+            )  # fmt: skip
         if mark.slower:
             # A word reads the same in grey and without a legend.
             axes.annotate(

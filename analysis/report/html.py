@@ -244,13 +244,17 @@ def _tile(image: str, item: Overlay) -> str:
         escape(text) if keep else f"<del>{escape(text)}</del>" for text, keep in item.words
     )
     label = escape(item.label)
-    alt = escape(f"{item.label}: {len(kept)} of {total} patches kept", quote=True)
+    alt = escape(f"{item.label}: {item.dropped}", quote=True)
+    verdict = ""
+    if item.right is not None:
+        said = "right" if item.right else f"wrong, expected: {item.expected}"
+        verdict = f' <span class="{"quiet" if item.right else "alarm"}">({escape(said)})</span>'
     return (
         f'<figure class="tile"><div class="picture"><img alt="{alt}" '
         f'src="data:image/png;base64,{escape(image, quote=True)}">'
         f'<svg viewBox="0 0 {item.grid} {item.grid}" preserveAspectRatio="none" aria-hidden="true">'
-        f'<path d="{veil}"/></svg></div><b>{label}, {len(kept)} / {total}</b>'
-        f"<p>{words or escape(item.answer)}</p></figure>"
+        f'<path d="{veil}"/></svg></div><b>{label}</b><p class="quiet">{escape(item.dropped)}</p>'
+        f"<p>{words or escape(item.answer)}{verdict}</p></figure>"
     )
 
 
@@ -298,8 +302,9 @@ def _provenance(data: ReportData) -> str:
         '<p class="quiet">Every own number comes from one of these records, every published one '
         "from the tables listed below.</p>"
         + (
+            f"<details><summary>{len(rows)} records</summary>"
             f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-            "</table></div>"
+            "</table></div></details>"
             if rows
             else "<p>No records.</p>"
         )

@@ -44,6 +44,11 @@ class Overlay:
     question, answer : str
     words : tuple of (str, bool)
         Pieces of the answer and whether the dropping layers keep them.
+    expected : str
+        Reference answer; empty where there is none.
+    cached : float or None
+        Share of the entries that stayed in the cache at the end, mean over layers and heads;
+        None where the method evicts none.
     """
 
     method: str
@@ -55,6 +60,24 @@ class Overlay:
     question: str
     answer: str
     words: tuple[tuple[str, bool], ...]
+    expected: str = ""
+    cached: float | None = None
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the answer is the reference, letters' case and a last stop aside."""
+        if not self.expected:
+            return None
+        said, wanted = (text.strip().rstrip(".").lower() for text in (self.answer, self.expected))
+        return said == wanted
+
+    @property
+    def dropped(self) -> str:
+        """What left, in words: patches, or entries of the cache."""
+        kept, total = len(set(self.kept)), self.grid**2
+        if self.cached is not None:
+            return f"all {total} patches read, {self.cached:.0%} of cache entries kept"
+        return f"{kept} of {total} patches kept ({kept / total:.0%})"
 
     def write(self, path: Path) -> Path:
         """Write the overlay as JSON."""
@@ -77,11 +100,13 @@ def read(path: Path) -> Overlay:
         data["words"] = tuple((str(text), bool(kept)) for text, kept in data["words"])
         _check_png(data["image"])
         found = Overlay(**data)
-        for name in ("method", "label", "model", "question", "answer"):
+        for name in ("method", "label", "model", "question", "answer", "expected"):
             if not isinstance(getattr(found, name), str):
                 raise ValueError(f"{name} is no text")
         if type(found.grid) is not int or not 1 <= found.grid <= LARGEST_GRID:
             raise ValueError(f"grid={found.grid!r}: accepted is 1 to {LARGEST_GRID}")
+        if found.cached is not None and not 0 <= found.cached <= 1:
+            raise ValueError(f"cached={found.cached!r}: accepted is a share")
         cells = range(found.grid**2)
         if not all(item in cells for item in found.kept):
             raise ValueError("a kept patch lies outside the grid")
@@ -135,8 +160,8 @@ def draw(overlay: Overlay) -> bytes:
     with matplotlib.rc_context({**style.RC, "axes.grid": False}):
         figure = Figure(figsize=(7.6, 5.0))
         FigureCanvasAgg(figure)
-        share = len(set(overlay.kept)) / overlay.grid**2
-        titles = ("Image", f"Kept: {len(set(overlay.kept))} of {overlay.grid**2} ({share:.0%})")
+        first, *rest = overlay.dropped
+        titles = ("Image", f"{first.upper()}{''.join(rest)}")
         for index, shown in enumerate((pixels, _veil(pixels, overlay))):
             axes = figure.add_axes((0.03 + 0.49 * index, 0.30, 0.45, 0.58))
             axes.imshow(shown, interpolation="nearest")
@@ -149,6 +174,15 @@ def draw(overlay: Overlay) -> bytes:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
         return buffer.getvalue()
+
+
+def veiled(overlay: Overlay) -> Any:
+    """Return the image [H, W, 3] in [0, 1] with dropped patches faded."""
+    import numpy as np
+    from PIL import Image as images
+
+    picture = images.open(io.BytesIO(base64.b64decode(overlay.image))).convert("RGB")
+    return _veil(np.asarray(picture).astype(float) / 255, overlay)
 
 
 def _veil(pixels: Any, overlay: Overlay) -> Any:

@@ -25,6 +25,7 @@ def look_at(
     max_new_tokens: int = 64,
     conv_template: str | None = None,
     image_aspect: str = "pad",
+    expected: str = "",
 ) -> Overlay:
     """Answer ``question`` greedily and return the overlay.
 
@@ -41,6 +42,8 @@ def look_at(
     max_new_tokens : int
     conv_template, image_aspect : str
         As in the plugin.
+    expected : str
+        Reference answer, if there is one.
 
     Raises
     ------
@@ -89,7 +92,17 @@ def look_at(
         question,
         processor.tokenizer.decode(generated, skip_special_tokens=True).strip(),
         words(processor.tokenizer, generated, decisions),
+        expected,
+        _cached(model, len(ids) + len(generated) - 1),
     )
+
+
+def _cached(model: Any, seen: int) -> float | None:
+    """Return the share of ``seen`` tokens that stayed cached, where the method evicts entries."""
+    if not model.program.plan.evicts:
+        return None
+    lengths = [row[0] for row in model.last_report.kv_lengths]
+    return min(1.0, sum(lengths) / (len(lengths) * seen))
 
 
 def seen_image(pixels: Any, image_processor: Any) -> Image:

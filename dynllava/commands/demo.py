@@ -118,14 +118,17 @@ def _overlays(runner: Any, grid: list[Cell], store: Path) -> None:
                 row["question"],
                 label=str(cell),
                 model_name=runner.info.name,
+                expected=str(row["answer"]),
             )
             overlay.write(store / FOLDER / f"{family}-{number}-{cell.method}.json")
 
 
 def _write(out: Path, store: Path) -> dict[str, Path]:
     """Write plots, tables and report; return what a reader should open."""
+    from dynllava.analysis.pareto.overview import write_overview
     from dynllava.analysis.pareto.report import collections, write_pages
     from dynllava.analysis.points.measured import measured_points
+    from dynllava.analysis.report.overlay import read_all
     from dynllava.analysis.report.write import write_report
     from dynllava.analysis.tables import paper as tables
     from dynllava.analysis.tables import render as table_render
@@ -142,7 +145,9 @@ def _write(out: Path, store: Path) -> dict[str, Path]:
         title = table_render.markdown_caption(table)
         text = f"## {title}\n\n{table_render.render(table, 'markdown')}\n{text}"
     report, terminal = write_report(out / "report.html", store)
+    figure = write_overview(out / "figure.png", own, read_all(store)[0])
     return {
+        **({"figure": figure} if figure else {}),
         "report": report,
         "terminal": terminal,
         "plots": plots[0].parent,

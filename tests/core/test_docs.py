@@ -36,3 +36,17 @@ def test_python_snippets_run():
     for block in blocks("models.md", "python"):
         exec(compile(block, "docs/models.md", "exec"), scope)
     assert scope["report"].image_tokens == [36]
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["../README.md", "architecture.md", "choosing.md", "embedded.md", "records.md",
+     "uncertainty.md"],
+)  # fmt: skip
+def test_every_python_block_of_a_page_runs_as_it_stands(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {}
+    found = blocks(page, "python")
+    assert found
+    for block in found:
+        exec(compile(block, page, "exec"), scope)
