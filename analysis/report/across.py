@@ -10,8 +10,9 @@ from typing import Any
 from dynllava.errors import UserError
 from dynllava.methods.parameters import render_value
 from dynllava.methods.titles import recorded
+from dynllava.records.reading import Stored, latest
 
-from ..points.measured import Stored, configuration, latest, measured_points
+from ..points.measured import configuration, measured_points
 from ..points.values import Point
 from ..tables.cells import Cell, TableData
 from .against_dense import Against, compared

@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from dynllava.analysis.points.evidence import CAVEAT
-from dynllava.analysis.points.measured import read_stores
 from dynllava.analysis.report.across import across
 
 from dynllava.cli import main
 from dynllava.embedded.untrained import UNTRAINED
 from dynllava.records import MethodInfo, ModelInfo
+from dynllava.records.reading import read_stores
 
 EMBEDDED = ModelInfo("embedded", next(iter(UNTRAINED)), 6, 128, 144)
 
