@@ -24,7 +24,7 @@ _COUNTED = 2000
 """Sign flips are counted up to so large a total, in steps."""
 
 _BOUNDED = 300
-"""Exact bounds take a millisecond each: so many different outcomes of the draws are bounded."""
+"""Exact bounds take a millisecond each: so many different draws are bounded."""
 
 
 def detection_power(design: Design, drop: float, alpha: float, margin: float = 0.0) -> float:
@@ -177,18 +177,18 @@ def _counted_flips(
 def _margin_power(design: Design, drop: float, alpha: float, margin: float, worse: bool) -> float:
     """Return the power of the test at a margin."""
     law = design.law(drop)
-    outcomes, draws = np.unique(_drawn(design, law), axis=0, return_counts=True)
-    draws = draws.astype(float)
-    p = _moments_p(design, law, outcomes, margin, worse)
-    few = np.flatnonzero(outcomes[:, law.values != 0].sum(1) < MIN_DIFFERING)
-    p[few] = 1.0
-    if len(few) and design.bounded:
-        taken = few[np.argsort(-draws[few], kind="stable")][:_BOUNDED]
-        p[taken] = _bounded_p(design, law, outcomes[taken], margin, worse)
-        # They stand for all of theirs.
-        scale = draws[few].sum() / draws[taken].sum()
-        draws[few], draws[taken] = 0.0, draws[taken] * scale
-    return float(draws[p <= alpha].sum() / draws.sum())
+    outcomes = _drawn(design, law)
+    found = _moments_p(design, law, outcomes, margin, worse) <= alpha
+    few = outcomes[:, law.values != 0].sum(1) < MIN_DIFFERING
+    share = float((found & ~few).mean())
+    if not few.any() or not design.bounded:
+        return share
+    taken, repeats = np.unique(outcomes[few], axis=0, return_counts=True)
+    if len(taken) > _BOUNDED:
+        # The first draws stand for all of theirs.
+        taken, repeats = np.unique(outcomes[few][:_BOUNDED], axis=0, return_counts=True)
+    passed = _bounded_p(design, law, taken, margin, worse) <= alpha
+    return share + float(few.mean()) * float(repeats[passed].sum() / repeats.sum())
 
 
 def _bounded_p(

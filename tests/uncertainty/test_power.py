@@ -99,7 +99,8 @@ def test_stated_power_is_within_five_points(cells, law):
 
 @pytest.mark.parametrize("cells", CELLS)
 @pytest.mark.parametrize(
-    ("discordance", "size", "icc"), [(0.01, 1, 0.0), (0.1, 1, 0.0), (0.03, 10, 0.5)]
+    ("discordance", "size", "icc"),
+    [(0.01, 1, 0.0), (0.1, 1, 0.0), (0.03, 10, 0.5), (0.01, 10, 0.3)],
 )
 def test_the_planned_clusters_decide_the_margin_as_often_as_planned(cells, discordance, size, icc):
     level, margin = 0.05 / cells, 0.01
