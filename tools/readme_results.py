@@ -52,7 +52,8 @@ INTRO = (
 APART = (
     f"**{CAVEAT[0].upper()}{CAVEAT[1:]}.** Methods whose choice depends on the class token, run "
     "like those of the README's table and with its columns: this shows that they run at equal "
-    "budgets and what they cost, not how good they are."
+    "budgets and what they cost, not how good they are. Adaptive forms have no budget: their image "
+    "tokens are the realised mean of the caption task."
 )
 
 Runs = dict[str, list[Stored]]

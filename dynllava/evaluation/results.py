@@ -156,7 +156,10 @@ def _ledger(
         return {}
     outputs = max(1, round(means.get("output_tokens", 1)))
     seen = means.get("image_tokens_kept")
-    adaptive = seen is not None and realised.adapts(method, spec.dims.layers)
+    adaptive = realised.adapts(method, spec.dims.layers)
+    if adaptive and seen is None:
+        # Its estimate is about other pictures.
+        return {}
     if adaptive:
         method = realised.Realised(method, round(seen or 0))
     run = ledger.Run(spec, method, spec.prompt(text), outputs)
