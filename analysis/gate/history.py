@@ -101,8 +101,9 @@ def _values(
     task, model = record.task, record.model.name
     title = labels.setting(task.name) if task else record.kind
     for name, score in record.scores.items():
-        ranked = task is not None and name == task.metric
-        page = "scores" if not ranked else "accuracy" if task.higher_is_better else "perplexity"
+        page = "scores"
+        if task is not None and name == task.metric:
+            page = "accuracy" if task.higher_is_better else "perplexity"
         yield page, f"{model}\n{title}", name, "", score.value, score.stderr
     where = f"{model}\n{'mean over tasks' if record.kind == 'evaluation' else title}"
     for name, item in record.counted.items():

@@ -165,6 +165,9 @@ def _tested(
     raw, slower, faster = found
     verdict = "regression" if slower <= alpha else "improvement" if faster <= alpha else "ok"
     old, new = _medians(item)
+    # A tested timing has rounds on both sides.
+    assert old is not None
+    assert new is not None
     base, candidate = list(item.base.values()), list(item.candidate.values())
     rise = detectable_rise(base, candidate, alpha=alpha / family, power=power)
     detail = (

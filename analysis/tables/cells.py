@@ -146,13 +146,12 @@ def compare(
         for name in dict.fromkeys(group(index) for index in range(len(rows))):
             members = [index for index in range(len(rows)) if group(index) == name]
             dense = next((rows[i][column].value for i in members if is_dense(i)), None)
-            ranked = [i for i in members if not is_dense(i) and rows[i][column].value is not None]
-            values = sorted(
-                {rows[i][column].value for i in ranked}, reverse=not lower_is_better(column)
-            )
-            for i in ranked:
-                cell = rows[i][column]
-                delta = None if dense is None else cell.value - dense
-                rank = values.index(cell.value) + 1 if len(ranked) > 1 else 0
-                result[i][column] = replace(cell, delta=delta, rank=rank if rank < 3 else 0)
+            others = {i: rows[i][column].value for i in members if not is_dense(i)}
+            ranked = {i: value for i, value in others.items() if value is not None}
+            values = sorted(set(ranked.values()), reverse=not lower_is_better(column))
+            for i, value in ranked.items():
+                delta = None if dense is None else value - dense
+                rank = values.index(value) + 1 if len(ranked) > 1 else 0
+                rank = rank if rank < 3 else 0
+                result[i][column] = replace(rows[i][column], delta=delta, rank=rank)
     return result

@@ -21,6 +21,7 @@ from dynllava.plan import PerHead
 
 from . import CaseResult, Row
 from .h2o_simulation import MISSING, DecodeSimulation, GlobalSimulation, PlainDecoder
+from .tiny import last_report
 
 LOGITS = 2e-4
 SCORES = 1e-5
@@ -124,7 +125,7 @@ class Session:
     @property
     def record(self) -> dict[str, Any]:
         """What the method recorded in the latest call."""
-        return self.model.last_report.record
+        return last_report(self.model).record
 
     def prefill(self, *, cache: bool = True) -> torch.Tensor:
         """Run the prompt; return the logits [L, V], zero rows where a token was dropped."""
@@ -357,7 +358,7 @@ def check_h2o(case: dict[str, Any], folder: Path, variant: str, result: CaseResu
     )
     heavy, recent = cast(PerHead, session.model.program.plan.store).budget(session.length)
     logits = session.prefill()
-    sums = [call.observed and call.observed.sums[0] for call in session.trace.calls]
+    sums = [call.observed and call.observed.received()[0] for call in session.trace.calls]
     total = session.length + len(session.tokens)
     kept, _ = h2o_entries(session, session.length)
     ours: dict[str, Any] = {

@@ -65,7 +65,7 @@ def check_crops(session: Any, folder: Path) -> None:
         rows = torch.stack([crop.tower[look] for crop in every])
         own = 1 - rows.sum(-1, keepdim=True)
         session.compare(**{f"cls_attention_{name}": torch.cat([own, rows], -1)})
-    states = [torch.cat([crop.class_token[None], crop.features]) for crop in every]
+    states = [crop.states() for crop in every]
     session.compare(
         hidden_states=torch.stack(states),
         mask=torch.cat([method.masks(view) for view in views]),
@@ -88,6 +88,7 @@ def _views(session: Any, stock: Any, method: hired.HiRED) -> list[ImageView]:
     pixels, pictures = family.crops(session.pixels, session.tensors["image_sizes"])
     looks = (hired.CLASS_ROW, hired.FIRST)
     found = family.features(pixels, looks)
+    assert found.class_token is not None  # a CLIP tower has one
     views, first = [], 0
     for picture in pictures:
         crops = tuple(

@@ -13,6 +13,7 @@ from dynllava.models.loading import load_model
 from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
 
 from . import CaseResult
+from .tiny import last_report
 
 LOGITS = 1e-4
 PIXELS = 1e-5
@@ -128,8 +129,9 @@ class Session:
         for step in range(tokens.shape[1]):
             with Recorder(self.model) as recorder:
                 seen["logits"].append(self.feed(tokens[:, step : step + 1])[:, 0])
+            assert recorder.final is not None  # a call was recorded
             seen["hidden"].append(recorder.final[:, 0])
-            record = self.model.last_report.record
+            record = last_report(self.model).record
             seen["predictor"].append(record["output_predictor_logits"][:, 0])
             seen["kept"].append(self.cache.decisions[-1])
             seen["lengths"].append(self.cache.kv_lengths())
@@ -180,7 +182,7 @@ def check_prefill(case: dict[str, Any], folder: Path) -> CaseResult:
     model, tensors, result = session.model, session.tensors, session.result
     with Recorder(model) as recorder, torch.no_grad():
         model(session.ids, pixel_values=session.pixels, past_key_values=session.cache)
-    report = model.last_report
+    report = last_report(model)
     record = report.record
     hidden = recorder.final
     logits = model.lm_head(hidden)[..., : session.vocab]
@@ -214,7 +216,7 @@ def check_decode(case: dict[str, Any], folder: Path) -> CaseResult:
     session = Session(case, folder)
     tensors, result = session.tensors, session.result
     first = session.prefill()
-    report = session.model.last_report
+    report = last_report(session.model)
     result.close("prefill_last_logits", first, tensors["prefill_last_logits"], LOGITS)
     if "image_predictor_logits" in tensors:
         ours = report.record["image_predictor_logits"]
@@ -241,7 +243,7 @@ def check_decode_batch(case: dict[str, Any], folder: Path) -> CaseResult:
     session = Session(case, folder)
     tensors, result = session.tensors, session.result
     first = session.prefill()
-    kept = session.model.last_report.kept_image_indices
+    kept = last_report(session.model).kept_image_indices
     result.exact("kept_image_indices", kept, tensors["kept_image_indices"])
     result.close("prefill_last_logits", first, tensors["prefill_last_logits"], LOGITS)
     ours = session.decode(tensors["next_tokens"])
@@ -302,16 +304,17 @@ def check_nocache(case: dict[str, Any], folder: Path) -> CaseResult:
             prompt_length=prompt,
             logits_to_keep=1,
         )
-        stream = model.last_report.final_stream
+        stream = last_report(model).final_stream
+        assert stream is not None  # of a call without a cache
         columns = stream.column[0]
         kept = torch.zeros(tokens.shape[1], dtype=torch.int64)
         kept[columns[columns >= session.ids.shape[1]] - session.ids.shape[1]] = 1
         return out.logits[:, -1, : session.vocab], kept, stream.size
 
     rule = [call(step) for step in range(tokens.shape[1] + 1)]
-    image = model.last_report.kept_image_indices
+    image = last_report(model).kept_image_indices
     result.exact("kept_image_indices", image, tensors["kept_image_indices"])
-    judged = model.last_report.record["output_predictor_logits"]
+    judged = last_report(model).record["output_predictor_logits"]
     start = int(prompt[0])
     newest = start + tokens.shape[1] - 1
     result.close(
@@ -356,6 +359,7 @@ def check_generate(case: dict[str, Any], folder: Path) -> CaseResult:
     if bool((recorded[:, :-1] == eos).any()):
         eos = None  # the recorded run did not stop there
     judged: list[torch.Tensor] = []
+    assert model.output_predictor is not None  # the cases' model has both
     hook = model.output_predictor.register_forward_hook(
         lambda module, args, output: judged.append(output[:, 0])
     )
@@ -381,7 +385,7 @@ def check_generate(case: dict[str, Any], folder: Path) -> CaseResult:
         tensors["output_predictor_logits"],
         LOGITS,
     )
-    kept = torch.tensor(model.last_report.output_kept[0])
+    kept = torch.tensor(last_report(model).output_kept[0])
     result.exact("keep_decisions", kept, tensors["keep_decisions"])
     result.exclude(
         "the official no-cache loop starts from a call with the last prompt token twice",

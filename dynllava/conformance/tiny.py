@@ -15,6 +15,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from dynllava.engine.report import CallReport
 from dynllava.models.config import DynamicLlavaConfig
 from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
 
@@ -132,3 +133,10 @@ def batch(
     if real:
         inputs["pixel_values"] = torch.stack(real)
     return inputs
+
+
+def last_report(model: Any) -> CallReport:
+    """Return the report of the model's last call."""
+    report = model.last_report
+    assert report is not None  # a call was made
+    return report

@@ -97,11 +97,16 @@ def training_batch(
 def _compare_losses(
     result: CaseResult, step: StepResult, recorded: dict[str, torch.Tensor]
 ) -> None:
+    assert step.policy is not None
+    image, output = step.policy.image, step.policy.output
+    # Both predictors are trained.
+    assert image is not None
+    assert output is not None
     parts = {
         "loss": step.loss,
         "loss_lm": step.language,
-        "loss_image_mask": step.policy.image.loss,
-        "loss_output_text_mask": step.policy.output.loss,
+        "loss_image_mask": image.loss,
+        "loss_output_text_mask": output.loss,
     }
     for name, value in parts.items():
         result.close(name, value, recorded[name], VALUES)
@@ -111,6 +116,10 @@ def _compare_decisions(
     result: CaseResult, policy: TrainingPolicy, recorded: dict[str, torch.Tensor]
 ) -> None:
     image, output = policy.image, policy.output
+    # Both predictors are trained.
+    assert image is not None
+    assert output is not None
+    assert policy.policy is not None
     result.close("image_predictor_logits", image.logits, recorded["image_predictor_logits"], VALUES)
     lengths = [
         recorded[f"output_text_mask_{row}"].shape[0] for row in range(output.logits.shape[0])

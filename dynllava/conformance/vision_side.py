@@ -137,7 +137,7 @@ class Session:
 
     def tower(self, views: list[ImageView]) -> None:
         """Compare the features and the class token's attention, its own column included."""
-        states = [torch.cat([view.class_token[None], view.features]) for view in views]
+        states = [view.states() for view in views]
         rows = torch.stack([view.tower[fastervlm.CLASS_ROW] for view in views])
         own = 1 - rows.sum(-1, keepdim=True)
         self.compare(hidden_states=torch.stack(states), cls_attention=torch.cat([own, rows], -1))
@@ -278,7 +278,7 @@ def check_prumerge(session: Session) -> None:
     received, keys = prumerge.attention(view), view.tower[prumerge.KEYS]
     bound = prumerge.fence(received)
     session.compare(
-        hidden_states=torch.cat([view.class_token[None], view.features])[None],
+        hidden_states=view.states()[None],
         keys=keys[None],
         cls_query=view.tower[prumerge.QUERY][None],
         cls_attention=received,

@@ -219,6 +219,7 @@ def operation_calls(run: Run, mode: str) -> list[tuple[Operation, int]]:
 def _grown(run: Run, item: Operation, mode: str, fed: int) -> Operation:
     """Return the operation as the ``fed``-th output token's call executes it."""
     schedule, layer = run.schedule, item.layer
+    assert layer is not None  # what grows with the cache is a layer's
     if mode == "decode":
         added = schedule.attended_lengths(fed - 1)[layer] - schedule.prefill_kv[layer]
     else:
@@ -264,8 +265,8 @@ def entries(
     for operation, times in operation_calls(run, mode):
         totals[operation.component, operation.layer] += times * batch * operation.macs
     totals["lm_head", None] += flops.lm_head(dims, head_rows(run, mode), batch)
-    if vision and mode == "prefill" and run.shape.image and run.spec.vision is not None:
-        seen = run.tower_spec
+    seen = run.tower_spec
+    if vision and mode == "prefill" and run.shape.image and seen.vision is not None:
         totals["vision_tower", None] += flops.vision_tower(seen.vision, batch)
         totals["projector", None] += flops.projector(seen, batch)
     ordered = sorted(totals.items(), key=lambda item: (item[0][1] is None, item[0][1] or 0))

@@ -263,10 +263,10 @@ def spec_from_config(
         tokens = vision.tokens if select_all else vision.patches
         layers = len(chosen) if isinstance(chosen, list) else 1
         dims = _with_predictor(_llama_dims(text), raw)
-        packed, packer = raw.get("token_packer"), None
-        if packed:
-            packer = packed["scale_factor"], packed["width"]
-            tokens = vision.patches // packed["scale_factor"] ** 2
+        sizes, packer = raw.get("token_packer"), None
+        if sizes:
+            packer = sizes["scale_factor"], sizes["width"]
+            tokens = vision.patches // sizes["scale_factor"] ** 2
         tied = bool(text.tie_word_embeddings)
         return ModelSpec(name, dims, vision, tokens, tied, layers, packer)
     if kind == "llama":

@@ -68,6 +68,11 @@ class Observed:
     output: torch.Tensor | None = None
     keys: torch.Tensor | None = None
 
+    def received(self) -> torch.Tensor:
+        """Return the column sums [B, H, L] that the probe asked for."""
+        assert self.sums is not None
+        return self.sums
+
 
 @dataclass
 class PromptCall:
@@ -102,6 +107,11 @@ class PromptCall:
     probe: Probe | None = None
     policy: torch.Tensor | None = None
     observed: Observed | None = None
+
+    def received(self) -> torch.Tensor:
+        """Return :meth:`Observed.received` of this call."""
+        assert self.observed is not None
+        return self.observed.received()
 
 
 @dataclass

@@ -82,6 +82,12 @@ class LayerStore:
         self.key: torch.Tensor | None = None
         self.value: torch.Tensor | None = None
 
+    def entries(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return K and V of a store that holds a prompt."""
+        assert self.key is not None  # the prompt comes first
+        assert self.value is not None
+        return self.key, self.value
+
     @property
     def capacity(self) -> int:
         """Allocated entries per row."""
@@ -101,15 +107,16 @@ class LayerStore:
     ) -> torch.Tensor:
         """Write one token [B, H, 1, d] behind each row's entries and attend to them and itself."""
         self.write(call.slots, key, value)
+        keys, values = self.entries()
         if call.probe is not None:
-            keys = self.key[:, :, : call.span]
-            call.observed = observe_cached(query, keys, call.probe, scaling, call.mask)
+            seen = keys[:, :, : call.span]
+            call.observed = observe_cached(query, seen, call.probe, scaling, call.mask)
         if call.kernel == flash.NAME:
-            return flash.step(query, self.key, self.value, scaling, self.lengths.length + 1)
+            return flash.step(query, keys, values, scaling, self.lengths.length + 1)
         return attend(
             query,
-            self.key[:, :, : call.span],
-            self.value[:, :, : call.span],
+            keys[:, :, : call.span],
+            values[:, :, : call.span],
             scaling,
             mask=call.mask,
             kernel=call.kernel,
@@ -124,8 +131,9 @@ class LayerStore:
         call: ExtendCall,
     ) -> torch.Tensor:
         """Attend q tokens [B, H, q, d] to the cache and among themselves, then write them."""
-        keys = torch.cat([self.key[:, :, : call.span], key], 2)
-        values = torch.cat([self.value[:, :, : call.span], value], 2)
+        keys, values = self.entries()
+        keys = torch.cat([keys[:, :, : call.span], key], 2)
+        values = torch.cat([values[:, :, : call.span], value], 2)
         if call.probe is not None:
             call.observed = observe_cached(query, keys, call.probe, scaling, call.mask)
         out = attend(query, keys, values, scaling, mask=call.mask, kernel=call.kernel)
@@ -166,12 +174,13 @@ class LayerStore:
             New entries.
         """
         places = (*row_and_head(key), slots)
-        self.key.index_put_(places, key)
-        self.value.index_put_(places, value)
+        keys, values = self.entries()
+        keys.index_put_(places, key)
+        values.index_put_(places, value)
 
     def index(self, rows: torch.Tensor) -> None:
         """Reorder or repeat rows."""
-        if self.key is not None:
+        if self.key is not None and self.value is not None:
             rows = rows.to(self.key.device)
             self.key = self.key.index_select(0, rows)
             self.value = self.value.index_select(0, rows)
@@ -332,9 +341,15 @@ class SparseCache(Cache):
             stored = torch.ones_like(is_output)[:, 0] if kept is None else kept[:, 0]
             self.decisions.append(stored)
 
+    def fed(self) -> torch.Tensor:
+        """Return [B] int64: tokens fed so far, of a cache that holds a prompt."""
+        assert self.seen is not None  # the prompt comes first
+        return self.seen
+
     def next_positions(self, count: int, device: Any) -> torch.Tensor:
         """Return positions of the next ``count`` tokens a row: [B, count] or [4, B, count]."""
-        text = self.seen[:, None] + torch.arange(count, device=self.seen.device)
+        seen = self.fed()
+        text = seen[:, None] + torch.arange(count, device=seen.device)
         if self.offset is None:
             return text.to(device)
         return torch.stack([text, *[text + self.offset[:, None]] * 3]).to(device)

@@ -147,8 +147,8 @@ class Pass:
                     self._apply_to_prompt(index, selection)
             store = None
             if self.cache is not None:
-                opens = group is None or selection is not None
-                if opens or index == program.plan.first_output_layer:
+                first = index == program.plan.first_output_layer
+                if group is None or selection is not None or first:
                     group = self._open_group(self.cache)
                 store = self._open_store(self.cache, index, group)
             stream = view.stream
@@ -317,6 +317,7 @@ class Pass:
     def _deep_features_of(self, stream: TokenStream, features: torch.Tensor) -> torch.Tensor:
         """Return [B, L, D]: each image token's feature, by its place among all image tokens."""
         index = stream.image_index.to(features.device)
+        assert self.first_image is not None  # set with the features
         place = (self.first_image.to(features.device)[:, None] + index).clamp(min=0)
         chosen = features[place.clamp(max=features.shape[0] - 1)].to(stream.hidden)
         return torch.where((index >= 0)[..., None].to(chosen.device), chosen, 0)

@@ -125,7 +125,7 @@ class EvictingStore(LayerStore):
         for name in ("heavy", "recent", "seen"):
             setattr(self, name, getattr(self, name).to(device))
         self.lengths.length = self.lengths.length.to(device)
-        score = over_groups(call.observed.sums, heads)
+        score = over_groups(call.received(), heads)
         columns = torch.arange(key.shape[2], device=device).expand(score.shape)
         ordinal = columns.masked_fill(columns >= self.seen[:, None, None], ABSENT)
         place = call.position.to(device)[:, None].expand(score.shape)
@@ -146,7 +146,7 @@ class EvictingStore(LayerStore):
         mask = (heavy[:, :, None] & (distance >= 0)) | near[:, None]
         if call.mask is not None:
             mask = mask & call.mask.to(mask.device)
-        return mask.repeat_interleave(call.observed.sums.shape[1] // score.shape[1], 1)
+        return mask.repeat_interleave(call.received().shape[1] // score.shape[1], 1)
 
     def prepare(self, count: int) -> None:
         """Make room for one token's step (an extension allocates anew), and bound the lengths."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dynllava.errors import UserError
-from dynllava.plan import Cut, Tower
+from dynllava.plan import Cut, Rule, Shape, Tower
 
 #: Origins of rows that are no single patch.
 CLASS_TOKEN, GROUP = -2, -3
@@ -79,6 +79,12 @@ class Picture:
     shape: tuple[int, int] = (0, 0)
     size: tuple[int, int] | None = None
 
+    @property
+    def places(self) -> torch.Tensor:
+        """:attr:`packed` of a picture of several crops."""
+        assert self.packed is not None  # a picture of several crops has it
+        return self.packed
+
 
 @dataclass
 class ImageView:
@@ -119,10 +125,15 @@ class ImageView:
         if self.number is not None:
             return self.number
         keep, present = self.cut.keep, self.features.shape[0]
-        function = getattr(keep, "function", None)
-        if function is not None:
-            return int(function(self))
-        return keep.count(None, present, present)
+        if isinstance(keep, Rule):
+            return int(keep.function(self))
+        return keep.count(Shape(()), present, present)
+
+    def states(self) -> torch.Tensor:
+        """Return [N + 1, C]: the class token, then the patches."""
+        if self.class_token is None:
+            raise UserError("the vision tower has no class token")
+        return torch.cat([self.class_token[None], self.features])
 
     def memo(self, name: str, build: Callable[[], Any]) -> Any:
         """Return what ``build`` returned when ``name`` was first asked for of this image."""

@@ -78,8 +78,8 @@ def samples_of(task: LoadedTask, metric: str, logged: Sequence[dict[str, Any]]) 
 
 
 def _estimator(task: LoadedTask, metric: str) -> str:
-    ranked = task.benchmark and metric in (task.benchmark.metric, task.benchmark.logged)
-    return task.benchmark.estimator if ranked else "mean"
+    found = task.benchmark
+    return found.estimator if found and metric in (found.metric, found.logged) else "mean"
 
 
 def rows(task: LoadedTask, logged: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,7 +18,10 @@ class Runner(Protocol):
 
     info: ModelInfo
     settings: dict[str, str]
-    spec: ModelSpec | None
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """Sizes of the model, None where they are not known."""
 
     def set_method(self, name: str, params: dict[str, Any]) -> Method:
         """Switch to a method and return it."""

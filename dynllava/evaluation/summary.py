@@ -17,7 +17,10 @@ from dynllava.tasks.registry import BENCHMARKS
 
 _NUMBER = re.compile(r"-?[0-9.]+(e[+-]?[0-9]+)?")
 
-PAPER_MODELS = {(32, 4096): "llava-1.5-7b", (40, 5120): "llava-1.5-13b"}
+PAPER_MODELS: dict[tuple[int | None, int | None], str] = {
+    (32, 4096): "llava-1.5-7b",
+    (40, 5120): "llava-1.5-13b",
+}
 """Models of the published tables by decoder layers and hidden size."""
 
 COSTS = (

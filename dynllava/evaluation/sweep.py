@@ -146,8 +146,8 @@ def run_sweep(
         with quiet(Path(store)):
             loaded = load_tasks(names, Path(scratch), [Path(item) for item in folders], prompts)
         # After everything that can be refused without it: loading a model takes minutes.
-        runner = runner or ModelRunner(pretrained, **model_options)
-        sweep = _Sweep(runner, RecordStore(store), limit, batch_size, progress, suite, prompts)
+        chosen: Runner = runner or ModelRunner(pretrained, **model_options)
+        sweep = _Sweep(chosen, RecordStore(store), limit, batch_size, progress, suite, prompts)
         return sweep.run([_Job(cell, task) for cell in labelled(cells) for task in loaded])
 
 

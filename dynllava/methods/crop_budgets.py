@@ -46,7 +46,7 @@ def covered(scores: torch.Tensor, picture: Picture, patches: int) -> list[float]
     rows, columns = picture.shape
     side = int(patches**0.5)
     centre = (torch.arange(side) + 0.5) / side
-    crop = (picture.packed[patches:] // patches).view(rows, columns)
+    crop = (picture.places[patches:] // patches).view(rows, columns)
     at = crop[(centre * rows).long()][:, (centre * columns).long()].flatten()
     found = torch.zeros(picture.crops, dtype=torch.float64)
     return found.index_add_(0, at, scores.double().cpu())[1:].tolist()

@@ -75,7 +75,7 @@ class HiRED(Patches):
             return view.take(self.choose(view).nonzero().flatten())
         picture, patches = view.picture, view.crops[0].features.shape[0]
         chosen = torch.cat(list(self.masks(view)))
-        packed = picture.packed.to(chosen.device)
+        packed = picture.places.to(chosen.device)
         if not self.strict_official:
             return view.take(chosen[packed].nonzero().flatten())
         order = torch.cat([torch.arange(patches), official_order(picture, patches)])
@@ -104,7 +104,7 @@ class HiRED(Patches):
 
         scores = torch.stack([crop.tower[CLASS_ROW].sum(0) for crop in view.crops])
         chosen = torch.zeros_like(scores, dtype=torch.bool)
-        flat, packed = chosen.view(-1), view.picture.packed.to(scores.device)
+        flat, packed = chosen.view(-1), view.picture.places.to(scores.device)
         if not self.strict_official:
             # Padding is not chosen from.
             present = torch.zeros_like(flat)
@@ -128,7 +128,7 @@ class HiRED(Patches):
             votes = official_voters(ranked(first), self.alpha).view(crops, -1).sum(1).tolist()
             return [full, *(min(int(rest * part / max(1, sum(votes))), size) for part in votes)]
         total = self._best(len(view.features))
-        room = (view.picture.packed[size:] // size).bincount(minlength=crops + 1)[1:].tolist()
+        room = (view.picture.places[size:] // size).bincount(minlength=crops + 1)[1:].tolist()
         full = max(min(int(total * self.alpha), size), total - sum(room))
         return [full, *shared(total - full, covered(first, view.picture, size), room)]
 

@@ -165,15 +165,16 @@ def official_state(
     read : callable
         What reads the files.
     """
-    tower = checkpoint.tower
-    values = hf_config(dict(checkpoint.config), dict(tower.config), checkpoint.packer)
+    tower = checkpoint.eyes
+    values = hf_config(dict(checkpoint.config), dict(tower.config or {}), checkpoint.packer)
     values["official_vision_in_checkpoint"] = tower.inside
     state = {}
-    for name, tensor in read(checkpoint.weights, dtype):
+    for name, tensor in read(checkpoint.stored, dtype):
         own = to_hf_name(name)
         if tower.inside or not own.startswith(VISION_PREFIX):
             state[own] = tensor
     if not tower.inside:
+        assert tower.weights is not None
         state |= tower_state(tower.weights, dtype, read)
     return official_rows(state), values
 
@@ -293,7 +294,7 @@ def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
         state, values = official_state(checkpoint)
     elif checkpoint.layout is Layout.LLAVA_HF:
         # Written anew with what older revisions leave out: processor and template files.
-        state = read_hf_state(checkpoint.weights)
+        state = read_hf_state(checkpoint.stored)
         values = {k: v for k, v in checkpoint.config.items() if k != "model_type"}
         values["sparse_config"] = dict(NO_PREDICTORS)
     else:
@@ -371,7 +372,7 @@ def _write_official(checkpoint: Checkpoint, target: Path) -> None:
         raise UserError(
             f"{source}: model_type={config.get('model_type')!r}; accepted is {MODEL_TYPE!r}"
         )
-    state = read_hf_state(checkpoint.weights)
+    state = read_hf_state(checkpoint.stored)
     check_finite(state.items(), source)
     official = config.get("official_config") or synthesised_official_config(config)
     vocab = official["vocab_size"]

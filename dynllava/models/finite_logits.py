@@ -42,7 +42,7 @@ class FiniteLogits(LogitsProcessor):
     def check(self, where: str) -> None:
         """Raise :class:`UserError` if there were any; ``where`` names the batch."""
         rows = self.rows
-        if rows:
+        if self._wrong is not None and rows:
             raise UserError(
                 f"{where}: {len(rows)} of {len(self._wrong)} rows have logits that are no finite "
                 "numbers: the weights do not suit this dtype, or are damaged",

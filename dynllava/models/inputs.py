@@ -47,8 +47,8 @@ def check_call(
         if tensor is not None and tuple(tensor.shape) != wanted:
             raise UserError(f"{name} has shape {tuple(tensor.shape)}: accepted is {wanted}")
     continuing = cache is not None and not cache.is_empty
-    if continuing and cache.seen.shape[0] != batch:
-        raise UserError(f"a batch of {batch} on a cache of {cache.seen.shape[0]} rows")
+    if cache is not None and not cache.is_empty and cache.fed().shape[0] != batch:
+        raise UserError(f"a batch of {batch} on a cache of {cache.fed().shape[0]} rows")
     if first.dim() == 2 and not (continuing and columns == 1):
         # Asked of prompts alone: it makes a GPU wait, which a decode step must not.
         low, high = torch.stack(torch.aminmax(first)).tolist()
@@ -96,7 +96,8 @@ def embed(
     if input_ids is not None:
         inputs_embeds = model.get_input_embeddings()(input_ids)
         image_mask = input_ids == model.config.image_token_id
-    elif image_mask is None:
+    assert inputs_embeds is not None  # one of the two is given
+    if image_mask is None:
         image_mask = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool)
     image_mask = image_mask.to(inputs_embeds.device)
     if pixel_values is None:
@@ -194,7 +195,7 @@ def build_stream(
     if is_learned is not None:
         segment = torch.where(is_learned.to(segment.device), int(Segment.VOCO), segment)
     if cache is not None and not cache.is_empty:
-        start = cache.seen.to(embeds.device)
+        start = cache.fed().to(embeds.device)
         if outputs_fed if outputs_fed is not None else columns == 1:
             segment = torch.full_like(segment, int(Segment.OUTPUT))
         elif is_learned is not None and bool((is_learned & valid).any()):

@@ -232,7 +232,7 @@ def _any_resolution_layouts(config: Any, given: dict[str, Any]) -> list[ImageLay
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
     one_vision = config.model_type == "llava_onevision"
-    aspect = given.get("vision_aspect_ratio") or getattr(config, "vision_aspect_ratio", "")
+    aspect = given.get("vision_aspect_ratio") or getattr(config, "vision_aspect_ratio", None) or ""
     most = int(aspect.removeprefix("anyres_max_")) if one_vision else None
     sizes = _needed(given, "image_sizes").tolist()
     counts = given.get("batch_num_images")

@@ -138,6 +138,18 @@ class Checkpoint:
         """Whether tensors and configuration are in LLaVA's original format."""
         return self.layout in (Layout.ORIGINAL, Layout.OFFICIAL)
 
+    @property
+    def stored(self) -> WeightFiles:
+        """The weights of a checkpoint without problems."""
+        assert self.weights is not None
+        return self.weights
+
+    @property
+    def eyes(self) -> Tower:
+        """The vision tower of a checkpoint in the original format, without problems."""
+        assert self.tower is not None
+        return self.tower
+
     def require(self) -> Checkpoint:
         """Return self, or raise :class:`UserError` with the first problem."""
         if self.problems:

@@ -372,7 +372,7 @@ def _patches(
     marked = given.get("image_mask")
     if marked is None and ids is None:
         return torch.zeros(first.shape[:2], dtype=torch.bool)
-    is_image = ids == image_token(model.config) if marked is None else marked
+    is_image = torch.eq(ids, image_token(model.config)) if marked is None else marked
     if model.config.model_type in OWN_TYPES or not bool(is_image.any()):
         return is_image
     return image_map(model.config, dict(given), is_image).is_patch

@@ -266,7 +266,7 @@ def _outlined(
     config._attn_implementation = kernel
     model = skeleton(config, folder)
     if state is None:
-        state = read_hf_state(checkpoint.weights, dtype, read)
+        state = read_hf_state(checkpoint.stored, dtype, read)
     check_state(model, state, folder)
     return model, state
 

@@ -64,7 +64,7 @@ def packer_problems(checkpoint: Checkpoint) -> list[str]:
 
 def _edge(checkpoint: Checkpoint) -> int:
     vision = checkpoint.tower.config if checkpoint.tower else None
-    sizes = [(vision or {}).get(key) for key in ("image_size", "patch_size")]
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        return math.lcm(2, 3, 4)
-    return sizes[0] // sizes[1]
+    size, patch = ((vision or {}).get(key) for key in ("image_size", "patch_size"))
+    if isinstance(size, int) and isinstance(patch, int) and min(size, patch) > 0:
+        return size // patch
+    return math.lcm(2, 3, 4)

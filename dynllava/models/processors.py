@@ -113,7 +113,9 @@ def _model_values(checkpoint: Checkpoint, config: Any) -> dict[str, Any]:
         from .checkpoints import hf_config
 
         checkpoint.require()
-        return hf_config(dict(checkpoint.config), dict(checkpoint.tower.config), checkpoint.packer)
+        return hf_config(
+            dict(checkpoint.config), dict(checkpoint.eyes.config or {}), checkpoint.packer
+        )
     return dict(checkpoint.config)
 
 

@@ -150,7 +150,7 @@ def _added_tokens(folder: Path) -> dict[str, int]:
     decoder = _read(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
     for number, entry in decoder.items():
         content = entry.get("content") if isinstance(entry, dict) else entry
-        if str(number).isdecimal():
+        if isinstance(content, str) and str(number).isdecimal():
             found[content] = int(number)
     return found
 

@@ -265,6 +265,11 @@ class RunRecord:
     record_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: str = field(default_factory=_now)
 
+    @property
+    def task_name(self) -> str:
+        """The task's name, empty for a record without one."""
+        return "" if self.task is None else self.task.name
+
     def validate(self) -> None:
         """Raise :class:`UserError` naming the first field that does not fit the schema."""
         _check_version(self.schema_version)

@@ -124,7 +124,7 @@ def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
     """Return the newest record of every model, task, method and device."""
     found = {}
     for record in records:
-        key = (record.model.name, record.task.name, record.method.shown, record.environment.device)
+        key = (record.model.name, record.task_name, record.method.shown, record.environment.device)
         found[key] = record
     return list(found.values())
 
@@ -159,7 +159,7 @@ def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]
     for record in records:
         same = record.method.shown == target.method and record.model.name.startswith(target.models)
         found = value_of(record, target.quantity)
-        if not same or found is None or not target.covers(record.task.name):
+        if not same or found is None or not target.covers(record.task_name):
             continue
         says = verdict(target, found)
         kept = says.startswith("yes") or says.endswith("interval: yes)")
@@ -171,12 +171,12 @@ def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]
 def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -> str:
     """Return the class of operators that costs more than it should by most, from a breakdown."""
     mode = MODES[target.quantity]
-    _, batch, *_, outputs = record.task.name.split("-")
+    _, batch, *_, outputs = record.task_name.split("-")
     task = f"{BREAKDOWN}-{mode}-{batch}" + ("" if mode == "prefill" else f"-{outputs}")
     found: dict[str, RunRecord] = {}
     for other in records:
         same = other.environment.device == record.environment.device
-        if same and other.task.name == task:
+        if same and other.task_name == task:
             found[other.method.shown] = other
     dense = [found[name] for name in found if name.startswith("dense")]
     if not dense or target.method not in found:
@@ -208,8 +208,8 @@ def length_table(records: Sequence[RunRecord], quantity: str, title: str, note: 
         found = value_of(record, quantity)
         if found is None or record.method.label.startswith("dense"):
             continue
-        _, batch, _, _, length = record.task.name.split("-")
-        key = (record.model.name, record.environment.device, batch[1:], record.method.shown)
+        _, batch, _, _, length = record.task_name.split("-")
+        key = (record.model.name, record.environment.device or "", batch[1:], record.method.shown)
         groups.setdefault(key, {})[int(length[1:])] = found
     lengths = sorted({length for steps in groups.values() for length in steps})
     rows = []
@@ -243,7 +243,7 @@ def breakdown_table(records: Sequence[RunRecord]) -> Table:
     """Return the time of each class of operators, in ms a call."""
     rows = []
     for record in records:
-        if not record.task.name.startswith(BREAKDOWN):
+        if not record.task_name.startswith(BREAKDOWN):
             continue
         cells = [f"{1e3 * record.measured[name].median:.2f}" for name in classes()]
         total = sum(record.measured[name].median for name in classes())
@@ -260,7 +260,7 @@ def where(record: RunRecord) -> str:
     """Return task, device, date and commit of a record."""
     environment = record.environment
     commit = (environment.commit or "no checkout")[:8] + ("+" if environment.dirty else "")
-    return f"{record.task.name}, {environment.device}, {environment.date[:10]}, {commit}"
+    return f"{record.task_name}, {environment.device}, {environment.date[:10]}, {commit}"
 
 
 def measured_table(

@@ -72,12 +72,12 @@ def parse(entries: Iterable[Any]) -> tuple[list[Conversation], int]:
     for number, entry in enumerate(entries):
         turns = entry.get("conversations") if isinstance(entry, dict) else None
         image = entry.get("image") if isinstance(entry, dict) else None
-        speakers = [turn.get("from") for turn in turns or []]
+        speakers = [turn.get("from") for turn in turns or ()]
         wanted = ["human", "gpt"] * (len(speakers) // 2)
         if not isinstance(image, str) or not speakers or speakers != wanted:
             skipped += 1
             continue
-        texts = [str(turn["value"]).replace("<image>", "").strip() for turn in turns]
+        texts = [str(turn["value"]).replace("<image>", "").strip() for turn in turns or ()]
         key = str(entry.get("id", number))
         conversations.append(Conversation(key, image, tuple(texts[::2]), tuple(texts[1::2])))
     return conversations, skipped

@@ -53,7 +53,7 @@ def interval(item: Measured) -> Interval | None:
     medians = [statistics.median(values) for values in item.rounds.values() if values]
     count = len(medians)
     if count == 0:
-        half = summary_margin(item.iqr, item.repeats)
+        half = summary_margin(item.iqr, item.repeats) or 0.0
         return Interval(item.median - half, item.median + half, 1, item.repeats)
     if count in range(2, MIN_ROUNDS):
         half = _T[count - 1] * statistics.stdev(medians) / math.sqrt(count)

@@ -50,6 +50,11 @@ class Inputs:
     pixels: torch.Tensor | None
     fed: torch.Tensor | None = None
 
+    def output_tokens(self) -> torch.Tensor:
+        """Return :attr:`fed`, where all subjects are fed the same."""
+        assert self.fed is not None
+        return self.fed
+
 
 @functools.cache
 def process_name() -> str:

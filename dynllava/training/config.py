@@ -297,7 +297,7 @@ def build(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
             )
             raise UserError(f"unknown key {prefix}{name}: {hint}")
         hint = hints[name]
-        if dataclasses.is_dataclass(hint):
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{name}: accepted is a section of keys and values")
             result[name] = build(hint, value, f"{prefix}{name}.")

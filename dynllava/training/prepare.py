@@ -51,7 +51,7 @@ def meta_model(config: TrainingConfig) -> DynamicLlavaForConditionalGeneration:
     values = dict(checkpoint.config)
     kind = values.pop("model_type", None)
     if checkpoint.is_original:
-        values = hf_config(values, dict(checkpoint.tower.config), checkpoint.packer)
+        values = hf_config(values, dict(checkpoint.eyes.config or {}), checkpoint.packer)
     elif kind == "llava":
         none = {"use_vision_predictor": False, "use_output_text_predictor": False}
         values["sparse_config"] = none

@@ -39,7 +39,7 @@ def turns_of(conversations: Any, where: str) -> list[tuple[str, str]]:
         raise UserError(f"{where}: no list of conversations")
     messages = []
     for number, turn in enumerate(conversations):
-        role = ROLES.get(turn.get("from")) if isinstance(turn, dict) else None
+        role = ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise UserError(f"{where}: turn {number} needs from (human or gpt) and a text value")
         messages.append((role, turn["value"]))

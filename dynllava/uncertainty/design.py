@@ -128,7 +128,8 @@ class Design:
 
     def law(self, drop: float) -> Law:
         """Return the distribution of a cluster's summed difference under a true ``drop`` >= 0."""
-        values, masses = [], []
+        values: list[np.ndarray] = []
+        masses = []
         for group in self.groups:
             if group.sums is None:
                 mass = _lost_and_won(group.size, *self.shares(drop), self.icc)

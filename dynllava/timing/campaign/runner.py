@@ -92,9 +92,8 @@ def _work(
             worker.kill()
             worker.wait()
     running = Journal(folder).running()
-    if running is None and code not in (0, 3, 4):
-        running = steps[0]  # it did not even start
     if code not in (0, 3, 4):
+        running = running or steps[0]  # it did not even start
         Journal(folder).add("failed", running, error=f"the process ended with code {code}")
         print(f"{running}: the process ended with code {code}", flush=True)
 

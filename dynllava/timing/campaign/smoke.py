@@ -107,7 +107,7 @@ def logits(subject: Subject, inputs: Inputs, steps: int = STEPS) -> torch.Tensor
     out = model(inputs_embeds=inputs.embeds, use_cache=True, logits_to_keep=1, **extra)
     found = [out.logits[:, -1:]]
     for step in range(steps):
-        token = inputs.fed[:, step : step + 1]
+        token = inputs.output_tokens()[:, step : step + 1]
         out = model(
             input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1
         )

@@ -55,7 +55,7 @@ def advance(track: Track, inputs: Inputs, upto: int, keep_going: Callable[[], No
                 model, track.token, track.cache, inputs.fed, track.fed, last
             )
         else:
-            block = inputs.fed[:, track.fed : last]
+            block = inputs.output_tokens()[:, track.fed : last]
             model(input_ids=block, past_key_values=track.cache, use_cache=True, logits_to_keep=1)
         track.fed = last
 
