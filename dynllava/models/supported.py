@@ -139,6 +139,9 @@ RULES = """
 - Newline tokens are no patches: they are neither ranked nor merged, and stay.
 - Methods behind the projector (`divprune`) see image tokens as the language model gets them: merged
   by the tower (Qwen), shuffled (InternVL, SmolVLM, Idefics3) or packed (LLaVA-NeXT, OneVision).
+- Behind a picture text goes on at the picture's largest position plus one, on every axis. Where a
+  prompt *ends* with a picture, transformers' `generate` (5.23) goes on from the last image token
+  instead, axis by axis (Qwen): answers then differ from the stock model's.
 - Positions of three axes are gathered with their tokens, and the deep features of Qwen3-VL follow
   theirs. Forms that number positions anew are refused there; `positions=original` is accepted.
 

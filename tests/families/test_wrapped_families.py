@@ -287,6 +287,26 @@ def test_an_early_cut_leaves_what_the_stock_text_model_is_fed_without_the_rest(n
         torch.testing.assert_close(ours[row, stays], expected, atol=TOLERANCE, rtol=0)
 
 
+def test_positions_go_on_behind_a_last_image_whose_last_patches_left():
+    name, step = "qwen3_vl", torch.tensor([[7]])
+    inputs = inputs_of(name, rows=[[(64, 64)]])
+    end = int((inputs["input_ids"] == IMAGE).nonzero()[-1, 1]) + 1
+    inputs |= {
+        key: inputs[key][:, :end] for key in ("input_ids", "attention_mask", "mm_token_type_ids")
+    }
+    wrapped = wrap(stock_of(name), "divprune:keep=1,positions=original")
+    cache = wrapped.new_cache()
+    with torch.no_grad():
+        wrapped(**inputs, past_key_values=cache)
+        assert wrapped.last_report.kept_image_indices != [[15]]
+        cached = wrapped(step, past_key_values=cache).logits[:, -1]
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], step], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
+        whole = wrapped(**inputs, prompt_length=torch.tensor([end]), use_cache=False).logits[:, -1]
+    torch.testing.assert_close(cached, whole, atol=TOLERANCE, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["llava", "llava_next"])
 def test_class_token_methods_choose_in_every_crop_by_its_own_attention(name):
     stock, inputs = stock_of(name), inputs_of(name)
