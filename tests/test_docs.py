@@ -23,7 +23,7 @@ START = re.compile(r"^(?:- run: |run: |srun bash -c \")?(dynllava|python -m) ")
 #: Modules whose parser the docs' options are checked against.
 CHECKED = ("dynllava.embedded.train", "dynllava.embedded.evaluate", "dynllava.tasks.build",
            "dynllava.suites.prefill", "dynllava.suites.decode", "dynllava.suites.breakdown",
-           "dynllava.suites.training", "dynllava.suites.evaluation",
+           "dynllava.suites.training", "dynllava.suites.families", "dynllava.suites.evaluation",
            "dynllava.suites.page")  # fmt: skip
 
 

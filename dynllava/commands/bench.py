@@ -126,6 +126,11 @@ def run(args: argparse.Namespace) -> int:
     if args.attention == flash.NAME:
         flash.check_available(parse_dtype(dtype), args.device)
     spec = load_spec(args.model)
+    if spec.family is not None:
+        raise UserError(
+            f"--model {args.model}: accepted are models of LLaVA-1.5's kind; for other families "
+            "python -m dynllava.suites.families times full against stock transformers"
+        )
     shape = spec.prompt(args.prompt_tokens)
     bench.set_threads(args.threads)
     subjects = bench.make_subjects(
