@@ -7,19 +7,17 @@ Hugging Face configuration (``official_config``), so that the way back is exact.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from dynllava.errors import UserError
-from dynllava.output.files import check_output_folder, read_json_object, reason
+from dynllava.output.files import read_json_object
+from dynllava.output.folders import new_folder
 
 from .config import NO_PREDICTORS, SparsityConfig
 from .files import WeightFiles, present
@@ -248,37 +246,14 @@ def convert(
         ``target``.
     """
     checkpoint = download(inspect(source, vision_tower)).require()
-    check_output_folder(target, "target")
-    if target.exists() and any(target.iterdir()):
-        raise UserError(f"{target}: exists and is not empty")
-    made = _make_folders(target.parent)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
+    with new_folder(target) as scratch:
         if to == "hf":
             _write_hf(checkpoint, scratch)
         elif to == "official":
             _write_official(checkpoint, scratch)
         else:
             raise UserError(f"--to {to!r}: accepted are hf and official")
-        if target.exists():
-            target.rmdir()
-        scratch.chmod(0o755)
-        os.replace(scratch, target)
-    except BaseException as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        for folder in made:
-            folder.rmdir()
-        if isinstance(error, (OSError, SafetensorError)):
-            raise UserError(f"cannot write {target}: {reason(error)}", 1) from error
-        raise
     return target
-
-
-def _make_folders(folder: Path) -> list[Path]:
-    """Make ``folder`` with its parents; return what was made, the deepest first."""
-    missing = [item for item in (folder, *folder.parents) if not item.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
@@ -314,19 +289,19 @@ def _write_hf(checkpoint: Checkpoint, target: Path) -> None:
     config.architectures = [kind.__name__]
     config.dtype = checkpoint.config.get("torch_dtype", "float32")
     config.save_pretrained(target)
-    _save(state, target)
+    save_tensors(state, target)
     if checkpoint.is_original:
         _write_generation_config(source, values["image_token_index"], target)
     else:
-        _copy(present(source, ("generation_config.json",)), target)
+        copy_files(present(source, ("generation_config.json",)), target)
     processor = load_processor(checkpoint, config)
     if processor is None:
         write_json(target / "preprocessor_config.json", processor_less(values, checkpoint))
     else:
         processor.save_pretrained(target)
-    _copy(checkpoint.licences, target)
+    copy_files(checkpoint.licences, target)
     if checkpoint.is_original:
-        _copy(checkpoint.tokenizer_files, target / OFFICIAL_FILES)
+        copy_files(checkpoint.tokenizer_files, target / OFFICIAL_FILES)
 
 
 def processor_less(values: dict[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
@@ -336,14 +311,15 @@ def processor_less(values: dict[str, Any], checkpoint: Checkpoint) -> dict[str, 
     return image_values(values["vision_config"], dict(checkpoint.config))
 
 
-def _save(state: dict[str, torch.Tensor], target: Path) -> None:
+def save_tensors(state: dict[str, torch.Tensor], target: Path) -> None:
     """Write tensors as safetensors, sharded with an index where they are many."""
     from huggingface_hub import save_torch_state_dict
 
     save_torch_state_dict(state, target, max_shard_size=SHARD)
 
 
-def _copy(files: Iterable[Path], target: Path) -> None:
+def copy_files(files: Iterable[Path], target: Path) -> None:
+    """Copy files into a folder."""
     for path in files:
         target.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target / path.name)
@@ -358,7 +334,7 @@ def _write_generation_config(source: Path, image_token: int, target: Path) -> No
     path = source / "generation_config.json"
     values = read_json_object(path) if path.is_file() else {}
     if path.is_file():
-        _copy([path], target / OFFICIAL_FILES)
+        copy_files([path], target / OFFICIAL_FILES)
     values.pop("_from_model_config", None)
     values["suppress_tokens"] = [image_token]
     write_json(target / "generation_config.json", values)
@@ -383,7 +359,7 @@ def _write_official(checkpoint: Checkpoint, target: Path) -> None:
     if config.get("official_vision_in_checkpoint") is False:
         tensors = {k: v for k, v in tensors.items() if not k.startswith("model.vision_tower.")}
     write_json(target / "config.json", official)
-    _save(tensors, target)
+    save_tensors(tensors, target)
     tower = re.sub(r"^\.*/", "", str(official.get("mm_vision_tower", "")))
     inside = config.get("official_vision_in_checkpoint") is not False
     vision, known = config["vision_config"], KNOWN_TOWERS.get(tower, {"": None})
@@ -391,8 +367,8 @@ def _write_official(checkpoint: Checkpoint, target: Path) -> None:
     if tower and not as_known and inside and not Path(tower).is_absolute():
         _write_tower_config(config, target / tower)
     kept = source / OFFICIAL_FILES
-    _copy(sorted(kept.iterdir()) if kept.is_dir() else checkpoint.tokenizer_files, target)
-    _copy(checkpoint.licences, target)
+    copy_files(sorted(kept.iterdir()) if kept.is_dir() else checkpoint.tokenizer_files, target)
+    copy_files(checkpoint.licences, target)
 
 
 def _write_tower_config(config: dict[str, Any], folder: Path) -> None:

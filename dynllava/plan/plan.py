@@ -13,7 +13,7 @@ from dynllava.errors import UserError
 
 from .cuts import Cut, Stage
 from .keeps import Alternate, Count, Rule, Share
-from .looks import Attention, Look, Question, Tower, column_sums
+from .looks import NOTHING, Attention, Look, Question, Tower, column_sums
 from .operations import ModelDims, Operation
 from .schedule import Schedule
 from .segments import Segment
@@ -271,7 +271,11 @@ class Plan:
             return "D"
         if self.of(Segment.OUTPUT) or self.decode != "static":
             return "D"
-        if self.prompt != "causal" or any(not cut.early for cut in self.cuts):
+        # At layer 0 without a look a token goes before anything was computed of it.
+        inside = [
+            cut for cut in self.cuts if not cut.early and (cut.layer or cut.looks != (NOTHING,))
+        ]
+        if self.prompt != "causal" or inside:
             return "C"
         # Looks of the language model see the prompt; those before it say so where they read text.
         asks = any(getattr(look, "reads_question", False) for look in self.looks)
