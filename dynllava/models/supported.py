@@ -133,7 +133,8 @@ RULES = """
 - Methods rank image tokens wherever they lie; text between images, crops or rows is never dropped.
 - A row may hold any number of images. Inside the language model a share is a share of all its image
   tokens; before layer 0 methods work one image at a time, so that each image keeps its own share
-  (`keep=64`: 64 of each image). Where a picture is cut into crops (LLaVA-NeXT), each crop is judged
+  (`keep=64`: 64 of each image; of each tile in SmolVLM and Idefics3, where text stands between
+  tiles). Where a picture is cut into crops (LLaVA-NeXT), each crop is judged
   by its own class token and gets a part of the picture's number that is as large as its part of
   the picture's tokens; padding that never reaches the language model is not chosen from.
 - Newline tokens are no patches: they are neither ranked nor merged, and stay.
