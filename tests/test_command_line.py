@@ -152,3 +152,34 @@ def test_bench_writes_only_where_it_is_told(monkeypatch, tmp_path, capsys):
     assert os.listdir() == []
     assert main(["bench", "--processes", "2"]) == 2
     assert "--store FOLDER" in capsys.readouterr().err
+
+
+def test_too_many_columns_stand_in_tables_below_each_other():
+    header = ["method", *(f"task{i}" for i in range(12))]
+    rows = [[name, *(f"0.{i}5±0.0123 (n=40)" for i in range(12))] for name in ("full", "fastv 96")]
+    lines = terminal.grid(header, rows, 1, 80)
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("  fastv 96") for line in lines) == sum("---" in x for x in lines)
+    assert all(f"0.{i}5±0.0123" in "".join(lines) for i in range(12))
+
+
+def test_compare_marks_the_best_and_fits(monkeypatch):
+    from dynllava.evaluation.summary import summary
+    from dynllava.records import MethodInfo, ModelInfo, RunRecord, Score, TaskInfo
+
+    def record(method, task, value, better=True):
+        return RunRecord(
+            "evaluation", ModelInfo("m"), MethodInfo(method),
+            task=TaskInfo(task, metric="x", higher_is_better=better),
+            scores={"x": Score(value, 0.01, 40)},
+        )  # fmt: skip
+
+    found = [
+        record("full", "acc", 0.9), record("fastv", "acc", 0.8),
+        record("full", "ppl", 3.0, False), record("fastv", "ppl", 2.0, False),
+    ]  # fmt: skip
+    text = summary(found, width=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert "0.9±0.01* (n=40)" in " ".join(text.split())
+    assert "2±0.01* (n=40)" in " ".join(text.split())
+    assert "*" not in summary(found)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +121,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", default="sdpa")
     parser.add_argument("--out", type=Path, default=Path(DEFAULT_STORE), help="record store")
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON row a run, no table")
     parser.add_argument("--launcher", choices=("none", "accelerate"), default="none")
     parser.add_argument("--num-processes", type=int, help="for --launcher accelerate")
     parser.add_argument(
@@ -219,9 +222,30 @@ def run(args: argparse.Namespace) -> int:
     if not records:
         # Not the first of several processes: that one prints and returns the outcome.
         return 0
-    print(summary(records, RecordStore(args.out), terminal.columns()))
-    print(f"wrote {len(records)} records to {args.out}")
+    if args.json:
+        print(json.dumps([_row(record) for record in records], indent=2))
+    else:
+        print(summary(records, RecordStore(args.out), terminal.columns()))
+    print(f"wrote {len(records)} records to {args.out}", file=sys.stderr if args.json else None)
     return int(any(record.status == "failed" for record in records))
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    """Return a run as plain values: what ran, its scores, what was counted."""
+    return {
+        "record": record.record_id,
+        "status": record.status,
+        "error": record.error,
+        "method": record.method.name,
+        "label": record.method.label,
+        "parameters": record.method.parameters,
+        "budget": record.method.budget,
+        "weights": record.model.weights,
+        "task": record.task.name if record.task else None,
+        "metric": record.task.metric if record.task else None,
+        "scores": {name: asdict(score) for name, score in record.scores.items()},
+        "counted": {name: asdict(item) for name, item in record.counted.items()},
+    }
 
 
 def _batch_size(text: str) -> int | str:

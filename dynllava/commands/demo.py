@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.evaluation.runner import ModelRunner
     from dynllava.evaluation.summary import summary
     from dynllava.evaluation.sweep import run_sweep
+    from dynllava.output import terminal
     from dynllava.records import RecordStore
 
     start = time.perf_counter()
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     chosen = weights.parts(args.pretrained, [FULL, *methods])
     records = weights.run_parts(chosen, load, grid, sweep)
     written = _write(args.out, store)
-    print(summary(records, RecordStore(store)))
+    print(summary(records, RecordStore(store), terminal.columns()))
     print(f"\n{len(records)} runs in {time.perf_counter() - start:.0f} s. Look at:")
     for what, path in written.items():
         print(f"  {what:<8} {path}")

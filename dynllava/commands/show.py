@@ -6,6 +6,8 @@ Writes a picture of kept patches and dropped output words.
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 from dynllava.errors import UserError
@@ -34,6 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-aspect", choices=("pad", "crop", "checkpoint"), default="pad")
     parser.add_argument("--out", help="PNG to write (default: IMAGE with -METHOD.png)")
     parser.add_argument("--store", help="also keep the overlay for the report in this folder")
+    parser.add_argument("--expected", default="", help="reference answer, shown beside the own one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--dtype", help="default: float16 on a GPU, float32 elsewhere")
     parser.add_argument("--device", default="cpu")
@@ -85,14 +89,21 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         conv_template=args.conv_template,
         image_aspect=args.image_aspect,
+        expected=args.expected,
     )
     source = Path(args.image)
-    print(overlay.answer)
-    kept, total = len(overlay.kept), overlay.grid**2
-    dropped = sum(not keep for _, keep in overlay.words)
-    print(f"{label}: {kept} of {total} patches kept, {dropped} output tokens dropped")
     drawn = args.out or source.with_name(f"{source.stem}-{name}.png")
-    print(f"wrote {write_bytes(drawn, draw(overlay))}")
+    written = [write_bytes(drawn, draw(overlay))]
     if args.store:
-        print("wrote", overlay.write(Path(args.store) / FOLDER / f"{source.stem}-{name}.json"))
+        written.append(overlay.write(Path(args.store) / FOLDER / f"{source.stem}-{name}.json"))
+    if args.json:
+        shown = {key: value for key, value in asdict(overlay).items() if key != "image"}
+        print(json.dumps({**shown, "right": overlay.right, "written": list(map(str, written))}))
+        return 0
+    verdict = {True: " (right)", False: f" (wrong, expected: {overlay.expected})", None: ""}
+    print(f"{overlay.answer}{verdict[overlay.right]}")
+    dropped = sum(not keep for _, keep in overlay.words)
+    print(f"{label}: {overlay.dropped}, {dropped} output tokens dropped")
+    for path in written:
+        print(f"wrote {path}")
     return 0

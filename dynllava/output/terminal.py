@@ -13,6 +13,8 @@ UNKNOWN = 100
 NARROWEST = 30
 LEAST_COLUMN = 6
 GAP = 2
+MOST_PARTS = 4
+WIDEST_TITLE = 10
 
 
 def columns() -> int:
@@ -80,15 +82,20 @@ def fit_widths(natural: Sequence[int], room: int) -> list[int] | None:
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int) -> list[str]:
     """Return a table as lines of at most ``width`` columns, indented by two.
 
-    Cells wrap within their column; where not even that fits, every row becomes a block of
-    ``column: value`` lines.
+    Cells wrap within their column; where not even that fits, the columns stand in several tables
+    below each other, the first column in each; and where that is too narrow too, every row
+    becomes a block of ``column: value`` lines.
     """
     cells = [list(header), *[list(row) for row in rows]]
     natural = [max(len(row[i]) for row in cells) for i in range(len(header))]
     room = width - GAP * len(header)
     widths = natural if sum(natural) <= room else fit_widths(natural, room)
-    if widths is None or _breaks_numbers(rows, widths, left):
-        return _blocks(header, rows, width)
+    if widths is None or _breaks_words(rows, widths):
+        return _parts(header, rows, left, width)
+    return _lines(cells, widths, left)
+
+
+def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int], left: int) -> list[str]:
     lines = []
     for number, row in enumerate(cells):
         wrapped = [wrap_cell(cell, widths[i]) for i, cell in enumerate(row)]
@@ -104,15 +111,42 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], left: int, width:
     return lines
 
 
-def _breaks_numbers(rows: Sequence[Sequence[str]], widths: Sequence[int], left: int) -> bool:
-    """Return whether a word of a right-aligned cell, a number, would be cut in two."""
+def _breaks_words(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> bool:
+    """Return whether a word of another than the first column would be cut in two."""
     return any(
         len(word) > widths[i]
         for row in rows
         for i, cell in enumerate(row)
-        if i >= left
+        if i
         for word in cell.split()
     )
+
+
+def _parts(
+    header: Sequence[str], rows: Sequence[Sequence[str]], left: int, width: int
+) -> list[str]:
+    """Return the columns in tables below each other, or blocks where too few fit beside each."""
+    first = min(max(len(row[0]) for row in [header, *rows]), width // 3)
+    needed = [first]
+    for i in range(1, len(header)):
+        words = [word for row in rows for word in row[i].split()]
+        title = max(map(len, header[i].split()), default=0)
+        needed.append(max([LEAST_COLUMN, min(title, WIDEST_TITLE), *map(len, words)]))
+    parts: list[list[int]] = [[0]]
+    for i in range(1, len(header)):
+        used = sum(GAP + needed[k] for k in parts[-1])
+        if used + GAP + needed[i] > width and len(parts[-1]) > 1:
+            parts.append([0])
+        parts[-1].append(i)
+    if any(sum(GAP + needed[k] for k in part) > width for part in parts) or len(parts) > MOST_PARTS:
+        return _blocks(header, rows, width)
+    lines: list[str] = []
+    for part in parts:
+        cells = [[row[k] for k in part] for row in [header, *rows]]
+        widths = [needed[k] for k in part]
+        lines += [""] * bool(lines)
+        lines += _lines(cells, widths, sum(k < left for k in part))
+    return lines
 
 
 def _blocks(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
