@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dynllava.plan.names import FULL
+
 HELP = "write a folder that stock engines load"
 EXAMPLE = "dynllava export llava-hf/llava-1.5-7b-hf out/pruned --method fastervlm:keep=64"
 
@@ -15,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="folder to create")
     parser.add_argument(
         "--method",
-        default="full",
+        default=FULL,
         help="chooses before layer 0, with parameters if wanted: fastervlm:keep=64 (default: full)",
     )
     parser.add_argument("--dtype", help="of the weights (default: the checkpoint's)")

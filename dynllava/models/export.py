@@ -17,10 +17,11 @@ from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.parameters import parse, render
 from dynllava.output.folders import new_folder
+from dynllava.plan.names import FULL
 from dynllava.plan.plan import SERVED
 
 from .checkpoints import copy_files, save_tensors, write_json
-from .layouts import download, inspect
+from .layouts import MODEL_TYPE, download, inspect
 
 METHOD_FILE = "dynllava.json"
 OUTSIDE = ("A", "B")
@@ -51,7 +52,7 @@ def stock_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def export(
     source: str | Path,
     target: Path,
-    method: str = "full",
+    method: str = FULL,
     dtype: str | None = None,
     vision_tower: str | None = None,
 ) -> Path:
@@ -93,8 +94,8 @@ def export(
         checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype") or "float32"
     )
     kind = parse_dtype(dtype or stored)
-    model, processor = load_model(source, "full", dtype=kind, vision_tower=vision_tower)
-    if model.config.model_type not in ("llava", "dynamic_llava"):
+    model, processor = load_model(source, FULL, dtype=kind, vision_tower=vision_tower)
+    if model.config.model_type not in ("llava", MODEL_TYPE):
         raise UserError(f"{source}: {model.config.model_type}; accepted are LLaVA-1.5 checkpoints")
     if processor is None:
         raise UserError(f"{source}: no tokenizer, which an engine needs")

@@ -296,7 +296,7 @@ def _format_problems(folder: Path, layout: Layout, config: Mapping[str, Any]) ->
     if layout is Layout.OTHER:
         kind = config.get("model_type")
         why = f" ({REFUSED[kind]})" if isinstance(kind, str) and kind in REFUSED else ""
-        accepted = ["dynamic_llava", *ORIGINAL_TYPES, *FAMILIES]
+        accepted = [MODEL_TYPE, *ORIGINAL_TYPES, *FAMILIES]
         return [f"{folder}: model_type={kind!r}{why}; accepted are {', '.join(accepted)}"]
     if layout is Layout.STOCK and config.get("quantization_config"):
         return [
