@@ -91,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
             info.name.replace("_", "-"),
             help=module.HELP,
             description=module.__doc__,
-            epilog=f"example:\n  {module.EXAMPLE}",
+            epilog=f"example:\n  {getattr(module, 'EXAMPLE', parser.prog)}",
             formatter_class=Help,
         )
         module.configure(sub)

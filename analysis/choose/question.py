@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dynllava.costs.devices import Device
 from dynllava.costs.spec import ModelSpec
 from dynllava.errors import UserError
+from dynllava.images import LONGEST_SIDE
 from dynllava.output.tables import quantity
 
 SIZES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15}
@@ -125,6 +126,22 @@ def size(text: str) -> float:
     if match is None or value is None:
         raise UserError(f"{KV} {text}: accepted is a size as 1GB (10^9 bytes) or 1GiB (2^30)")
     return value * (BINARY | SIZES)[match[2]]
+
+
+def pixels(text: str) -> tuple[int, int]:
+    """Read ``640x480``; return (width, height).
+
+    Raises
+    ------
+    UserError
+        If it is no size of a picture that can be opened.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,6})x([1-9]\d{0,6})", text.strip().lower())
+    if match is None or max(int(side) for side in match.groups()) > LONGEST_SIDE:
+        raise UserError(
+            f"--image {text}: accepted is WIDTHxHEIGHT in pixels, each from 1 to {LONGEST_SIDE}"
+        )
+    return int(match[1]), int(match[2])
 
 
 def seconds(name: str, text: str) -> float:

@@ -106,6 +106,7 @@ def choose(
     batch: int = 1,
     prompt_tokens: int = 60,
     outputs: int = 16,
+    image: str | None = None,
     max_prefill: str | float | None = None,
     max_kv: str | float | None = None,
     max_ttft: str | float | None = None,
@@ -127,6 +128,9 @@ def choose(
         Preset, ``embedded``, or a folder with a ``config.json``.
     batch, prompt_tokens, outputs : int
         Equal sequences; text tokens of a prompt beside one picture; generated tokens.
+    image : str, optional
+        Pixels of the picture, ``"640x480"``; families that resize to one square make the same
+        tokens of any.
     max_prefill : str or float, optional
         ``"0.6x"`` of the dense prefill, ``"3TFLOP"``, or FLOP; whole batch, everything counted.
     max_kv : str or float, optional
@@ -153,7 +157,7 @@ def choose(
     UserError
         For a limit that is none, an unknown model, task, class or device.
     """
-    asked = _question(model, batch, prompt_tokens, outputs, device, dtype)
+    asked = _question(model, batch, prompt_tokens, outputs, device, dtype, image)
     limits = _limits(asked, max_prefill, max_kv, max_ttft, max_tpot, max_loss, max_worst_loss)
     classes = _classes(servable)
     if source not in SOURCES:
@@ -200,7 +204,13 @@ def _each_once(found: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _question(
-    model: str, batch: int, text: int, outputs: int, device: str | None, dtype: str
+    model: str,
+    batch: int,
+    text: int,
+    outputs: int,
+    device: str | None,
+    dtype: str,
+    image: str | None,
 ) -> Question:
     given = {"prompt_tokens": text, "output_tokens": outputs, "batch": batch}
     for name, most in LARGEST.items():
@@ -210,6 +220,9 @@ def _question(
     if found is not None:
         found.flops(dtype)
     spec = load_spec(model)
+    if image is not None:
+        width, height = ask.pixels(image)
+        spec = spec.for_image(height, width)
     if not spec.image_tokens:
         raise UserError(f"--model {model}: has no image tokens to choose from")
     return Question(spec, batch, text, 1, outputs, dtype, found)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 
 HELP = "which method stays within compute, memory, time and loss"
 
@@ -24,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--batch", type=int, default=1, help="equal sequences")
     load.add_argument("--prompt-tokens", type=int, default=60, help="text tokens of a prompt")
     load.add_argument(
-        "--image", metavar="WxH", help="picture size; LLaVA-1.5 makes the same tokens of any"
+        "--image", metavar="WxH", help="picture size in pixels; LLaVA-1.5 makes 576 tokens of any"
     )
     load.add_argument(
         "--outputs",
@@ -62,16 +61,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the list; 0 also where nothing qualifies (the answer says so)."""
     from dynllava.analysis.choose import choose
     from dynllava.analysis.choose.text import document, text
-    from dynllava.errors import UserError
     from dynllava.output import terminal
 
-    if args.image and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", args.image):
-        raise UserError(f"--image {args.image}: accepted is WIDTHxHEIGHT in pixels, as 640x480")
     answer = choose(
         args.model,
         batch=args.batch,
         prompt_tokens=args.prompt_tokens,
         outputs=args.outputs,
+        image=args.image,
         max_prefill=args.max_prefill,
         max_kv=args.max_kv,
         max_ttft=args.max_ttft,

@@ -266,3 +266,16 @@ def test_a_wrong_word_is_one_line(arguments, capsys):
     complaint = capsys.readouterr().err.splitlines()
     assert len(complaint) == 1
     assert "accepted" in complaint[0] or "needs" in complaint[0]
+
+
+def test_the_pictures_size_counts_where_the_family_follows_it(empty):
+    small, large = (
+        choose("qwen2.5-vl-7b", image=size, max_kv="100MB", source="published")
+        for size in ("280x280", "1120x840")
+    )
+    tokens = [answer.question.spec.prompt(60).image for answer in (small, large)]
+    assert tokens == [100, 1200]
+    assert not small.rows
+    assert "measure with compare" in text(small, 80)
+    same = choose("llava-1.5-7b", image="640x480", source="published", max_loss=1)
+    assert same.question.spec.prompt(60).image == 576
