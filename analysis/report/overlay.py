@@ -160,8 +160,7 @@ def draw(overlay: Overlay) -> bytes:
     with matplotlib.rc_context({**style.RC, "axes.grid": False}):
         figure = Figure(figsize=(7.6, 5.0))
         FigureCanvasAgg(figure)
-        first, *rest = overlay.dropped
-        titles = ("Image", f"{first.upper()}{''.join(rest)}")
+        titles = ("Image", f"{overlay.dropped[0].upper()}{overlay.dropped[1:]}")
         for index, shown in enumerate((pixels, _veil(pixels, overlay))):
             axes = figure.add_axes((0.03 + 0.49 * index, 0.30, 0.45, 0.58))
             axes.imshow(shown, interpolation="nearest")

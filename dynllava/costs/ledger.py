@@ -103,9 +103,11 @@ class Run:
             stages = self.method.plan(spec.dims.layers).stages(self.shape)
             cut = [stage.after for stage in stages if stage.cut.stage == "features"]
             return replace(spec, image_tokens=cut[0]) if cut else spec
-        edge = spec.vision.image_size // spec.vision.patch_size
+        tower = spec.square_tower
+        assert tower is not None  # other families were refused above
+        edge = tower.image_size // tower.patch_size
         grid = smaller.tower_grid(edge, edge)
-        vision = replace(spec.vision, grid=grid)
+        vision = replace(tower, grid=grid)
         return replace(spec, vision=vision, image_tokens=grid[0] * grid[1])
 
     def dense(self) -> Run:

@@ -98,6 +98,11 @@ class ModelSpec:
             tower = TowerDims(seen.layers, seen.hidden, seen.heads, seen.patches)
             object.__setattr__(self, "dims", replace(self.dims, tower=tower))
 
+    @property
+    def square_tower(self) -> VisionDims | None:
+        """LLaVA-1.5's tower, None of the other families and without one."""
+        return self.vision if isinstance(self.vision, VisionDims) else None
+
     def for_image(self, height: int, width: int) -> ModelSpec:
         """Return the model with a picture of this size; LLaVA-1.5 resizes all to one."""
         if self.family is None:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dynllava.plan import Image, Span, Text
+from dynllava.plan import Image, Text
+from dynllava.plan.shapes import Span
 
 from . import pictures
 from .pictures import Size

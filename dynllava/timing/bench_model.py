@@ -123,7 +123,7 @@ def _random_stock(
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
     from transformers import LlavaForConditionalGeneration as Llava
 
-    d, v = spec.dims, spec.vision
+    d, v = spec.dims, spec.square_tower
     text = LlamaConfig(
         vocab_size=d.vocab,
         hidden_size=d.hidden,

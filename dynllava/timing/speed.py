@@ -109,9 +109,10 @@ def make_inputs(bench: Bench, shape: Shape, batch: int, outputs: int = 0, seed: 
     mask = torch.zeros(batch, shape.total, dtype=torch.bool, device=bench.device)
     mask[:, shape.text_before : shape.text_before + shape.image] = True
     pixels = None
-    if bench.spec.vision is not None and shape.image:
-        side = bench.spec.vision.image_size
-        noise = torch.randn(batch, bench.spec.vision.channels, side, side, generator=generator)
+    tower = bench.spec.square_tower
+    if tower is not None and shape.image:
+        side = tower.image_size
+        noise = torch.randn(batch, tower.channels, side, side, generator=generator)
         pixels = noise.to(bench.device, bench.dtype)
     fed = None
     if bench.random_weights and outputs:
