@@ -99,8 +99,8 @@ def _table(pairs: Sequence[Pair], parameter: str, margin: float, caveat: str = "
     ]
     if not caveat:
         notes.append(
-            f"p worse: of a drop above {100 * margin:g} points; p not worse: of a drop of at most "
-            f"that. Both corrected by Holm over {len(body)} pairs; level 0.05."
+            f"p worse: of a drop above the margin ({100 * margin:g} in points); p not worse: of "
+            f"at most that. Both corrected by Holm over {len(body)} pairs; level 0.05."
         )
     title = f"{parameter}, other values against {default}" + (f" ({caveat})" if caveat else "")
     return TableData("ours", title, headers, tuple(body), (), tuple(notes))

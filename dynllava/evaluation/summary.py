@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -158,7 +159,9 @@ def _beside(records: Sequence[RunRecord], store: RecordStore | None) -> dict[str
 
 def identity(record: RunRecord) -> tuple[str, str]:
     """Return a run's parameters without the seed of a draw, and its weights."""
-    return str(record.method.without_seed()), record.model.weights or ""
+    # Records that were read back have their parameters in another order than those just made.
+    parameters = json.dumps(record.method.without_seed(), sort_keys=True)
+    return parameters, record.model.weights or ""
 
 
 def _score(records: Sequence[RunRecord]) -> str:

@@ -102,6 +102,24 @@ def test_the_summary_always_shows_the_number_of_samples():
     assert "0.5±0.125 (n=16)" in summary([record])
 
 
+def test_the_summary_has_one_row_a_setting_whether_its_records_were_made_or_found():
+    """Parameters of a record that was read back stand in another order."""
+    parameters = {"keep_ratio": 0.3, "positions": "compact"}
+    orders = (parameters, dict(reversed(parameters.items())))
+    records = [
+        RunRecord(
+            "evaluation",
+            ModelInfo("m"),
+            MethodInfo("divprune", "divprune", own),
+            TaskInfo(task, metric="exact_match"),
+            scores={"exact_match": Score(0.5, 0.125, 16)},
+        )
+        for task, own in zip(("gqa", "pope"), orders, strict=True)
+    ]
+    rows = [line for line in summary(records).splitlines() if line.startswith("divprune")]
+    assert len(rows) == 1
+
+
 def test_budgets_are_solved_for_each_method():
     names = ["full", "fastv", "uniform", "sparsevlm", "no_image"]
     found = grid.cells(names, [192, 128], {"fastv": {"k": 3}}, LLAVA_15_7B)
