@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dynllava.uncertainty import NOT_WORSE, UNDECIDED, WORSE
+
 from .. import style
-from ..pareto.data import groups, panel
+from ..pareto.data import panel
 from ..points.values import Point, slower_than_dense
+from .against_dense import against_dense
 from .data import ReportData
+
+VERDICTS = (WORSE, NOT_WORSE, UNDECIDED)
 
 Fact = tuple[str, str]
 
@@ -43,32 +48,19 @@ def facts(data: ReportData) -> list[Fact]:
 
 
 def _own(model: str, points: list[Point]) -> list[Fact]:
-    shown = panel(points, "average", "image_tokens")
-    marks = [mark for mark in shown.marks if not mark.point.is_dense]
-    if not marks:
-        return []
-    best = max(marks, key=lambda mark: mark.value.value)
-    tasks = len(shown.names)
-    samples = sum(value.n or 0 for value in best.point.scores.values())
-    found = [
-        (
-            f"{best.value.value:.1f} %",
-            f"of dense over {tasks} tasks ({samples} samples): {best.point.label} on {model}, the "
-            f"best of {len(marks)} own settings",
-        )
-    ]
-    grouping, _ = groups(points, "average")
-    if grouping is not None:
-        letter = grouping.letters.get(best.point.label, "")
-        alike = [
-            label
-            for label, letters in grouping.letters.items()
-            if set(letters) & set(letter) and label != best.point.label
-        ]
-        if alike:
-            found.append(
-                (str(len(alike)), "settings that paired tests (Holm) cannot tell from that one")
+    rows = against_dense([point for point in points if not point.caveat])
+    found = []
+    if rows:
+        close = [row.label for row in rows if row.verdict == NOT_WORSE]
+        counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}
+        named = f": {', '.join(close[:3])}" if close else ""
+        found.append(
+            (
+                f"{len(close)} of {len(rows)}",
+                f"own settings on {model} are shown to be at most a point below dense (paired, "
+                f"Holm){named}; {counts[WORSE]} are worse, {counts[UNDECIDED]} undecided",
             )
+        )
     slow = [point.label for point in points if slower_than_dense(points, point)]
     if slow:
         found.append((str(len(slow)), f"own settings slower than dense: {', '.join(slow[:4])}"))

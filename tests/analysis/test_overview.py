@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from dynllava.analysis.pareto import overview
 from dynllava.analysis.points.measured import measured_points
-from dynllava.analysis.report import html, overlay
+from dynllava.analysis.report import html, overlay, summary
 from PIL import Image
 
 from dynllava.records.reading import read_stores
@@ -70,3 +70,11 @@ def test_a_damaged_file_is_one_note(tmp_path, extra):
     )
     found, notes = overlay.read_all(tmp_path)
     assert (found, len(notes)) == ([], 1)
+
+
+def test_the_headline_is_a_verdict_not_a_maximum(small_store):
+    points = measured_points(read_stores(small_store)[0])
+    figure, words = summary._own("m", points)[0]
+    assert figure.endswith(" of 4")
+    assert "shown to be at most a point below dense" in words
+    assert "best of" not in words
