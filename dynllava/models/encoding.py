@@ -15,10 +15,14 @@ from dynllava.output.files import reason
 from dynllava.prompts.templates import IMAGE, placeholder
 from dynllava.prompts.tokens import batch, image_positions, prompt_ids
 
+from .layout import layouts
+
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+#: Families whose pictures have newline tokens among their image tokens.
+NEWLINES = ("llava_next", "llava_onevision")
 #: What a processor may refuse a prompt or a picture with.
 _REFUSALS = (UserError, ValueError, IndexError, TypeError, RuntimeError, ZeroDivisionError)
 
@@ -133,14 +137,31 @@ class LlavaEncoder:
         return added_ids(tokenizer, before, both, continuation)
 
 
-def image_tokens(processor: Any, input_ids: torch.Tensor) -> list[int] | None:
-    """Return the image tokens of each row of ``input_ids`` [B, L].
+def image_tokens(
+    processor: Any, encoded: dict[str, Any], model: Any, prompts: Sequence[Any]
+) -> list[int] | None:
+    """Return the image tokens of each row, newline tokens left out, as methods count them.
 
-    None for LLaVA-1.5, whose pictures all have as many.
+    Parameters
+    ----------
+    processor : ProcessorMixin
+    encoded : dict
+        What :meth:`Encoder.encode` gave.
+    model : PreTrainedModel
+    prompts : sequence
+        [B] prompts with their ``images``.
+
+    Returns
+    -------
+    list of int or None
+        None for LLaVA-1.5, whose pictures all have as many.
     """
     if is_llava(processor):
         return None
-    return [int(count) for count in (input_ids == processor.image_token_id).sum(1)]
+    if model.config.model_type in NEWLINES:
+        pictures = iter(layouts(model.config, encoded, []) if "image_sizes" in encoded else [])
+        return [sum(next(pictures).patches for _ in prompt.images) for prompt in prompts]
+    return [int(count) for count in (encoded["input_ids"] == processor.image_token_id).sum(1)]
 
 
 class StockEncoder:

@@ -103,6 +103,16 @@ PUBLISHED = {
     ),
 }
 
+
+def published_licence(name: str) -> str | None:
+    """Return the licence of a published checkpoint as far as it was found, None if not."""
+    for family in PUBLISHED.values():
+        for checkpoint, licence in family.checkpoints:
+            if checkpoint == name and licence != CARD:
+                return licence
+    return None
+
+
 INTRODUCTION = """# Supported models
 
 `dynllava.wrap(stock, method)` and `load_model(name)` work for the families below. The decoder loop
@@ -115,6 +125,14 @@ import dynllava
 
 stock = AutoModelForImageTextToText.from_pretrained("Qwen/Qwen2.5-VL-7B-Instruct", dtype="bfloat16")
 model = dynllava.wrap(stock, "fastv:k=2,keep_ratio=0.25")
+```
+
+lmms-eval and `dynllava compare` take the same names and folders: prompts, pictures and image tokens
+are the checkpoint's own processor's, any number of pictures a prompt ([lmms-eval](lmms_eval.md)):
+
+```sh
+lmms-eval --model dynamic_llava --tasks pope \\
+  --model_args pretrained=Qwen/Qwen2.5-VL-7B-Instruct,method=fastv
 ```
 
 **What is certified, and how.** Every family: `full` equals stock transformers (tokens equal, logits

@@ -8,6 +8,8 @@ from typing import Any
 
 from dynllava.errors import UserError
 from dynllava.models.layouts import Checkpoint, Layout, check_methods, inspect
+from dynllava.models.supported import published_licence
+from dynllava.output.files import read_json_object
 from dynllava.plan.names import FULL, LEARNED
 
 from .findings import Preflight
@@ -152,11 +154,26 @@ def _files(found: Preflight, checkpoint: Checkpoint) -> None:
         found.add("no" if ": no tokenizer (" in note else "note", "files", note)
     sizes(found, checkpoint)
     names = ", ".join(path.name for path in checkpoint.licences)
-    found.add(
-        "ok" if names else "note",
-        "licence",
-        names or "no licence file beside the weights: look at the model's page before you use it",
-    )
+    known = published_licence(checkpoint.name)
+    unknown = "no licence file beside the weights: look at the model's page before you use it"
+    if known and not names:
+        unknown = f"no licence file beside the weights; {known} as published, its page decides"
+    found.add("ok" if names else "note", "licence", names or unknown)
+    if checkpoint.layout is Layout.STOCK:
+        _generation(found, checkpoint)
+
+
+def _generation(found: Preflight, checkpoint: Checkpoint) -> None:
+    """Say what of a stock checkpoint's generation settings changes greedy answers."""
+    path = checkpoint.folder / "generation_config.json"
+    penalty = read_json_object(path).get("repetition_penalty") if path.is_file() else None
+    if penalty not in (None, 1, 1.0):
+        found.add(
+            "note",
+            "generation",
+            f"generation_config.json: repetition_penalty={penalty} holds for every answer, as in "
+            "transformers, unless a task sets another",
+        )
 
 
 def _tensors(found: Preflight, checkpoint: Checkpoint) -> None:

@@ -189,7 +189,7 @@ class Engine:
             [row * beams for row in range(len(answers))],
             [max(len(own) - 1, 0) for own in answers],
         )
-        shown = image_tokens(self.processor, encoded["input_ids"])
+        shown = image_tokens(self.processor, encoded, self.model, prompts)
         for own_costs, count in zip(costs, shown or (), strict=False):
             own_costs["image_tokens"] = count
         return [

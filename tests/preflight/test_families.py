@@ -126,6 +126,15 @@ def test_a_broken_folder_is_one_line(folders, tmp_path, name, capsys):
     assert line in refusals[0]
 
 
+def test_settings_that_change_greedy_answers_are_a_note(folders, tmp_path):
+    folder = tmp_path / "penalty"
+    shutil.copytree(folders("qwen2_5_vl"), folder)
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
+    found = check_model(Wanted(str(folder), ("full",), device="cpu"))
+    assert found.ready
+    assert "repetition_penalty=1.05 holds" in said(found, "generation")[0]
+
+
 def test_methods_that_a_family_does_not_take(folders, capsys):
     command = ["check", str(folders("qwen2_5_vl")), "--device", "cpu", "--methods"]
     assert cli.main([*command, "visionzip", "dynamic_llava", "fastv"]) == 1
