@@ -70,7 +70,9 @@ def test_ctrl_c_is_one_line_and_130(monkeypatch, capsys, resumes, more):
 
 def test_ctrl_c_in_a_real_process():
     code = (
-        "import sys, time, dynllava.commands.methods as m; "
+        "import signal, sys, time, dynllava.commands.methods as m; "
+        # A shell that runs the tests in the background hands on an ignored interrupt.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         "m.run = lambda args: (print('on', flush=True), time.sleep(60)); "
         "from dynllava.cli import main; sys.exit(main(['methods']))"
     )

@@ -23,7 +23,8 @@ def test_commands_run(page, tmp_path, monkeypatch):
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path)
-    commands = "\n".join(blocks(page, "bash")).strip().splitlines()
+    lines = "\n".join(blocks(page, "bash")).splitlines()
+    commands = [line for line in lines if line.strip()]
     assert commands
     for command in commands:
         program, *arguments = shlex.split(command)

@@ -38,8 +38,9 @@ def guide(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_budget_snippet_runs():
-    exec(compile(snippets("methods.md")[0], "methods.md", "exec"), {})
+@pytest.mark.parametrize("snippet", snippets("methods.md"))
+def test_the_snippets_of_the_methods_page_run(snippet):
+    exec(compile(snippet, "methods.md", "exec"), {})
 
 
 @pytest.mark.usefixtures("guide")
