@@ -250,7 +250,7 @@ def test_every_route_as_typed(made, tmp_path, program, layout, route, aspect):
         command += ["--image-aspect", aspect, "--device", "cpu", "--out", "store"]
         done = typed(made, command, tmp_path)
         assert done.returncode == 0, done.stderr
-        assert "1 records in store" in done.stdout
+        assert "wrote 1 records to store" in done.stdout
         found, kept, record = stored(tmp_path / "store")
         assert record.environment.image_aspect == aspect
     else:
