@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from dynllava.errors import UserError
 from dynllava.plan import Plan
 
 from .base import Method
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

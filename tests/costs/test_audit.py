@@ -10,7 +10,7 @@ from dynllava.costs.spec import LLAVA_15_7B, LLAVA_15_13B, MID_SIZE, VisionDims
 from dynllava.methods.base import Method
 from dynllava.plan import ModelDims, Operation
 
-pytest.importorskip("fvcore")
+pytest.importorskip("fvcore", reason="fvcore is not installed (the profile extra)")
 
 TEXT_TOKENS = 60
 OUTPUTS = 2

@@ -14,7 +14,7 @@ from dynllava.embedded import model_path
 from dynllava.output import tables as render
 from dynllava.records import RecordStore
 
-pytest.importorskip("fvcore")
+pytest.importorskip("fvcore", reason="fvcore is not installed (the profile extra)")
 
 FULL = ["profile", "--model", "llava-1.5-7b", "--method", "dynamic_llava", "--device", "a100-80g"]
 

@@ -7,6 +7,7 @@ computed from the folder by ``AutoModelForImageTextToText`` and transformers' ow
 
 from __future__ import annotations
 
+import family_folders
 import picture_task
 import pytest
 import several_pictures_task as task
@@ -33,23 +34,13 @@ FASTV = {"k": 2, "keep_ratio": 0.5}
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.set_verbosity(level)
+    with family_folders.quiet():
+        yield
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root, made = tmp_path_factory.mktemp("families"), {}
-
-    def of(name):
-        if name not in made:
-            made[name] = BUILDERS[name](root / name)
-        return made[name]
-
-    return of
+    return family_folders.made_once(tmp_path_factory.mktemp("families"))
 
 
 @pytest.fixture(scope="module")

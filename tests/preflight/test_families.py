@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 
+import family_folders
 import pytest
-import transformers
 from family_folders import BUILDERS
 
 from dynllava import cli
@@ -19,23 +19,13 @@ from dynllava.records import RecordStore
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.set_verbosity(level)
+    with family_folders.quiet():
+        yield
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root, made = tmp_path_factory.mktemp("families"), {}
-
-    def of(name):
-        if name not in made:
-            made[name] = BUILDERS[name](root / name)
-        return made[name]
-
-    return of
+    return family_folders.made_once(tmp_path_factory.mktemp("families"))
 
 
 def said(found, topic):

@@ -6,11 +6,15 @@ checkpoints; sizes are small, weights random, and the tokenizer is trained here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import transformers
 from public_tokenizers import TEXT as CORPUS
 from public_tokenizers import dump, sentencepiece_model, write_llava_hf
 from tiny_families import FAMILIES, TinyFamily
@@ -443,3 +447,18 @@ BUILDERS = {
 }  # fmt: skip
 
 __all__ = ["BUILDERS", "TinyFamily"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' warnings and bars, which these folders cause by the dozen."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.set_verbosity(level)
+
+
+def made_once(root: Path) -> Callable[[str], Path]:
+    """Return a function that gives a family's folder under ``root``, built when first asked for."""
+    return functools.cache(lambda name: BUILDERS[name](root / name))
