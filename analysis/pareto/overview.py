@@ -42,7 +42,7 @@ def _question(overlays: Sequence[Overlay]) -> list[Overlay]:
     for item in overlays:
         if item.cached is None and item.expected:
             groups.setdefault((item.image, item.question), []).append(item)
-    short = [group for group in groups.values() if len(group[0].expected) < 20]
+    short = [group for group in groups.values() if group[0].right is not None]
     if not short:
         return []
     # The question that tells the methods apart.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +18,6 @@ COLUMNS = 4
 
 
 SMALL = 5.0
-_BUDGET = re.compile(r" [0-9.]+$")
-"""What stands at a point: the budget behind its label."""
 
 
 def figure_files(figure: Any) -> dict[str, bytes]:
@@ -50,7 +47,7 @@ def draw_one(shown: Panel, title: str, subtitle: str = "") -> dict[str, bytes]:
         axes = figure.add_axes((0.095, bottom, 0.88, 0.865 - bottom))
         _draw(axes, shown, [mark.cost for mark in shown.marks], big=True)
         axes.set_xlabel(_axis_label(shown.axis, shown.marks, axes))
-        axes.set_ylabel(_score_label(shown))
+        axes.set_ylabel(score_label(shown))
         figure.text(0.02, 0.955, title, fontsize=12, fontweight="bold", va="center")
         figure.text(0.02, 0.908, subtitle, fontsize=8.5, color=style.MUTED, va="center")
         _legend(figure, [shown], 3)
@@ -100,13 +97,16 @@ def _axis_label(axis: str, marks: Sequence[Mark], axes: Any) -> str:
     return f"{AXES[axis].title} ({unit}, {kind}{scale})"
 
 
-def _score_label(shown: Panel) -> str:
+def score_label(shown: Panel) -> str:
+    """Return what the axis of scores says: benchmark, unit, and where less is better."""
     if shown.benchmark == "average":
         return f"Average over {len(shown.names)} benchmarks (% of dense)"
     perfect = {mark.value.perfect for mark in shown.marks}
     published = any(mark.point.origin == "published" for mark in shown.marks)
     unit = ", 0-100" if perfect == {100} or (published and shown.benchmark != "mme") else ""
-    return f"{benchmarks.title(shown.benchmark)} (score{unit})"
+    less = any(not mark.value.higher_is_better for mark in shown.marks)
+    direction = ", lower is better" if less else ""
+    return f"{benchmarks.title(shown.benchmark)} (score{unit}{direction})"
 
 
 def _draw(axes: Any, shown: Panel, costs: Sequence[float], *, big: bool) -> None:
@@ -164,10 +164,10 @@ def _draw_marks(axes: Any, marks: list[Mark], size: float) -> None:
             mark.cost, mark.value.value, look.marker, ms=size, color=look.colour, zorder=3,
             mfc=look.colour if filled else "white", mew=1.4, clip_on=False,
         )  # fmt: skip
-        budget = _BUDGET.search(mark.point.label)
+        budget = benchmarks.budget(mark.point.label)
         if budget and size > SMALL:
             axes.annotate(
-                budget[0].strip(), (mark.cost, mark.value.value), (size, -size - 2), fontsize=size,
+                budget, (mark.cost, mark.value.value), (size, -size - 2), fontsize=size,
                 textcoords="offset points", color=style.MUTED,
             )  # fmt: skip
         if mark.slower:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 PAPER12 = (
     "vqav2", "gqa", "vizwiz", "sciqa", "textvqa", "pope",
     "mmbench", "seed", "mm_vet", "mmvp", "realworldqa", "cvbench_2d",
@@ -41,3 +43,19 @@ def title(name: str) -> str:
 def higher_is_better(name: str) -> bool:
     """Return whether larger values of a published column are better (all but perplexity)."""
     return not any(word in name for word in LOWER_IS_BETTER)
+
+
+_NUMBER = re.compile(r" ([0-9.]+)(?=$|,| \()")
+_RATIO = re.compile(r"\br=[0-9.]+")
+
+
+def budget(label: str) -> str:
+    """Return the budget within a point's label, as it stands beside the point; empty if none.
+
+    ``fastv 67, tuned weights`` says ``67``, ``fastv k=3,r=0.75`` says ``r=0.75``.
+    """
+    number = _NUMBER.search(label)
+    if number:
+        return number[1]
+    ratio = _RATIO.search(label)
+    return ratio[0] if ratio else ""

@@ -16,6 +16,7 @@ from dynllava.records.reading import Stored, read_stores
 from .. import style
 from ..pareto.data import Mark, benchmark_names, panel
 from ..pareto.kv_growth import Crossover, Growth, crossovers, growth
+from ..pareto.plot import score_label
 from ..pareto.report import collections
 from ..points import names as benchmarks
 from ..points.measured import measured_points
@@ -148,10 +149,12 @@ def _page(source: str, model: str, points: Sequence[Point]) -> dict[str, Any] | 
                 row["scores"][name] = value
                 higher = name == "average" or point.scores[name].higher_is_better
         if any(name in row["scores"] for row in rows):
-            title = benchmarks.title(name)
-            if name == "average" and found is not None:
-                title = f"Average of {len(found.names)} (% of dense)"
-            shown.append({"name": name, "title": title, "higher": higher})
+            title = label = benchmarks.title(name)
+            if found is not None:
+                label = score_label(found)
+                if name == "average":
+                    title = f"Average of {len(found.names)} (% of dense)"
+            shown.append({"name": name, "title": title, "label": label, "higher": higher})
     if not shown or not axes:
         return None
     sources = list(dict.fromkeys(point.source for point in points))
@@ -168,6 +171,7 @@ def _point(points: Sequence[Point], point: Point) -> dict[str, Any]:
     return {
         "curve": point.curve,
         "label": point.label,
+        "budget": benchmarks.budget(point.label),
         "origin": point.origin,
         "dense": point.is_dense,
         "source": point.source,

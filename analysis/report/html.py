@@ -14,6 +14,7 @@ from dynllava.methods.presets import CONTROL
 from dynllava.plan.names import FULL
 
 from .. import style
+from ..points.realised import charted
 from ..tables import render as table_render
 from .data import ReportData, page_data, script_json
 from .overlay import Overlay
@@ -71,7 +72,9 @@ def page(data: ReportData) -> str:
         "time: published numbers and own runs side by side, each with its origin.</p>"
         f"<nav aria-label='Sections'>{links}</nav></header><main>"
         f'<section id="summary"><h2>Summary</h2><ul class="facts">{items}</ul></section>'
-        f"{sections}</main><footer>Made {made} with dynllava {escape(__version__)}.</footer>"
+        f"{sections}</main><footer>Made {made} with dynllava {escape(__version__)}."
+        '<span class="paper"> Folded parts are not printed: open those you want first.</span>'
+        "</footer>"
         f'<script type="application/json" id="report-data">{script_json(plotted)}</script>'
         f"<script>{script}</script></body></html>\n"
     )
@@ -151,34 +154,35 @@ def _own(data: ReportData) -> str:
 
 
 def _realised(data: ReportData) -> str:
-    shares = sorted(
-        data.shares, key=lambda share: (share.mode, share.value is None, -(share.value or 0))
-    )
+    shares = charted(data.shares)
     if not shares:
         return "<p>No record holds a time and a count of the same run.</p>"
-    items = []
+    settings: dict[str, list[Bar]] = {}
     for share in shares:
-        percent = (
-            "undefined (cost saves under 5 %)" if share.value is None else f"{share.value:.0%}"
-        )
-        alarm = ", slower than dense" if share.slower else ""
-        note = f"{percent}{alarm}"
-        items.append(Bar(share.label, share.value, note, _class(share.method), share.slower))
+        # Below 5 % saving there is nothing to divide by; time alone still says something.
+        percent = share.note if share.value is None else f"{100 * share.value:.0f} %"
+        alarm = ": slower than dense" if share.slower else ""
+        bar = Bar(share.label, share.value, f"{percent}{alarm}", _class(share.method), share.slower)
+        settings.setdefault(share.setting, []).append(bar)
     low = min([0.0, *(max(share.value, -1.0) for share in shares if share.value is not None)])
-    chart = bars(items, low, 1.0, "Share of the saving in cost that became time")
+    high = max([1.0, *(min(share.value, 1.5) for share in shares if share.value is not None)])
+    chart = bars(settings, low, high, "Share of the saving in cost that became time")
     rows = "".join(
-        f"<tr><td>{escape(share.label)}</td><td>{escape(share.note)}</td>"
+        f"<tr><td>{escape(share.setting)}</td><td>{escape(share.label)}</td>"
+        f"<td>{escape(share.note)}</td>"
         f'<td class="wrap">{escape(share.origin)}</td></tr>'
-        for share in shares
+        for share in sorted(data.shares, key=lambda share: (share.setting, share.dense))
     )
     return (
         '<p class="quiet">Realised share: (1 - time / dense time) / (1 - cost / dense cost). 100 % '
-        "means that the whole saving in cost became time. Cost is compute for prefill and calls "
-        "without cache, bytes moved for cached decoding: counted for own runs, Eq. 13 for "
+        "means that the whole saving in cost became time, more that the dense baseline lost time "
+        "elsewhere. Where cost saves under 5 % no share is formed. Cost is compute for prefill and "
+        "calls without cache, bytes moved for cached decoding: counted for own runs, Eq. 13 for "
         "published rows.</p>"
         f'<figure class="wide">{chart}</figure>'
         "<details><summary>Times and costs behind the bars</summary>"
-        '<div class="scroll"><table><thead><tr><th>Setting</th><th>Change</th><th>Origin</th></tr>'
+        '<div class="scroll"><table><thead><tr><th>Setting</th><th>Method</th>'
+        "<th>Change</th><th>Origin</th></tr>"
         f"</thead><tbody>{rows}</tbody></table></div></details>"
     )
 
@@ -226,8 +230,11 @@ def _samples(overlays: Sequence[Overlay]) -> str:
     ]
     for (image, question), items in groups.items():
         tiles = "".join(_tile(image, item) for item in items)
+        expected = next((item.expected for item in items if item.expected), "")
+        reference = f'<p class="quiet">Reference answer: {escape(expected)}</p>' if expected else ""
         parts.append(
-            f'<div><p class="question">{escape(question)}</p><div class="tiles">{tiles}</div></div>'
+            f'<div><p class="question">{escape(question)}</p>{reference}'
+            f'<div class="tiles">{tiles}</div></div>'
         )
     return "".join(parts) + "</div>"
 
@@ -247,8 +254,8 @@ def _tile(image: str, item: Overlay) -> str:
     alt = escape(f"{item.label}: {item.dropped}", quote=True)
     verdict = ""
     if item.right is not None:
-        said = "right" if item.right else f"wrong, expected: {item.expected}"
-        verdict = f' <span class="{"quiet" if item.right else "alarm"}">({escape(said)})</span>'
+        said = "right" if item.right else "wrong"
+        verdict = f' <span class="{"quiet" if item.right else "alarm"}">({said})</span>'
     return (
         f'<figure class="tile"><div class="picture"><img alt="{alt}" '
         f'src="data:image/png;base64,{escape(image, quote=True)}">'

@@ -37,10 +37,10 @@ def markdown(data: ReportData) -> str:
     parts += [_table(headers, rows), "", f"Score: {benchmarks.title('average').lower()}.", ""]
     parts += ["## Realised share of savings (counted; published rows: Eq. 13)", ""]
     shares: list[tuple[str, ...]] = [
-        (s.label, "undefined" if s.value is None else f"{s.value:.0%}", s.note, s.origin)
+        (s.setting, s.label, "undefined" if s.value is None else f"{s.value:.0%}", s.note, s.origin)
         for s in data.shares
     ]
-    parts += [_table(("setting", "realised", "change", "origin"), shares), ""]
+    parts += [_table(("setting", "method", "realised", "change", "origin"), shares), ""]
     parts += ["## KV cache: crossover points", ""]
     parts += [
         f"- from {item.outputs} output tokens on {item.after} stores less than {item.before}"

@@ -27,6 +27,10 @@ LARGEST_GRID = 256
 """Patches per side that a picture is drawn with."""
 
 
+SHORT = 4
+"""Words up to which a reference is an answer that is right or wrong as a whole."""
+
+
 @dataclass(frozen=True)
 class Overlay:
     """One sample under one method.
@@ -65,8 +69,11 @@ class Overlay:
 
     @property
     def right(self) -> bool | None:
-        """Whether the answer is the reference, letters' case and a last stop aside."""
-        if not self.expected:
+        """Whether the answer is the reference, letters' case and a last stop aside.
+
+        None without a reference, and for a description: other words may say the same.
+        """
+        if not self.expected or len(self.expected.split()) > SHORT:
             return None
         said, wanted = (text.strip().rstrip(".").lower() for text in (self.answer, self.expected))
         return said == wanted

@@ -6,6 +6,7 @@ from dynllava.uncertainty import NOT_WORSE, UNDECIDED, WORSE
 
 from .. import style
 from ..pareto.data import panel
+from ..points.realised import charted
 from ..points.values import Point, slower_than_dense
 from .against_dense import against_dense
 from .data import ReportData
@@ -39,11 +40,17 @@ def facts(data: ReportData) -> list[Fact]:
             "others are listed with the reason",
         )
     )
-    slower = [
-        share.label for share in data.shares if share.slower and share.origin.startswith("record")
-    ]
+    measured = [share for share in charted(data.shares) if share.rounds]
+    slower = list(dict.fromkeys(share.label for share in measured if share.slower))
     if slower:
-        found.append((str(len(slower)), f"measured settings slower than dense: {slower[0]} ..."))
+        count = sum(share.slower for share in measured)
+        named = f"{', '.join(slower[:4])}{' ...' if slower[4:] else ''}"
+        found.append(
+            (
+                f"{count} of {len(measured)}",
+                f"timed runs of methods take longer than the dense model: {named}",
+            )
+        )
     return found
 
 
@@ -77,7 +84,7 @@ def _published(points: list[Point]) -> list[Fact]:
     saved = 1 - cheapest.cost / dense.cost
     return [
         (
-            f"{saved:.0%} less",
+            f"{100 * saved:.0f}\u00a0% less",
             f"prefill compute (Eq. 13) for {cheapest.value.value:.1f} % of dense over "
             f"{len(shown.names)} benchmarks: {style.name(cheapest.point.curve)} on LLaVA-1.5-7B, "
             "as published",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH = 760
+LETTER = 7.0
+"""Width that a letter is given: a little above the mean, as fonts differ."""
 
 
 @dataclass(frozen=True)
@@ -130,52 +132,76 @@ def _spread(labels: list[tuple[float, Line]], gap: float) -> list[tuple[float, L
     return placed
 
 
-def bars(items: Sequence[Bar], low: float, high: float, name: str) -> str:
-    """Return horizontal bars from zero; values outside [low, high] are cut at the edge.
+def bars(groups: Mapping[str, Sequence[Bar]], low: float, high: float, name: str) -> str:
+    """Return horizontal bars from zero, a picture a group; outside [low, high] they are cut.
 
     Parameters
     ----------
-    items : sequence of Bar
+    groups : mapping of str to sequence of Bar
+        A heading, and the bars below it.
     low, high : float
         Axis limits with ``low <= 0 < high``, in shares.
     name : str
         What screen readers call the chart.
     """
-    row, left, right, top = 30, 250, 150, 8
-    height = top + row * len(items) + 34
+    row, right, top = 24, 170, 30
+    longest = max(len(item.label) for items in groups.values() for item in items)
+    left = min(330.0, 20 + LETTER * longest)
 
     def place(value: float) -> float:
         share = (min(max(value, low), high) - low) / (high - low)
         return left + share * (WIDTH - left - right)
 
-    parts = [_open(height, name)]
-    for value in ticks(low, high, 4):
-        x = place(value)
-        strong = " strong" if value in (0, 1) else ""
-        parts.append(
-            f'<line class="grid{strong}" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - 30}"/>'
-            f'<text class="tick" x="{x:.1f}" y="{height - 12}" text-anchor="middle">'
-            f"{100 * value:g} %</text>"
-        )
-    for index, item in enumerate(items):
-        y = top + row * index + row / 2
-        parts.append(
-            f'<text class="tick dark" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">'
-            f"{html.escape(item.label)}</text>"
-        )
-        x = place(0)
-        if item.value is not None:
-            x0, x1 = sorted((place(0), place(item.value)))
+    charts = []
+    for heading, items in groups.items():
+        last = heading == list(groups)[-1]
+        bottom = top + row * len(items)
+        # A picture each, so that paper breaks between groups and never within a row.
+        parts = [_open(bottom + (30 if last else 8), f"{name}: {heading}")]
+        for value in ticks(low, high, 4):
+            x = place(value)
+            strong = " strong" if value in (0, 1) else ""
             parts.append(
-                f'<rect class="bar {item.style_class}" x="{x0:.1f}" y="{y - 8:.1f}" '
-                f'width="{max(x1 - x0, 1.5):.1f}" height="16" rx="2"/>'
+                f'<line class="grid{strong}" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"/>'
             )
-            x = x1
-        kind = "note alarm" if item.alarm else "note"
+            if last:
+                parts.append(
+                    f'<text class="tick" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">'
+                    f"{100 * value:g} %</text>"
+                )
+        parts.append(f'<text class="group" x="0" y="{top - 10}">{_fitting(heading, WIDTH)}</text>')
+        for index, item in enumerate(items):
+            parts += _bar(item, left, top + row * (index + 0.5), place)
+        charts.append("".join(parts) + "</svg>")
+    return "".join(charts)
+
+
+def _bar(item: Bar, left: float, y: float, place: Callable[[float], float]) -> list[str]:
+    parts = [
+        f'<text class="tick dark" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">'
+        f"{_fitting(item.label, left - 12)}</text>"
+    ]
+    x = place(0)
+    if item.value is not None:
+        x0, x1 = sorted((place(0), place(item.value)))
         parts.append(
-            f'<text class="{kind}" x="{x + 8:.1f}" y="{y + 4:.1f}">{html.escape(item.note)}</text>'
+            f'<rect class="bar {item.style_class}" x="{x0:.1f}" y="{y - 7:.1f}" '
+            f'width="{max(x1 - x0, 1.5):.1f}" height="14" rx="2"/>'
         )
-    return "".join(parts) + "</svg>"
+        x = x1
+    kind = "note alarm" if item.alarm else "note"
+    parts.append(
+        f'<text class="{kind}" x="{x + 8:.1f}" y="{y + 4:.1f}">{html.escape(item.note)}</text>'
+    )
+    return parts
+
+
+def _fitting(text: str, width: float) -> str:
+    """Return ``text`` escaped, cut where it would not fit; the whole then is its tooltip."""
+    most = int(width / LETTER)
+    if len(text) <= most:
+        return html.escape(text)
+    return f"{html.escape(text[: most - 1])}\u2026<title>{html.escape(text)}</title>"
 
 
 def _open(height: float, name: str) -> str:

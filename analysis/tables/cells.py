@@ -109,6 +109,9 @@ class TableData:
     exploded : tuple of int
         Columns whose cells show computed, printed and ratio.
     notes : tuple of str
+    parts : tuple of (str, tuple of int)
+        Titles and columns of the tables that a page shows in its place, as one would be too wide;
+        the first column belongs to each.
     """
 
     number: int | str
@@ -117,6 +120,7 @@ class TableData:
     rows: tuple[tuple[Cell, ...], ...]
     exploded: tuple[int, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     def mismatches(self) -> list[tuple[str, str, Cell]]:
         """Return (row label, column, cell) of computed costs that differ beyond rounding."""

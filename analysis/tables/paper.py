@@ -211,11 +211,12 @@ def ours(own: Sequence[Point]) -> list[TableData]:
         units = {axis: _unit(axis, points) for axis in axes}
         named = any(point.weights for point in points)
         beside = HEADERS if any(point.beside for point in points) else ()
+        counts = {task: _samples(points, task) for task in tasks}
         rows = [
             [
                 Cell(point.label),
                 *([Cell(point.weights)] if named else []),
-                *_own_summary(point, units, tasks),
+                *_own_summary(point, units, tasks, counts),
                 *(Cell(text) for text in (point.beside or ("-",) * len(beside))[: len(beside)]),
             ]
             for point in points
@@ -234,8 +235,9 @@ def ours(own: Sequence[Point]) -> list[TableData]:
         )
         headers = ("method", *(["weights"] if named else []),
                    *(f"{_AXIS_HEADERS[axis]} {units[axis][1]}".strip() for axis in axes),
-                   *(benchmarks.title(task) for task in tasks), *beside)  # fmt: skip
-        notes = ["Own runs, newest record of each configuration; ± standard error, (n) samples."]
+                   *(benchmarks.title(task) + (f" (n={counts[task]})" if counts[task] else "")
+                     for task in tasks), *beside)  # fmt: skip
+        notes = ["Own runs, newest record of each configuration; ± standard error, n: samples."]
         if any(score.draws for point in points for score in point.scores.values()):
             notes.append("[lowest, highest] of several draws, whose mean is shown.")
         if beside:
@@ -244,8 +246,18 @@ def ours(own: Sequence[Point]) -> list[TableData]:
         if not any(point.is_dense for point in points):
             notes.append("No dense run of this model: differences cannot be given.")
         title = f"Own runs of {style.model_name(model)}" + (f", {caveat}" if caveat else "")
-        tables.append(TableData("ours", title, headers, tuple(map(tuple, rows)), (), tuple(notes)))
+        parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+        scores = tuple(range(start, start + len(tasks)))
+        others = tuple(index for index in range(1, len(headers)) if index not in scores)
+        if others and len(headers) > WIDE:
+            parts = (("cost and what is lost", others), ("scores (difference to dense)", scores))
+        shown = tuple(map(tuple, rows))
+        tables.append(TableData("ours", title, headers, shown, (), tuple(notes), parts))
     return tables
+
+
+WIDE = 9
+"""Columns beyond which a page shows a table as two."""
 
 
 _AXIS_HEADERS = {
@@ -268,7 +280,18 @@ def _tokens(point: Point) -> float:
     return point.costs["image_tokens"].value if "image_tokens" in point.costs else 0.0
 
 
-def _own_summary(point: Point, units: dict[str, tuple[float, str]], tasks: list[str]) -> list[Cell]:
+def _samples(points: Sequence[Point], task: str) -> int | None:
+    """Return the number of samples of a task, None if it differs between runs."""
+    found = {point.scores[task].n for point in points if task in point.scores}
+    return found.pop() if len(found) == 1 else None
+
+
+def _own_summary(
+    point: Point,
+    units: dict[str, tuple[float, str]],
+    tasks: list[str],
+    counts: dict[str, int | None],
+) -> list[Cell]:
     cells: list[Cell] = []
     for axis, (factor, _) in units.items():
         cost = point.costs.get(axis)
@@ -282,7 +305,7 @@ def _own_summary(point: Point, units: dict[str, tuple[float, str]], tasks: list[
             cells.append(Cell("", "missing", reason="no run of this task"))
             continue
         error = f" ± {score.stderr:.2g}" if score.stderr is not None else ""
-        count = f" ({score.n})" if score.n else ""
+        count = f" (n={score.n})" if score.n and not counts[task] else ""
         shown = f"{score.value:.1f}" if score.value >= 20 else f"{score.value:.3g}"
         spread = f" [{min(score.draws):.1f}, {max(score.draws):.1f}]" if score.draws else ""
         cells.append(Cell(f"{shown}{error}{count}{spread}", "measured", score.value))

@@ -219,27 +219,36 @@ def _csv(table: TableData, heading: bool) -> str:
 def _html(table: TableData, heading: bool) -> str:
     alignment = _alignment(table)
     parts = [f"<h2>Table {table.number}</h2>"] if heading else []
-    parts += ['<div class="scroll"><table>', f"<caption>{html.escape(caption(table))}</caption>"]
-    cells = "".join(
-        f'<th scope="col" class="{side}">{html.escape(name)}</th>'
-        for side, name in zip(alignment, _headers(table), strict=True)
-    )
-    parts.append(f"<thead><tr>{cells}</tr></thead><tbody>")
-    for row in table.rows:
-        shown = []
-        for index, (side, cell) in enumerate(zip(alignment, row, strict=True)):
-            value, rest = (html.escape(part) for part in cell_parts(cell, index in table.exploded))
-            value = {1: f"<b>{value}</b>", 2: f"<u>{value}</u>"}.get(cell.rank, value)
-            title = html.escape(cell.reason, quote=True)
-            hint = f' title="{title}"' if title else ""
-            follow = f'<span class="delta">{rest}</span>' if rest else ""
-            shown.append(f'<td class="{side} {cell.origin}"{hint}>{value}{follow}</td>')
-        parts.append(f"<tr>{''.join(shown)}</tr>")
-    parts.append("</tbody></table></div>")
+    headers = _headers(table)
+    whole = ("", tuple(range(1, len(headers))))
+    for title, columns in table.parts or (whole,):
+        name = f"{caption(table)}: {title}" if title else caption(table)
+        parts += ['<div class="scroll"><table>', f"<caption>{html.escape(name)}</caption>"]
+        shown = (0, *columns)
+        cells = "".join(
+            f'<th scope="col" class="{alignment[index]}">{html.escape(headers[index])}</th>'
+            for index in shown
+        )
+        parts.append(f"<thead><tr>{cells}</tr></thead><tbody>")
+        for row in table.rows:
+            cells = "".join(
+                _html_cell(row[index], alignment[index], index in table.exploded) for index in shown
+            )
+            parts.append(f"<tr>{cells}</tr>")
+        parts.append("</tbody></table></div>")
     notes = [*table.notes, *missing_notes(table)]
     items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     parts.append(f'<ul class="notes">{items}</ul>')
     return "\n".join(parts) + "\n"
+
+
+def _html_cell(cell: Cell, side: str, exploded: bool) -> str:
+    value, rest = (html.escape(part) for part in cell_parts(cell, exploded))
+    value = {1: f"<b>{value}</b>", 2: f"<u>{value}</u>"}.get(cell.rank, value)
+    title = html.escape(cell.reason, quote=True)
+    hint = f' title="{title}"' if title else ""
+    follow = f'<span class="delta">{rest}</span>' if rest else ""
+    return f'<td class="{side} {cell.origin}"{hint}>{value}{follow}</td>'
 
 
 def document(tables: Sequence[TableData], kind: str) -> str:

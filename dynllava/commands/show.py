@@ -100,7 +100,12 @@ def run(args: argparse.Namespace) -> int:
         shown = {key: value for key, value in asdict(overlay).items() if key != "image"}
         print(json.dumps({**shown, "right": overlay.right, "written": list(map(str, written))}))
         return 0
-    verdict = {True: " (right)", False: f" (wrong, expected: {overlay.expected})", None: ""}
+    wanted = f"expected: {overlay.expected}"
+    verdict = {
+        True: " (right)",
+        False: f" (wrong, {wanted})",
+        None: f" ({wanted})" if overlay.expected else "",
+    }
     print(f"{overlay.answer}{verdict[overlay.right]}")
     dropped = sum(not keep for _, keep in overlay.words)
     print(f"{label}: {overlay.dropped}, {dropped} output tokens dropped")

@@ -26,7 +26,10 @@ def test_an_answer_stands_beside_its_reference():
     assert shown(expected="blue").right is False
     assert shown().right is None
     tile = html._samples([shown(expected="blue")])
-    assert "wrong, expected: blue" in tile
+    assert "Reference answer: blue" in tile
+    assert "(wrong)" in tile
+    # A description is not wrong because it says things in other words.
+    assert shown(expected="a red circle beside a blue ring").right is None
     assert "2 of 16 patches kept (12%)" in tile
 
 

@@ -174,3 +174,27 @@ def test_the_front_comes_with_a_probability():
 def test_published_points_have_no_front_probability():
     shown = pareto_data.panel(published_points("dynamic-llava", "llava-1.5-7b"), "gqa", "kv_bytes")
     assert {mark.front_share for mark in shown.marks} == {None}
+
+
+def test_a_point_says_its_budget():
+    from dynllava.analysis.points.names import budget
+
+    labels = {
+        "fastv 67, tuned weights": "67", "divprune positions=original 54": "54", "hired-7b": "",
+        "fastv k=3,r=0.75,trained one epoch": "r=0.75", "full": "", "prumerge+ adaptive": "",
+        "dynamic_llava I|T, vision keep rate 0.5 (tables 5, 16)": "0.5",
+    }  # fmt: skip
+    assert {label: budget(label) for label in labels} == labels
+
+
+def test_no_two_curves_of_one_study_look_alike():
+    from dynllava.analysis import style
+    from dynllava.analysis.points.published import MODELS, SOURCES, published_points
+
+    from dynllava.methods.presets import DEMO
+
+    groups = [("full", *DEMO, "random", "pool", "downsample", "pyramiddrop", "divprune")]
+    groups += [{p.curve for p in published_points(s, m)} for s in SOURCES for m in MODELS]
+    for curves in groups:
+        looks = [(style.look(name).colour, style.look(name).marker) for name in set(curves)]
+        assert len(set(looks)) == len(looks), sorted(curves)

@@ -224,13 +224,26 @@ def test_overlay_picture_takes_any_text():
 
 # ---------------------------------------------------------------- in a browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
-browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+browser = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason=f"needs a browser: none of {', '.join(BROWSERS)} is on PATH (Debian: package chromium)",
+)
 PROBE = """
 <script>
 addEventListener("load", () => {
   const count = (curve) => document.querySelectorAll(`#plot [data-curve="${curve}"]`).length;
   const result = { before: count("fastv"), title: document.title };
+  const texts = (svg) => [...svg.querySelectorAll("text")].map((t) => t.getBoundingClientRect());
+  const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top
+    || b.bottom <= a.top;
+  result.cut = [...document.querySelectorAll("svg.chart, #plot svg")].flatMap((svg) => {
+    const box = svg.getBoundingClientRect();
+    return texts(svg).filter((t) => t.left < box.left - 1 || t.right > box.right + 1
+      || t.top < box.top - 1 || t.bottom > box.bottom + 1)
+      .map((t) => [t.left - box.left, t.top - box.top]);
+  });
   const button = document.querySelector('#legend button[data-curve="fastv"]');
   button.click();
   result.hidden = count("fastv");
@@ -241,12 +254,17 @@ addEventListener("load", () => {
   axis.value = "kv_bytes";
   axis.dispatchEvent(new Event("change"));
   result.axis = document.querySelector("#plot .axis").textContent;
+  result.score = document.querySelector("#plot .axis.score").textContent;
   document.querySelector('#plot g[data-curve="fastv"]').dispatchEvent(new Event("pointerenter"));
   result.tip = document.getElementById("tooltip").textContent;
   const study = document.getElementById("page");
-  study.value = "1";
+  study.value = [...study.options].find((o) => o.textContent.includes("three budgets")).value;
   study.dispatchEvent(new Event("change"));
   result.published = document.querySelectorAll("#plot .mark.published").length;
+  const budgets = [...document.querySelectorAll("#plot .budget")];
+  result.budgets = budgets.map((b) => b.textContent);
+  const boxes = budgets.map((b) => b.getBoundingClientRect());
+  result.covered = boxes.filter((a, i) => boxes.some((b, j) => j < i && !apart(a, b))).length;
   result.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   result.ready = document.documentElement.dataset.ready;
   const node = document.createElement("pre");
@@ -281,6 +299,10 @@ def test_page_works_in_a_narrow_browser(evil_page, tmp_path):
     assert "fastv" in found["tip"]
     assert found["published"] > 3
     assert found["overflow"] == 0
+    assert "score" in found["score"] or "% of dense" in found["score"]
+    assert set(found["budgets"]) == {"192", "128", "64"}
+    assert found["covered"] == 0
+    assert found["cut"] == []
 
 
 @browser

@@ -149,7 +149,7 @@ def test_own_runs_table(small_store):
     text = table_render.render(made[0], "markdown")
     assert "dynamic_llava 8" in text
     assert "± 5" in text
-    assert "(40)" in text
+    assert "(n=40)" in text
 
 
 def test_own_rows_join_a_published_table(store, record):

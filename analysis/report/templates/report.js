@@ -123,6 +123,29 @@
     tooltip.style.top = `${Math.max(y * scale - tooltip.offsetHeight - 10, 0)}px`;
   };
 
+  // Budgets beside their points, at the first free place; where there is none the tip says it.
+  const budgets = (shown, box, place) => {
+    const taken = shown.map((p) => place(p)).map(([x, y]) => [x - 8, y - 8, x + 8, y + 8]);
+    const places = [[10, -6, "start"], [10, 14, "start"], [-10, -6, "end"], [-10, 14, "end"],
+      [0, -12, "middle"], [0, 21, "middle"]];
+    const found = [];
+    for (const p of shown) {
+      if (!p.budget) continue;
+      const [x, y] = place(p);
+      const wide = 7.4 * p.budget.length;
+      for (const [right, down, anchor] of places) {
+        const start = x + right - { start: 0, middle: wide / 2, end: wide }[anchor];
+        const area = [start, y + down - 12, start + wide, y + down + 4];
+        const inside = area[0] > box.left && area[2] < box.right && area[1] > 0 && area[3] < box.bottom;
+        if (!inside || taken.some((b) => area[0] < b[2] && b[0] < area[2] && area[1] < b[3] && b[1] < area[3])) continue;
+        taken.push(area);
+        found.push(shape("text", { class: "budget", x: x + right, y: y + down, "text-anchor": anchor }, p.budget));
+        break;
+      }
+    }
+    return found;
+  };
+
   const draw = () => {
     const shown = visible();
     tooltip.hidden = true;
@@ -133,7 +156,7 @@
     }
     const width = Math.max(320, Math.min(1032, plot.clientWidth || 1032));
     const height = width < 560 ? 340 : 470;
-    const box = { left: 52, right: width - 16, top: 14, bottom: height - 44 };
+    const box = { left: 66, right: width - 16, top: 14, bottom: height - 44 };
     const cost = (p) => p.costs[state.axis][0];
     const score = (p) => p.scores[state.benchmark][0];
     let [low, high] = [Math.min(...shown.map(cost)), Math.max(...shown.map(cost))];
@@ -159,13 +182,15 @@
       svg.append(shape("line", { class: "grid", x1: box.left, x2: box.right, y1: py(value), y2: py(value) }));
       svg.append(shape("text", { x: box.left - 8, y: py(value) + 4, "text-anchor": "end" }, number(value)));
     }
-    for (const value of logarithmic ? logTicks(low, high) : ticks(low, high, width < 560 ? 4 : 7)) {
+    for (const value of logarithmic ? logTicks(low, high) : ticks(low, high, width < 560 ? 5 : 7)) {
       svg.append(shape("text", { x: px(value), y: box.bottom + 18, "text-anchor": "middle" }, number(value)));
       svg.append(shape("line", { class: "frame", x1: px(value), x2: px(value), y1: box.bottom, y2: box.bottom + 4 }));
     }
     svg.append(shape("path", { class: "frame", d: `M${box.left} ${box.top}V${box.bottom}H${box.right}` }));
     const unit = `${axis().title} (${axis().unit}, ${axis().kind}${logarithmic ? ", log scale" : ""})`;
     svg.append(shape("text", { class: "axis", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, unit));
+    svg.append(shape("text", { class: "axis score", "text-anchor": "middle",
+      transform: `translate(13 ${(box.top + box.bottom) / 2}) rotate(-90)` }, benchmark().label));
 
     const best = front(shown);
     if (best.length > 1) {
@@ -203,6 +228,7 @@
         svg.append(holder);
       }
     }
+    for (const text of budgets(shown, box, (p) => [px(cost(p)), py(score(p))])) svg.append(text);
     plot.prepend(svg);
   };
 
