@@ -479,6 +479,10 @@ def _reach(name: str, limits: Sequence[Limit], asked: Question) -> float | None:
 
 def _notes(asked: Question, found: Sequence[Candidate], wanted: Sequence[str]) -> Iterable[str]:
     if not found:
-        yield f"No accuracy is known on {canonical_model(asked.spec.name)}: measure with compare."
+        model = canonical_model(asked.spec.name)
+        yield (
+            f"No accuracy is known on {model}, so no loss can be held against a limit: measure "
+            "with dynllava compare. What the costs allow stands below."
+        )
     if MME in wanted:
         yield "MME counts as percent of the dense score."

@@ -36,7 +36,7 @@ def text(answer: Answer, width: int) -> str:
     else:
         lines += ["", *_none(answer, width)]
     lines += ["", *_left_out(answer, width)]
-    for note in (*answer.notes, *_conventions(answer)):
+    for note in (*(answer.notes if answer.rows else ()), *_conventions(answer)):
         lines += terminal.paragraph(note, width)
     return "\n".join(lines) + "\n"
 
@@ -164,6 +164,8 @@ def outputs_within(item: Candidate, answer: Answer) -> int | None:
 
 def _none(answer: Answer, width: int) -> Iterator[str]:
     yield "None qualifies."
+    for note in answer.notes:
+        yield from terminal.paragraph(note, width)
     if not answer.binding:
         return
     alone = len(answer.binding[0].rows[0].costs) and _single(answer)
@@ -172,10 +174,15 @@ def _none(answer: Answer, width: int) -> Iterator[str]:
         what = "would do alone" if alone else "has to give as well"
         yield from terminal.paragraph(
             f"{title}: {item.limit.text(item.to)} in place of {item.limit.text(item.limit.most)} "
-            f"({100 * item.limit.excess(item.to):+.0f} %) {what}: {item.rows[0].text}",
+            f"({_more(item.limit.excess(item.to))}) {what}: {item.rows[0].text}",
             width, "  ", "    ",
         )  # fmt: skip
         yield from terminal.paragraph(bought(more), width, "    ", "    ")
+
+
+def _more(excess: float) -> str:
+    """Return how far a value lies above a limit: percent, or times where that is many."""
+    return f"{100 * excess:+.0f} %" if excess < 10 else f"{1 + excess:,.0f} times as much"
 
 
 def _single(answer: Answer) -> bool:

@@ -98,9 +98,6 @@ def _front(axes: Any, rows: Sequence[tuple[Point, float, float]]) -> None:
         places.sort()
         xs, ys = zip(*places, strict=True)
         axes.plot(xs, ys, look.marker, ls="-", lw=1.2, color=look.colour, label=style.name(curve))
-        for x, y in places if xs[-1] > xs[0] else ():
-            axes.annotate(f"{x:.0f}", (x, y), (0, 5), textcoords="offset points", fontsize=6.5,
-                          ha="center", color=style.MUTED)  # fmt: skip
     best, front = float("-inf"), []
     for _, cost, score in sorted(rows, key=lambda row: (row[1], -row[2])):
         if score > best:

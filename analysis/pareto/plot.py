@@ -13,11 +13,9 @@ from .. import style
 from ..points import names as benchmarks
 from ..points.values import AXES, cost_kind, display_unit
 from .data import Mark, Panel
+from .labels import placed
 
 COLUMNS = 4
-
-
-SMALL = 5.0
 
 
 def figure_files(figure: Any) -> dict[str, bytes]:
@@ -55,11 +53,18 @@ def draw_one(shown: Panel, title: str, subtitle: str = "") -> dict[str, bytes]:
 
 
 def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[str, bytes]:
-    """Draw small multiples, four a row, with one legend."""
+    """Draw small multiples, four a row, with one legend.
+
+    A panel without a point is left out and named; there must be one with.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    absent = [benchmarks.title(shown.benchmark) for shown in panels if not shown.marks]
+    panels = [shown for shown in panels if shown.marks]
+    if absent:
+        subtitle += f". Without a point: {', '.join(absent)}"
     with matplotlib.rc_context(style.RC):
         columns = min(COLUMNS, len(panels))
         rows = math.ceil(len(panels) / columns)
@@ -68,7 +73,7 @@ def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[s
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(
-            rows, columns, left=0.045, right=0.99, wspace=0.24, hspace=0.42,
+            rows, columns, left=0.05, right=0.99, wspace=0.27, hspace=0.42,
             top=1 - 0.95 / height, bottom=(legend + 0.45) / height,
         )  # fmt: skip
         # One cost scale on the whole page, so that panels compare at a glance.
@@ -77,6 +82,7 @@ def draw_many(panels: Sequence[Panel], title: str, subtitle: str = "") -> dict[s
             axes = figure.add_subplot(grid[index // columns, index % columns])
             _draw(axes, shown, costs, big=False)
             axes.set_title(benchmarks.title(shown.benchmark), pad=5)
+            axes.set_ylabel(_unit(shown), fontsize=7, color=style.MUTED, labelpad=1)
         figure.text(
             0.5,
             (legend + 0.12) / height,
@@ -101,23 +107,19 @@ def score_label(shown: Panel) -> str:
     """Return what the axis of scores says: benchmark, unit, and where less is better."""
     if shown.benchmark == "average":
         return f"Average over {len(shown.names)} benchmarks (% of dense)"
+    return f"{benchmarks.title(shown.benchmark)} ({_unit(shown)})"
+
+
+def _unit(shown: Panel) -> str:
     perfect = {mark.value.perfect for mark in shown.marks}
     published = any(mark.point.origin == "published" for mark in shown.marks)
     unit = ", 0-100" if perfect == {100} or (published and shown.benchmark != "mme") else ""
     less = any(not mark.value.higher_is_better for mark in shown.marks)
-    direction = ", lower is better" if less else ""
-    return f"{benchmarks.title(shown.benchmark)} (score{unit}{direction})"
+    return f"score{unit}{', lower is better' if less else ''}"
 
 
 def _draw(axes: Any, shown: Panel, costs: Sequence[float], *, big: bool) -> None:
     size = 6.5 if big else 4.6
-    if not shown.marks:
-        axes.grid(False)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        text = "not reported" if not shown.missing else "no point with score and cost"
-        axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=style.MUTED)
-        return
     for mark in shown.dense[:1]:
         axes.axhline(mark.value.value, color=style.INK, lw=0.9, dashes=(2, 2), zorder=1)
     _draw_front(axes, shown)
@@ -128,6 +130,24 @@ def _draw(axes: Any, shown: Panel, costs: Sequence[float], *, big: bool) -> None
     for mark in shown.dense:
         _draw_marks(axes, [mark], size)
     _limits(axes, shown, costs)
+    if big:
+        _draw_budgets(axes, shown, size)
+
+
+def _draw_budgets(axes: Any, shown: Panel, size: float) -> None:
+    """Write budgets beside their points; the scales must be final."""
+    marks = [mark for mark in shown.marks if not _is_outlier(shown, mark)]
+    pixels = axes.transData.transform([(mark.cost, mark.value.value) for mark in marks])
+    scale = 72 / axes.figure.dpi
+    texts = [benchmarks.budget(mark.point.label) for mark in marks]
+    points = [(x * scale, y * scale) for x, y in pixels]
+    for place in placed(texts, points, size, size / 2 + 1):
+        mark = marks[place.index]
+        axes.annotate(
+            texts[place.index], (mark.cost, mark.value.value), (place.right, place.up),
+            textcoords="offset points", ha=place.align, fontsize=size, color=style.MUTED, zorder=4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.7},
+        )  # fmt: skip
 
 
 def _draw_front(axes: Any, shown: Panel) -> None:
@@ -164,12 +184,6 @@ def _draw_marks(axes: Any, marks: list[Mark], size: float) -> None:
             mark.cost, mark.value.value, look.marker, ms=size, color=look.colour, zorder=3,
             mfc=look.colour if filled else "white", mew=1.4, clip_on=False,
         )  # fmt: skip
-        budget = benchmarks.budget(mark.point.label)
-        if budget and size > SMALL:
-            axes.annotate(
-                budget, (mark.cost, mark.value.value), (size, -size - 2), fontsize=size,
-                textcoords="offset points", color=style.MUTED,
-            )  # fmt: skip
         if mark.slower:
             # A word reads the same in grey and without a legend.
             axes.annotate(

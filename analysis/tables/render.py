@@ -244,6 +244,10 @@ def _html(table: TableData, heading: bool) -> str:
 
 def _html_cell(cell: Cell, side: str, exploded: bool) -> str:
     value, rest = (html.escape(part) for part in cell_parts(cell, exploded))
+    if cell.origin == "measured":
+        # A narrow cell breaks between value, spread and difference, not within one.
+        for text in (" ± ", ", ", " (n"):
+            value = value.replace(text, text.replace(" ", "\u00a0"))
     value = {1: f"<b>{value}</b>", 2: f"<u>{value}</u>"}.get(cell.rank, value)
     title = html.escape(cell.reason, quote=True)
     hint = f' title="{title}"' if title else ""

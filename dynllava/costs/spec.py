@@ -184,6 +184,8 @@ def dtype_bytes(dtype: str) -> int:
 def load_spec(name: str) -> ModelSpec:
     """Return the spec of a preset, ``embedded``, or a local folder with a ``config.json``.
 
+    A preset is also found by its hub name (``Qwen/Qwen2.5-VL-7B-Instruct``); nothing is downloaded.
+
     Raises
     ------
     UserError
@@ -200,11 +202,23 @@ def load_spec(name: str) -> ModelSpec:
         return replace(spec_from_folder(dynamic_path()), name="embedded")
     folder = Path(name)
     if not (folder / "config.json").is_file():
+        preset = preset_of_hub_name(name)
+        if preset:
+            return load_spec(preset)
         raise UserError(
             f"model {name!r}: accepted are {', '.join((*PRESETS, *SIZES))}, "
             "embedded, or a local folder with a config.json"
         )
     return spec_from_folder(folder)
+
+
+def preset_of_hub_name(name: str) -> str | None:
+    """Return the preset that a published checkpoint's name means, None if there is none."""
+    base = name.rpartition("/")[2].lower()
+    for ending in ("-hf", "-ov", "-instruct", "-video"):
+        base = base.removesuffix(ending)
+    base = base.replace("llava-v1.5-", "llava-1.5-").replace("-onevision-qwen2-", "-onevision-")
+    return base if base in PRESETS or base in SIZES else None
 
 
 def spec_from_folder(folder: Path) -> ModelSpec:

@@ -23,7 +23,7 @@ from dynllava.analysis.points.values import Point, Value, dense_of
 from dynllava.cli import main
 from dynllava.costs import bands, ledger, roofline
 from dynllava.costs.devices import load_device
-from dynllava.costs.spec import LLAVA_15_7B
+from dynllava.costs.spec import LLAVA_15_7B, load_spec
 from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.records import MethodInfo
@@ -276,6 +276,36 @@ def test_the_pictures_size_counts_where_the_family_follows_it(empty):
     tokens = [answer.question.spec.prompt(60).image for answer in (small, large)]
     assert tokens == [100, 1200]
     assert not small.rows
-    assert "measure with compare" in text(small, 80)
+    assert "No accuracy is known" in text(small, 80)
     same = choose("llava-1.5-7b", image="640x480", source="published", max_loss=1)
     assert same.question.spec.prompt(60).image == 576
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-VL-7B-Instruct", "llava-v1.6-vicuna-7b"])
+def test_a_model_without_known_accuracy_says_so_and_what_costs_allow(empty, model):
+    answer = choose(model, batch=8, max_prefill="0.6x", max_kv="4GB", max_loss=1)
+    assert answer.rows == ()
+    shown = text(answer, 100)
+    assert "None qualifies.\nNo accuracy is known on" in shown
+    assert "costs allow" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("llava-hf/llava-1.5-7b-hf", "llava-1.5-7b"),
+        ("liuhaotian/llava-v1.5-13b", "llava-1.5-13b"),
+        ("llava-hf/llava-v1.6-mistral-7b-hf", "llava-v1.6-mistral-7b"),
+        ("llava-hf/llava-onevision-qwen2-7b-ov-hf", "llava-onevision-7b"),
+        ("Qwen/Qwen3-VL-8B-Instruct", "qwen3-vl-8b"),
+        ("HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "smolvlm2-500m"),
+        ("OpenGVLab/InternVL3-8B-hf", "internvl3-8b"),
+    ],
+)
+def test_a_published_checkpoint_is_asked_for_by_its_name(name, preset):
+    assert load_spec(name) == load_spec(preset)
+
+
+def test_an_unknown_name_is_refused_not_guessed():
+    with pytest.raises(UserError, match="accepted are llava"):
+        load_spec("llava-hf/llava-9.9-7b-hf")

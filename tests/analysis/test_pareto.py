@@ -1,6 +1,7 @@
 import csv
 import io
 
+import numpy as np
 import pytest
 from dynllava.analysis.pareto import data as pareto_data
 from dynllava.analysis.pareto import front as pareto
@@ -198,3 +199,40 @@ def test_no_two_curves_of_one_study_look_alike():
     for curves in groups:
         looks = [(style.look(name).colour, style.look(name).marker) for name in set(curves)]
         assert len(set(looks)) == len(looks), sorted(curves)
+
+
+def test_budgets_at_points_cover_neither_marks_nor_each_other():
+    from dynllava.analysis.pareto.labels import HEIGHT, LETTER, placed
+
+    rng = np.random.default_rng(3)
+    points = [tuple(map(float, xy)) for xy in rng.uniform(0, 90, (40, 2))]
+    texts = ["192", "64", "", "r=0.75"] * 10
+    found = placed(texts, points, 6.5, 4.0)
+    assert found
+    boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    for item in found:
+        (x, y), text = points[item.index], texts[item.index]
+        wide = LETTER * 6.5 * len(text)
+        left = x + item.right - {"left": 0, "center": wide / 2, "right": wide}[item.align]
+        low = y + item.up - 0.2 * HEIGHT * 6.5
+        boxes.append((left, low, left + wide, low + HEIGHT * 6.5))
+    texts_from = len(points)
+    for i, a in enumerate(boxes):
+        for b in boxes[max(texts_from, i + 1) :]:
+            assert a[0] >= b[2] or b[0] >= a[2] or a[1] >= b[3] or b[1] >= a[3]
+
+
+def test_benchmarks_without_a_point_are_named_not_drawn():
+    """Five of RESTORE's twelve panels were empty, and an empty last one hid the log scale."""
+    from dynllava.analysis.pareto.plot import draw_many
+
+    points = published_points("restore", "llava-1.5-7b")
+    panels = [
+        pareto_data.panel(points, name, "prefill_flops")
+        for name in ("vqav2", "vizwiz", "gqa", "mm_vet")
+    ]
+    svg = draw_many(panels, "title", "from there")["svg"].decode()
+    assert svg.count(">VizWiz<") == 0
+    assert "from there. Without a point: VizWiz, MM-Vet" in svg
+    assert "log scale" in svg
+    assert svg.count("score, 0-100") == 2
