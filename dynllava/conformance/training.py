@@ -15,7 +15,7 @@ from dynllava.models.checkpoints import to_hf_name
 from dynllava.models.loading import load_model
 from dynllava.training.gumbel import RecordedNoise
 from dynllava.training.losses import IGNORED
-from dynllava.training.parameters import FROZEN
+from dynllava.training.parameters import part_of
 from dynllava.training.policy import SparsityTargets, TrainingPolicy
 from dynllava.training.schedules import gumbel_tau
 from dynllava.training.step import StepResult, policy_step
@@ -36,7 +36,7 @@ def check_train_step(case: dict[str, Any], folder: Path) -> CaseResult:
     # A model of its own: the gradients of another case must not add up.
     model = load_model(folder / "checkpoint")[0].train()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(FROZEN not in name)
+        parameter.requires_grad_(part_of(name) != "tower")
     batch = training_batch(case, recorded, model.config)
     policy = TrainingPolicy(
         targets_of(case),

@@ -25,7 +25,7 @@ from .modeling import DynamicLlavaForConditionalGeneration, refuse_compiling
 from .processors import check_backend
 from .processors import load_processor as processor_of
 from .sanity import build_config, check_finite
-from .stock import load_stock
+from .stock import UNTRAINED, load_stock
 from .tensors import Reader, outlines, stream
 
 DTYPES = {
@@ -111,8 +111,8 @@ def load_model(
         check_backend(image_backend)
         kernel = attention.check_kernel(attn_implementation)
         model, processor = load_stock(
-            checkpoint, method or FULL, method_args or {}, parse_dtype(dtype), kernel, device,
-            device_map, image_backend,
+            checkpoint, method, method_args or {}, parse_dtype(dtype), kernel, device, device_map,
+            image_backend, untrained,
         )  # fmt: skip
         if compile:
             model.set_compile()
@@ -338,11 +338,7 @@ def _ensure_predictors(model: DynamicLlavaForConditionalGeneration) -> None:
     """Give a plain LLaVA fresh predictors, and say that they are untrained."""
     if _trained_predictors(model):
         return
-    warnings.warn(
-        "this checkpoint has no predictors: dynamic_llava runs with fresh, untrained ones, which "
-        "choose tokens arbitrarily; train them first (dynllava train)",
-        stacklevel=3,
-    )
+    warnings.warn(UNTRAINED, stacklevel=3)
     model.add_predictors(SparsityConfig())
 
 

@@ -16,6 +16,7 @@ from dynllava.plan.names import FULL
 from .cloning import clone
 from .families import check_text_model, family_of
 from .sparse import OWN_ARGUMENTS, SparseGeneration
+from .stored_predictors import load_named_predictors
 from .text_loop import SparseTextModel
 
 
@@ -32,7 +33,8 @@ def wrap(model: nn.Module, method: str | Method = FULL, **parameters: Any) -> An
     Returns
     -------
     PreTrainedModel
-        An instance of the stock class too; its ``unwrap()`` returns ``model``.
+        An instance of the stock class too; its ``unwrap()`` returns ``model``.  It has the trained
+        predictors that the checkpoint stores which ``model`` was loaded from, if any.
 
     Raises
     ------
@@ -55,6 +57,7 @@ def wrap(model: nn.Module, method: str | Method = FULL, **parameters: Any) -> An
     own = getattr(wrapped.model, family.text)
     own.config._attn_implementation = attention.NAME
     wrapped._set_up(model, kernel)
+    load_named_predictors(wrapped)
     wrapped.set_method(method, **parameters)
     return wrapped
 

@@ -186,7 +186,7 @@ def render(template: Template, turns: Sequence[Turn], processor: Any) -> str:
         return "".join(f"{turn.placed()}\n" for turn in turns)
     if template.name == "vicuna_v1":
         return _render_vicuna(turns, processor)
-    text = _apply(template, turns, processor, True)
+    text = transcript(template, turns, processor, True)
     images = sum(len(turn.images) for turn in turns)
     token = placeholder(processor)
     found = text.count(token)
@@ -242,7 +242,14 @@ def _render_vicuna(turns: Sequence[Turn], processor: Any) -> str:
     return text + "ASSISTANT:"
 
 
-def _apply(template: Template, turns: Sequence[Turn], processor: Any, open_end: bool) -> str:
+def transcript(template: Template, turns: Sequence[Turn], processor: Any, open_end: bool) -> str:
+    """Return what a checkpoint's own template writes, with or without the assistant's turn opened.
+
+    Raises
+    ------
+    UserError
+        If the template refuses the conversation.
+    """
     messages = [
         {"role": turn.role, "content": turn.parts() if template.as_parts else turn.placed()}
         for turn in turns
@@ -268,8 +275,8 @@ def _complaint(template: Template, processor: Any) -> str | None:
     """Return what a trial rendering lost, None if nothing."""
     turns = [Turn("user", _PROBE, [None])]
     try:
-        text = _apply(template, turns, processor, True)
-        closed = _apply(template, turns, processor, False)
+        text = transcript(template, turns, processor, True)
+        closed = transcript(template, turns, processor, False)
     except UserError as error:
         return str(error).removeprefix("the checkpoint's chat template ")
     if _PROBE not in text:
@@ -295,8 +302,8 @@ def _between(template: Template, processor: Any) -> str | None:
     """
     turns = [Turn("user", _PROBE, [None])]
     try:
-        text = _apply(template, turns, processor, True)
-        answered = _apply(template, [*turns, Turn("assistant", _ANSWER)], processor, False)
+        text = transcript(template, turns, processor, True)
+        answered = transcript(template, [*turns, Turn("assistant", _ANSWER)], processor, False)
     except UserError:
         return None
     head, found, _ = answered.partition(_ANSWER)

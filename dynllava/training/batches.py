@@ -25,7 +25,8 @@ class Collator:
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return ``input_ids``, ``labels``, ``attention_mask`` [B, L], ``sample_ids`` [B], ...
 
-        ``pixel_values`` [images, 3, H, W] is missing when no row has an image.
+        What the model takes as pictures (``pixel_values`` and so on) is missing when no row has an
+        image.
         """
         longest = max(len(item["input_ids"]) for item in items)
         ids = torch.full((len(items), longest), self.pad_token_id)
@@ -46,10 +47,30 @@ class Collator:
             "truncated": torch.tensor([item["truncated"] for item in items]),
             "skipped": [text for item in items for text in item["skipped"]],
         }
-        pixels = [item["pixel_values"] for item in items if item["pixel_values"] is not None]
-        if pixels:
-            batch["pixel_values"] = torch.stack(pixels)
+        for name in {name for item in items for name in item["kinds"]}:
+            kinds = torch.zeros_like(ids)
+            for row, item in enumerate(items):
+                kinds[row, : len(item["kinds"][name])] = item["kinds"][name]
+            batch[name] = kinds
+        for name in sorted({name for item in items for name in item["pictures"]}):
+            parts = [item["pictures"][name] for item in items if item["pictures"]]
+            batch[name] = joined(parts)
         return batch
+
+
+def joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return tensors of several rows' pictures behind each other.
+
+    Where they differ in crops or pixels, zeros are added, as the stock processors do in a batch.
+    """
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    padded = []
+    for part in parts:
+        missing = [most - size for most, size in zip(shape, part.shape[1:], strict=True)]
+        # torch counts dimensions from the last one.
+        padding = [side for count in reversed(missing) for side in (0, count)]
+        padded.append(torch.nn.functional.pad(part, padding) if any(missing) else part)
+    return torch.cat(padded)
 
 
 class GroupedSampler(torch.utils.data.Sampler[int]):

@@ -36,8 +36,13 @@ class DataConfig:
         Image paths are relative to it.
     split : str
         Of a hub dataset.
-    template, image_aspect, max_length
-        See :mod:`dynllava.training.data`.
+    template : str or None
+        ``vicuna_v1`` (LLaVA-1.5's default) or ``plain``; other families are trained in their
+        checkpoint's own chat template.
+    image_aspect : str or None
+        ``pad`` (LLaVA-1.5's default), ``crop`` or ``checkpoint`` (the only one of other families).
+    max_length : int
+        Tokens; longer conversations are cut.
     skip_missing : bool
         Leave out records whose image file is missing instead of refusing to start.
     """
@@ -45,8 +50,8 @@ class DataConfig:
     path: str = ""
     image_folder: str | None = None
     split: str = "train"
-    template: str = "vicuna_v1"
-    image_aspect: str = "pad"
+    template: str | None = None
+    image_aspect: str | None = None
     max_length: int = 2048
     skip_missing: bool = False
 

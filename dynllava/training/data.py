@@ -12,12 +12,11 @@ import torch
 from torch.utils.data import Dataset
 
 from dynllava.errors import UserError
-from dynllava.images import ImagePreparation
 from dynllava.output.files import reason
 
+from .examples import examples_of
 from .images import missing_files, open_image
-from .losses import IGNORED
-from .templates import PLACEHOLDER, check_template, render, turns_of
+from .templates import PLACEHOLDER, turns_of
 
 
 def load_records(path: str, split: str = "train") -> Sequence[dict[str, Any]]:
@@ -95,55 +94,20 @@ class Statistics:
         ]
 
 
-class Encoder:
-    """Tokens and labels of a conversation.
-
-    Parameters
-    ----------
-    processor : LlavaProcessor
-        With a fast tokenizer (character offsets say which tokens are answers).
-    template : str
-        Key of :data:`dynllava.training.templates.SYSTEMS`.
-    image_tokens : int
-        Language-model tokens of one image.
-    max_length : int
-        Longer conversations are cut.
-    """
-
-    def __init__(self, processor: Any, template: str, image_tokens: int, max_length: int) -> None:
-        check_template(template)
-        self.tokenizer = processor.tokenizer
-        if not self.tokenizer.is_fast:
-            raise UserError("training needs a fast tokenizer (character offsets)")
-        self.template = template
-        self.image_text = processor.image_token * image_tokens
-        self.max_length = max_length
-
-    def __call__(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int], bool]:
-        """Return token ids, labels (-100 outside answers) and whether they were cut."""
-        text, spans = render(turns, self.template, self.tokenizer.eos_token, self.image_text)
-        encoded = self.tokenizer(text, return_offsets_mapping=True)
-        ids, labels, span = encoded["input_ids"], [], 0
-        for token, (start, stop) in zip(ids, encoded["offset_mapping"], strict=True):
-            while span < len(spans) and start >= spans[span][1]:
-                span += 1
-            answer = span < len(spans) and stop > spans[span][0] and stop > start
-            labels.append(token if answer else IGNORED)
-        return ids[: self.max_length], labels[: self.max_length], len(ids) > self.max_length
-
-
 class InstructionDataset(Dataset):
     """Records as model inputs; images are opened when an item is asked for.
 
     Parameters
     ----------
     records : sequence of dict
-        ``conversations``, and ``image`` unless text only; see :func:`load_records`.
-    processor : LlavaProcessor
+        ``conversations``, and ``image`` (one, or a list) unless text only; see
+        :func:`load_records`.
+    processor : ProcessorMixin
+        The checkpoint's.
     image_folder : str or Path, optional
         Image paths are relative to it and must stay inside.
     template, image_aspect, max_length, image_tokens
-        See :class:`Encoder` and :class:`~dynllava.training.images.ImagePreparation`.
+        See :func:`~dynllava.training.examples.examples_of`.
     skip_missing : bool
         Leave out records whose image file does not exist instead of refusing the data.
 
@@ -159,50 +123,52 @@ class InstructionDataset(Dataset):
         processor: Any,
         image_folder: str | Path | None = None,
         *,
-        template: str = "vicuna_v1",
-        image_aspect: str = "pad",
+        template: str | None = None,
+        image_aspect: str | None = None,
         max_length: int = 2048,
-        image_tokens: int = 576,
+        image_tokens: int | None = None,
         skip_missing: bool = False,
     ) -> None:
         if len(records) == 0:
             raise UserError("the data holds no records")
         self.records = records
         self.folder = None if image_folder is None else Path(image_folder)
-        self.encode = Encoder(processor, template, image_tokens, max_length)
-        self.prepare = ImagePreparation(processor.image_processor, image_aspect)
+        self.examples = examples_of(processor, template, image_aspect, max_length, image_tokens)
         self.statistics = Statistics()
         self.lengths: list[int] = []
         self.has_image: list[bool] = []
-        names = self._scan(image_tokens)
+        names = self._scan()
         missing = missing_files(names, self.folder or Path())
         self.missing = missing
         self.indices = list(range(len(records)))
         if missing:
             self._drop_missing(names, skip_missing)
 
-    def _scan(self, image_tokens: int) -> list[tuple[str, str]]:
+    def _scan(self) -> list[tuple[str, str]]:
         """Check every record, count, and return the image files that are needed."""
-        names = []
+        names, most = [], self.examples.most_images
         for index in range(len(self.records)):
             where, record = self._where(index), self.records[index]
             if not isinstance(record, dict) or "conversations" not in record:
                 raise UserError(f"{where}: no conversations")
             turns = turns_of(record["conversations"], where)
-            image = record.get("image")
+            images = images_of(record)
             placeholders = sum(text.count(PLACEHOLDER) for turn in turns for text in turn)
-            wanted = 0 if image is None else 1
+            wanted = len(images)
             if placeholders != wanted:
                 raise UserError(f"{where}: {placeholders} image placeholders, {wanted} images")
-            name = image.get("path") if isinstance(image, dict) else image
-            if isinstance(name, str) and not (isinstance(image, dict) and image.get("bytes")):
-                names.append((where, name))
+            if most is not None and wanted > most:
+                raise UserError(f"{where}: {wanted} images; accepted is {most} with this model")
+            for image in images:
+                name = image.get("path") if isinstance(image, dict) else image
+                if isinstance(name, str) and not (isinstance(image, dict) and image.get("bytes")):
+                    names.append((where, name))
             words = [sum(len(text.split()) for text in side) for side in zip(*turns, strict=True)]
             self.statistics.records += 1
-            self.statistics.with_image += wanted
+            self.statistics.with_image += bool(wanted)
             self.statistics.turns += len(turns)
             self.statistics.answer_words += words[1]
-            self.lengths.append(sum(words) + wanted * image_tokens)
+            self.lengths.append(sum(words) + wanted * self.examples.image_tokens)
             self.has_image.append(bool(wanted))
         return names
 
@@ -214,7 +180,9 @@ class InstructionDataset(Dataset):
                 f"{' ...' if count > 5 else ''} (data.skip_missing=true leaves them out)"
             )
         gone = set(self.missing)
-        self.indices = [i for i in self.indices if self.records[i].get("image") not in gone]
+        self.indices = [
+            i for i in self.indices if gone.isdisjoint(map(_image_name, images_of(self.records[i])))
+        ]
         if not self.indices:
             raise UserError(f"all {count} image files are missing from {self.folder}")
         self.lengths = [self.lengths[i] for i in self.indices]
@@ -229,32 +197,48 @@ class InstructionDataset(Dataset):
         return len(self.indices)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """Return one record's tensors; an unreadable image is replaced by the next record.
+        """Return one record's tensors; one whose images are unreadable is replaced by the next.
 
-        Keys: ``input_ids``, ``labels`` (int64 [L]), ``pixel_values`` (float32 [3, H, W] or
-        None), ``sample_id``, ``truncated``, ``skipped`` (what could not be read on the way).
+        Keys: ``input_ids``, ``labels`` (int64 [L]), ``pictures`` (what the model takes as such, by
+        name), ``kinds`` ([L], by name), ``sample_id``, ``truncated``, ``skipped`` (what could not
+        be shown on the way).
         """
         skipped: list[str] = []
         for offset in range(len(self)):
             index = self.indices[(item + offset) % len(self)]
             record, where = self.records[index], self._where(index)
-            pixels = None
-            if record.get("image") is not None:
-                try:
-                    pixels = self.prepare(open_image(record["image"], self.folder, where))
-                except UserError as error:
-                    skipped.append(f"{where}: {_image_name(record['image'])}: {error}")
-                    continue
-            ids, labels, truncated = self.encode(turns_of(record["conversations"], where))
+            images, shown = images_of(record), ""
+            try:
+                pictures = []
+                for image in images:
+                    shown = _image_name(image)
+                    pictures.append(open_image(image, self.folder, where))
+                example = self.examples(turns_of(record["conversations"], where), pictures)
+            except UserError as error:
+                if not images:
+                    raise
+                skipped.append(f"{where}: {shown}: {error}")
+                continue
             return {
-                "input_ids": torch.tensor(ids),
-                "labels": torch.tensor(labels),
-                "pixel_values": None if pixels is None else torch.from_numpy(pixels),
+                "input_ids": torch.tensor(example.ids),
+                "labels": torch.tensor(example.labels),
+                "pictures": example.pictures,
+                "kinds": example.kinds,
                 "sample_id": index,
-                "truncated": truncated,
+                "truncated": example.truncated,
                 "skipped": skipped,
             }
-        raise UserError(f"no readable image in {len(self)} records", exit_code=1)
+        raise UserError(
+            f"no readable image in {len(self)} records (the last: {skipped[-1]})", exit_code=1
+        )
+
+
+def images_of(record: dict[str, Any]) -> list[Any]:
+    """Return the images of a record: none, one, or a list of them."""
+    image = record.get("image")
+    if image is None:
+        return []
+    return list(image) if isinstance(image, list | tuple) else [image]
 
 
 def _image_name(image: Any) -> str:

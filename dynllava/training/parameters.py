@@ -15,8 +15,15 @@ from dynllava.errors import UserError
 from .config import TrainingConfig
 
 PREDICTORS = ("image_predictor.", "output_predictor.")
-FROZEN = "vision_tower."
-PROJECTOR = "multi_modal_projector."
+PROJECTOR = (
+    "multi_modal_projector.",
+    "connector.",
+    "visual.merger.",
+    "visual.deepstack_merger_list.",
+    "image_newline",
+)
+"""What maps a picture's features to the language model, by family; newline rows belong to it."""
+TOWER = ("vision_tower.", "vision_model.", "visual.")
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,22 @@ def freeze(model: nn.Module, config: TrainingConfig) -> None:
         parameter.requires_grad_(_trains(name, config))
 
 
+def part_of(name: str) -> str:
+    """Return what a parameter belongs to: predictors, projector, tower or language."""
+    if _plain_name(name).startswith(PREDICTORS):
+        return "predictors"
+    if any(part in name for part in PROJECTOR):
+        return "projector"
+    return "tower" if any(part in name for part in TOWER) else "language"
+
+
 def _trains(name: str, config: TrainingConfig) -> bool:
-    if FROZEN in name:
+    part = part_of(name)
+    if part == "tower":
         return False
-    if PROJECTOR in name:
+    if part == "projector":
         return config.optim.train_projector
-    if name.startswith(PREDICTORS):
+    if part == "predictors":
         rates = config.sparsity
         image = name.startswith(PREDICTORS[0])
         rate = rates.vision_keep_rate if image else rates.output_keep_rate
@@ -70,7 +87,7 @@ def groups(model: nn.Module, config: TrainingConfig) -> list[Group]:
         if parameter.requires_grad:
             # Vectors are biases and normalisation weights: a decay would pull them to zero.
             decays = len(full_shape(parameter)) > 1
-            members.setdefault((_kind(name), decays), []).append((name, parameter))
+            members.setdefault((part_of(name), decays), []).append((name, parameter))
     if not members:
         raise UserError("nothing to train: every part of the model is frozen")
     result = []
@@ -109,9 +126,3 @@ def full_shape(parameter: torch.Tensor) -> tuple[int, ...]:
 def _plain_name(name: str) -> str:
     # Data-parallel and sharding wrappers put their own prefix in front.
     return name.removeprefix("module.").replace("_fsdp_wrapped_module.", "")
-
-
-def _kind(name: str) -> str:
-    if _plain_name(name).startswith(PREDICTORS):
-        return "predictors"
-    return "projector" if PROJECTOR in name else "language"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .config import TrainingConfig
 from .data import InstructionDataset
 from .parameters import full_shape, groups
-from .prepare import data_processor, meta_model, prepare_data
+from .prepare import data_processor, meta_model, picture_tokens, prepare_data
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 ADAM_BYTES = 8
@@ -68,7 +68,7 @@ def steps_of(config: TrainingConfig, samples: int) -> int:
 def plan(config: TrainingConfig, processes: int = 1) -> list[str]:
     """Return the plan as printable lines; reads the data, loads no weights."""
     model = meta_model(config)
-    data = prepare_data(config, data_processor(config), model.config.image_seq_length)
+    data = prepare_data(config, data_processor(config), picture_tokens(model))
     accumulation = config.accumulation(processes)
     length = min(config.data.max_length, max(data.lengths))
     memory = estimate_memory(config, model, length)

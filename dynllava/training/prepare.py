@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,10 +10,13 @@ import torch
 from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.models.checkpoints import hf_config
-from dynllava.models.config import DynamicLlavaConfig, SparsityConfig
-from dynllava.models.layouts import inspect
+from dynllava.models.config import NO_PREDICTORS, DynamicLlavaConfig, SparsityConfig
+from dynllava.models.layouts import Checkpoint, Layout, inspect
 from dynllava.models.loading import load_model, load_processor
 from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
+from dynllava.models.stored_predictors import KEY, stored_sparsity
+from dynllava.models.wrapping import wrap
+from dynllava.output.files import reason
 from dynllava.plan.names import FULL
 
 from .config import TrainingConfig
@@ -22,13 +26,14 @@ from .parameters import freeze
 EMBEDDED = "embedded:"
 
 
-def prepare_model(config: TrainingConfig) -> tuple[DynamicLlavaForConditionalGeneration, Any]:
+def prepare_model(config: TrainingConfig) -> tuple[Any, Any]:
     """Load the model, give it predictors if it has none, and freeze what does not train.
 
     Returns
     -------
     tuple
-        The model in training mode, and its processor.
+        The model in training mode (LLaVA-1.5's own class, or a wrapped model of another family),
+        and its processor.
     """
     model, processor = load_model(
         config.model,
@@ -41,20 +46,25 @@ def prepare_model(config: TrainingConfig) -> tuple[DynamicLlavaForConditionalGen
     torch.manual_seed(config.run.seed)
     sparsify(model, config)
     freeze(model, config)
-    model.config.use_cache = False
+    if isinstance(model, DynamicLlavaForConditionalGeneration):
+        model.config.use_cache = False
     return model.train(), processor
 
 
-def meta_model(config: TrainingConfig) -> DynamicLlavaForConditionalGeneration:
+def meta_model(config: TrainingConfig) -> Any:
     """Return the model's shape without its weights (tensors on the meta device)."""
     checkpoint = inspect(config.model).require()
+    if checkpoint.layout is Layout.STOCK:
+        model = _meta_family(checkpoint)
+        sparsify(model, config)
+        freeze(model, config)
+        return model
     values = dict(checkpoint.config)
     kind = values.pop("model_type", None)
     if checkpoint.is_original:
         values = hf_config(values, dict(checkpoint.eyes.config or {}), checkpoint.packer)
     elif kind == "llava":
-        none = {"use_vision_predictor": False, "use_output_text_predictor": False}
-        values["sparse_config"] = none
+        values[KEY] = dict(NO_PREDICTORS)
     with torch.device("meta"):
         model = DynamicLlavaForConditionalGeneration(DynamicLlavaConfig(**values))
         sparsify(model, config)
@@ -62,7 +72,29 @@ def meta_model(config: TrainingConfig) -> DynamicLlavaForConditionalGeneration:
     return model
 
 
-def sparsify(model: DynamicLlavaForConditionalGeneration, config: TrainingConfig) -> None:
+def _meta_family(checkpoint: Checkpoint) -> Any:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        values = AutoConfig.from_pretrained(str(checkpoint.folder))
+        # Where its predictors lie is of no use here: there are no weights.
+        values._name_or_path = ""
+        with torch.device("meta"):
+            model = wrap(AutoModelForImageTextToText.from_config(values))
+            stored = stored_sparsity(values)
+            if stored is not None:
+                model.add_predictors(stored)
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever a field holds that transformers' layers do not expect.
+        raise UserError(
+            f"{checkpoint.folder}/config.json: makes no model ({reason(error)})"
+        ) from None
+    return model
+
+
+def sparsify(model: Any, config: TrainingConfig) -> None:
     """Set the method that a model trains under, and what its checkpoint will say about it."""
     if not config.learns:
         model.set_method(create(config.method, **config.method_args))
@@ -71,7 +103,7 @@ def sparsify(model: DynamicLlavaForConditionalGeneration, config: TrainingConfig
     vision, output = targets.vision_keep_rate < 1, targets.output_keep_rate < 1
     if not (vision or output):
         raise UserError("both keep rates are 1: no predictor would be trained")
-    stored = model.config.sparsity()
+    stored = SparsityConfig.from_dict(getattr(model.config, KEY, None))
     wanted = {**stored.to_dict(), **config.predictor}
     wanted |= {
         "sparse_layer": config.sparse_layer,
@@ -85,12 +117,16 @@ def sparsify(model: DynamicLlavaForConditionalGeneration, config: TrainingConfig
     if all(predictor is None for predictor in existing.values()):
         wanted |= {"use_vision_predictor": vision, "use_output_text_predictor": output}
         model.add_predictors(SparsityConfig.from_dict(wanted))
+        # What a checkpoint says of its predictors; stock configurations have no field of their own.
+        setattr(model.config, KEY, SparsityConfig.from_dict(wanted).to_dict())
     else:
         _check_sizes(stored, config)
         for name, predictor in existing.items():
             if predictor is None and (vision if name == "vision" else output):
                 raise UserError(f"{config.model} has predictors, but no {name} predictor to train")
-        model.config.sparse_config = {**(model.config.sparse_config or {}), **wanted}
+        setattr(model.config, KEY, {**(getattr(model.config, KEY, None) or {}), **wanted})
+        if hasattr(model, "sparsity"):
+            model.sparsity = SparsityConfig.from_dict(getattr(model.config, KEY))
     model.set_method(
         config.method,
         sparse_layer=config.sparse_layer,
@@ -108,8 +144,40 @@ def _check_sizes(stored: SparsityConfig, config: TrainingConfig) -> None:
             )
 
 
-def prepare_data(config: TrainingConfig, processor: Any, image_tokens: int) -> InstructionDataset:
-    """Return the checked data set of a run."""
+def picture_tokens(model: Any) -> int | None:
+    """Return the language-model tokens of a picture where all have as many (LLaVA-1.5)."""
+    if isinstance(model, DynamicLlavaForConditionalGeneration):
+        return model.config.image_seq_length
+    return None
+
+
+def stored_files(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """Return the files of a checkpoint that hold for what it is trained to.
+
+    The terms of its weights; for other families than LLaVA-1.5 also tokenizer, processor and
+    template as they are published, so that stock transformers opens the result.
+    """
+    if checkpoint.layout is not Layout.STOCK:
+        return checkpoint.licences
+    kinds = (".json", ".jinja", ".model", ".txt")
+    made = ("config.json", "generation_config.json")
+    files = [
+        path
+        for path in sorted(checkpoint.folder.iterdir())
+        if path.is_file() and path.suffix in kinds
+        if path.name not in made and not path.name.endswith(".index.json")
+    ]
+    return tuple(dict.fromkeys([*checkpoint.licences, *files]))
+
+
+def prepare_data(
+    config: TrainingConfig, processor: Any, image_tokens: int | None
+) -> InstructionDataset:
+    """Return the checked data set of a run.
+
+    ``image_tokens``: language-model tokens of one picture of LLaVA-1.5; other families' processors
+    count them themselves.
+    """
     data = config.data
     records = (
         _embedded_records(data.path)

@@ -57,7 +57,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
         If the output folder holds another run, the data are not usable, the loss stops being
         finite, or a checkpoint cannot be written (the ones before it stay).
     """
-    from .prepare import prepare_data, prepare_model
+    from .prepare import picture_tokens, prepare_data, prepare_model, stored_files
     from .trainer import DynamicTrainer, training_arguments
 
     output = Path(config.run.output_dir)
@@ -65,7 +65,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     # Before the model: ZeRO-3 must be known when weights are created.
     arguments = training_arguments(config)
     model, processor = prepare_model(config)
-    dataset = prepare_data(config, processor, model.config.image_seq_length)
+    dataset = prepare_data(config, processor, picture_tokens(model))
     identity = checkpointing.identity(
         dataclasses.asdict(config),
         {**dataclasses.asdict(dataset.statistics), "missing": len(dataset.missing)},
@@ -82,7 +82,7 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
             # A pickle that nobody needs to load the model.
             (final / "training_args.bin").unlink(missing_ok=True)
             # The terms of the weights that it began with hold for what they became.
-            for path in inspect(config.model).licences:
+            for path in stored_files(inspect(config.model)):
                 shutil.copy(path, final / path.name)
             _write_log(output / LOG, trainer.state.log_history)
     except OSError as error:

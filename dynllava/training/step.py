@@ -12,8 +12,8 @@ from dynllava.engine.decoder import PolicyHook
 from .losses import IGNORED, language_loss
 from .policy import TrainingPolicy
 
-INPUTS = ("input_ids", "attention_mask", "pixel_values", "sample_ids")
-"""Entries of a batch that the model takes."""
+NO_INPUTS = ("labels", "truncated", "skipped")
+"""Entries of a batch that the model does not take."""
 
 
 @dataclass
@@ -54,9 +54,11 @@ def policy_step(
 
     Parameters
     ----------
-    model : DynamicLlavaForConditionalGeneration, or its data-parallel or sharded wrapper
+    model : PreTrainedModel, or its data-parallel or sharded wrapper
+        With predictors.
     batch : dict
-        ``input_ids``, ``labels``, ``attention_mask`` [B, L], ``pixel_values``.
+        ``input_ids``, ``labels``, ``attention_mask`` [B, L], ``sample_ids`` [B], and the pictures
+        as the model takes them.
     policy : TrainingPolicy
         Of this pass; holds the decisions afterwards.
     sparse_layer : int
@@ -90,4 +92,4 @@ def _vocabulary(model: torch.nn.Module, logits: torch.Tensor) -> torch.Tensor:
 
 
 def _inputs(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: batch[name] for name in INPUTS if batch.get(name) is not None}
+    return {name: value for name, value in batch.items() if name not in NO_INPUTS}

@@ -12,9 +12,12 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from dynllava.errors import UserError
 from dynllava.models.checkpoints import check_state
+from dynllava.models.encoding import is_llava
 from dynllava.models.files import weight_files
 from dynllava.models.loading import read_hf_state
 from dynllava.models.sanity import check_finite
+from dynllava.models.sparse import SparseGeneration
+from dynllava.models.stock import family_state
 
 from . import checkpointing
 from .batches import Collator, GroupedSampler
@@ -46,13 +49,14 @@ class DynamicTrainer(Trainer):
     Parameters
     ----------
     config : TrainingConfig
-    model : DynamicLlavaForConditionalGeneration
+    model : PreTrainedModel
         With ``requires_grad`` set (:func:`dynllava.training.parameters.freeze`).
     dataset : InstructionDataset
     arguments : TrainingArguments
         See :func:`training_arguments`.
-    processor : LlavaProcessor
-        Stored beside each checkpoint's weights.
+    processor : ProcessorMixin
+        LLaVA-1.5's is stored beside each checkpoint's weights; others' files are copied once, as
+        they are published.
     """
 
     def __init__(
@@ -72,7 +76,7 @@ class DynamicTrainer(Trainer):
             model,
             arguments,
             data_collator=Collator(processor.tokenizer.pad_token_id),
-            processing_class=processor,
+            processing_class=processor if is_llava(processor) else None,
             train_dataset=dataset,
             callbacks=[_EpochOrder(self), _GradientNorms(self)],
         )
@@ -210,6 +214,9 @@ class DynamicTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         model, folder = self.model if model is None else model, Path(resume_from_checkpoint)
+        if isinstance(model, SparseGeneration):
+            model.load_state_dict(family_state(model, folder))
+            return
         state = read_hf_state(weight_files(folder))
         check_state(model, state, folder)
         model.load_state_dict(state, strict=False)

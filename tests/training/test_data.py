@@ -57,7 +57,7 @@ def test_labels_are_the_answers_and_nothing_else(data_file, tiny_processor):
         assert torch.equal(labels[same], item["input_ids"][same])
         image = tokenizer.convert_tokens_to_ids("<image>")
         assert (item["input_ids"] == image).sum() == (4 if "image" in source else 0)
-        assert (item["pixel_values"] is None) == ("image" not in source)
+        assert (not item["pictures"]) == ("image" not in source)
 
 
 def test_long_answers_are_cut_and_counted(tiny_processor):
@@ -115,7 +115,7 @@ def test_every_image_mode_becomes_rgb(mode, tmp_path, tiny_processor):
     name = "x.tiff"
     Image.new(mode, (9, 7)).save(tmp_path / name)
     data = dataset([record(image=name)], tiny_processor, tmp_path)
-    assert data[0]["pixel_values"].shape == (3, 16, 16)
+    assert data[0]["pictures"]["pixel_values"].shape == (1, 3, 16, 16)
 
 
 def test_padding_keeps_the_whole_image():
@@ -148,9 +148,9 @@ def test_the_other_formats_give_the_same_items(data_file, tmp_path, tiny_process
         for index in range(len(expected)):
             left, right = expected[index], other[index]
             assert torch.equal(left["input_ids"], right["input_ids"])
-            assert (left["pixel_values"] is None) == (right["pixel_values"] is None)
-            if left["pixel_values"] is not None:
-                assert torch.equal(left["pixel_values"], right["pixel_values"])
+            assert left["pictures"].keys() == right["pictures"].keys()
+            for name in left["pictures"]:
+                assert torch.equal(left["pictures"][name], right["pictures"][name])
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,8 @@ def test_batches_are_padded_on_the_right():
         {
             "input_ids": torch.arange(size),
             "labels": torch.arange(size),
-            "pixel_values": None,
+            "pictures": {},
+            "kinds": {},
             "sample_id": size,
             "truncated": False,
             "skipped": [],
@@ -221,4 +222,5 @@ def test_embedded_bytes_and_images_are_read(tiny_processor):
     picture.save(buffer, format="PNG")
     by_bytes = record(image={"bytes": buffer.getvalue(), "path": None})
     data = dataset([by_bytes, record(image=picture)], tiny_processor)
-    assert torch.equal(data[0]["pixel_values"], data[1]["pixel_values"])
+    first, second = (data[index]["pictures"]["pixel_values"] for index in (0, 1))
+    assert torch.equal(first, second)
