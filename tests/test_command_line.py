@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import shlex
 import signal
@@ -185,3 +186,85 @@ def test_compare_marks_the_best_and_fits(monkeypatch):
     assert "0.9±0.01* (n=40)" in " ".join(text.split())
     assert "2±0.01* (n=40)" in " ".join(text.split())
     assert "*" not in summary(found)
+
+
+@pytest.mark.parametrize("name", sorted(sub_parsers()))
+def test_every_command_has_a_form_for_programs(name):
+    known = {word for each in sub_parsers()[name]._actions for word in each.option_strings}
+    assert known & {"--json", "--format"}
+
+
+SAYING = {
+    "pareto": "pareto out --results {store} --source fastv",
+    "report": "report out.html --results {store}",
+    "new-method": "new-method my_method",
+    "plan-samples": "plan-samples --discordance 0.03",
+    "train": "train embedded --dry-run",
+    "convert": "convert {model} out",
+    "export": "export {model} out",
+}
+
+
+@pytest.fixture
+def said_by(tmp_path, monkeypatch, capsys):
+    from dynllava.embedded import model_path
+
+    monkeypatch.chdir(tmp_path)
+    # Planning takes ten seconds; what is said of a plan takes none.
+    monkeypatch.setattr("dynllava.training.plan.plan", lambda config, processes: ["a line"])
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "records.jsonl").touch()
+
+    def run(name, *more):
+        line = SAYING[name].format(store="store", model=model_path())
+        assert main([*line.split(), *more]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize("name", sorted(SAYING))
+def test_json_is_all_that_is_printed_and_names_what_was_written(name, said_by):
+    before = set(Path().rglob("*"))
+    found = json.loads(said_by(name, "--json"))
+    made = {str(path) for path in Path().rglob("*") if path.is_file() and path not in before}
+    if name not in ("plan-samples", "train"):
+        assert all(Path(path).exists() for path in found["written"])
+        named = [Path(path) for path in found["written"]]
+        assert all(any(Path(path).is_relative_to(one) for one in named) for path in made)
+
+
+@pytest.mark.parametrize("name", sorted(set(SAYING) - {"plan-samples"}))
+def test_quiet_prints_nothing(name, said_by):
+    assert said_by(name, "--quiet") == ""
+
+
+def test_json_and_quiet_contradict_each_other(capsys):
+    with pytest.raises(SystemExit):
+        main(["report", "out.html", "--json", "--quiet"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_the_mean_is_over_tasks_with_a_scale_and_rows_that_have_them_all():
+    from dynllava.evaluation.summary import summary
+    from dynllava.records import MethodInfo, ModelInfo, RunRecord, Score, TaskInfo
+
+    def record(method, task, value, scale, better=True):
+        return RunRecord(
+            "evaluation", ModelInfo("m"), MethodInfo(method),
+            task=TaskInfo(task, metric="x", higher_is_better=better, scale=scale),
+            scores={"x": Score(value, 0.01, 40)},
+        )  # fmt: skip
+
+    found = [
+        record("full", "acc", 0.9, 1), record("full", "vqa", 70.0, 100),
+        record("full", "ppl", 3.0, None, False), record("fastv", "acc", 0.8, 1),
+        record("fastv", "vqa", 60.0, 100), record("h2o", "acc", 0.99, 1),
+    ]  # fmt: skip
+    text = summary(found, width=200)
+    rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert "mean of 2" in text
+    assert "80.0*" in rows["full"]
+    assert "70.0" in rows["fastv"]
+    assert "99.0" not in rows["h2o"]
+    assert "mean of 2: acc, vqa; others have no scale of 0 to 100." in text

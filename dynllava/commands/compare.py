@@ -9,7 +9,6 @@ import argparse
 import functools
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.evaluation import before, weights
     from dynllava.evaluation.grid import cells, check
     from dynllava.evaluation.runner import ModelRunner
-    from dynllava.evaluation.summary import summary
+    from dynllava.evaluation.summary import as_row, summary
     from dynllava.evaluation.sweep import run_sweep
     from dynllava.output import terminal
     from dynllava.preflight import Wanted, check_model
@@ -223,29 +222,11 @@ def run(args: argparse.Namespace) -> int:
         # Not the first of several processes: that one prints and returns the outcome.
         return 0
     if args.json:
-        print(json.dumps([_row(record) for record in records], indent=2))
+        print(json.dumps([as_row(record) for record in records], indent=2))
     else:
         print(summary(records, RecordStore(args.out), terminal.columns()))
     print(f"wrote {len(records)} records to {args.out}", file=sys.stderr if args.json else None)
     return int(any(record.status == "failed" for record in records))
-
-
-def _row(record: RunRecord) -> dict[str, Any]:
-    """Return a run as plain values: what ran, its scores, what was counted."""
-    return {
-        "record": record.record_id,
-        "status": record.status,
-        "error": record.error,
-        "method": record.method.name,
-        "label": record.method.label,
-        "parameters": record.method.parameters,
-        "budget": record.method.budget,
-        "weights": record.model.weights,
-        "task": record.task.name if record.task else None,
-        "metric": record.task.metric if record.task else None,
-        "scores": {name: asdict(score) for name, score in record.scores.items()},
-        "counted": {name: asdict(item) for name, item in record.counted.items()},
-    }
 
 
 def _batch_size(text: str) -> int | str:

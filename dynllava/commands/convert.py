@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dynllava.output import said
+
 HELP = "convert a checkpoint (official <-> Hugging Face)"
 EXAMPLE = "dynllava convert liuhaotian/llava-v1.5-7b out/llava-1.5-7b-hf"
 
@@ -15,13 +17,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", type=Path, help="folder to create")
     parser.add_argument("--to", choices=("hf", "official"), default="hf", help="target format")
     parser.add_argument("--vision-tower", metavar="MODEL", help="folder or hub name")
+    said.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert and say where the result is."""
     from dynllava.models.checkpoints import convert
 
-    print(
-        f"wrote {convert(args.source, args.target, args.to, args.vision_tower)} ({args.to} format)"
-    )
+    folder = convert(args.source, args.target, args.to, args.vision_tower)
+    said.wrote(args, [folder], f"{args.to} format", format=args.to)
     return 0

@@ -6,6 +6,7 @@ One command, no download, some minutes on two CPU cores.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="mean image tokens per layer",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress lines")
+    parser.add_argument("--json", action="store_true", help="print one JSON row a run, no table")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -51,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.evaluation import before, weights
     from dynllava.evaluation.grid import cells
     from dynllava.evaluation.runner import ModelRunner
-    from dynllava.evaluation.summary import summary
+    from dynllava.evaluation.summary import as_row, summary
     from dynllava.evaluation.sweep import run_sweep
     from dynllava.output import terminal
     from dynllava.records import RecordStore
@@ -85,10 +87,15 @@ def run(args: argparse.Namespace) -> int:
     chosen = weights.parts(args.pretrained, [FULL, *methods])
     records = weights.run_parts(chosen, load, grid, sweep)
     written = _write(args.out, store)
-    print(summary(records, RecordStore(store), terminal.columns()))
-    print(f"\n{len(records)} runs in {time.perf_counter() - start:.0f} s. Look at:")
-    for what, path in written.items():
-        print(f"  {what:<8} {path}")
+    if args.json:
+        rows = [as_row(record) for record in records]
+        paths = {what: str(path) for what, path in written.items()}
+        print(json.dumps({"runs": rows, "written": paths}, indent=2))
+    else:
+        print(summary(records, RecordStore(store), terminal.columns()))
+        print(f"\n{len(records)} runs in {time.perf_counter() - start:.0f} s. Look at:")
+        for what, path in written.items():
+            print(f"  {what:<8} {path}")
     return int(any(record.status == "failed" for record in records))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dynllava.output import said
 from dynllava.plan.names import FULL
 
 HELP = "write a folder that stock engines load"
@@ -22,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", help="of the weights (default: the checkpoint's)")
     parser.add_argument("--vision-tower", metavar="MODEL", help="folder or hub name")
+    said.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,5 +31,6 @@ def run(args: argparse.Namespace) -> int:
     from dynllava.models.export import METHOD_FILE, export
 
     folder = export(args.source, args.target, args.method, args.dtype, args.vision_tower)
-    print(f"wrote {folder} (stock LLaVA; {METHOD_FILE}: {args.method})")
+    note = f"stock LLaVA; {METHOD_FILE}: {args.method}"
+    said.wrote(args, [folder], note, method=args.method)
     return 0

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from dynllava.errors import UserError
+from dynllava.output import said
 
 HELP = "write a file with a method of your own, ready to be changed"
 EXAMPLE = "dynllava new-method my_method"
@@ -78,6 +79,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("name", help="name of the method, as it will be typed: my_method")
     parser.add_argument("--out", type=Path, default=Path(), help="folder (default: this one)")
+    said.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -107,8 +109,12 @@ def run(args: argparse.Namespace) -> int:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})", 1) from None
-        print(f"written: {path}")
     file = args.out / f"{args.name}.py"
-    print(f"next:    dynllava check-method {file}")
-    print(f"         dynllava compare --plugin {file} --methods full {args.name} --budgets 67")
+    following = [
+        f"dynllava check-method {file}",
+        f"dynllava compare --plugin {file} --methods full {args.name} --budgets 67",
+    ]
+    said.wrote(args, list(files), next=following)
+    if not (args.json or args.quiet):
+        print(f"next: {following[0]}\n      {following[1]}")
     return 0

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 
+from dynllava.output import said
+
 HELP = "plot accuracy against any cost (PNG, SVG, CSV)"
 EXAMPLE = "dynllava pareto pareto --cost prefill_flops kv_bytes"
 
@@ -31,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="common",
         help="average over the benchmarks that most methods report, or over all",
     )
+    said.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,6 +48,5 @@ def run(args: argparse.Namespace) -> int:
     costs = list(AXES) if args.cost == ["all"] else [axis_of(name) for name in args.cost]
     own = measured_points(read_results(args.results))
     pages = collections(own, args.source or SOURCES, args.model)
-    for path in write_pages(pages, args.out, costs, args.average):
-        print(f"wrote {path}")
+    said.wrote(args, write_pages(pages, args.out, costs, args.average))
     return 0

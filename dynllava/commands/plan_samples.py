@@ -7,6 +7,7 @@ With RESULTS: from what the samples of each stored run show beside its dense mod
 from __future__ import annotations
 
 import argparse
+import json
 
 from dynllava.errors import UserError
 
@@ -44,12 +45,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--icc", type=float, default=0.0,
         help="correlation of the changes within an image, 0 to 1 (default: 0)",
     )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line a design: samples for each size of family."""
     _check(args)
     rows = _observed(args) if args.results else _assumed(args)
+    if args.json:
+        found = [
+            {"design": name, "family": k, **_needed(design, args, k)}
+            for name, design in rows
+            for k in args.family
+        ]
+        print(json.dumps(found, indent=2))
+        return 0
     names = max(len("design"), *(len(name) for name, _ in rows))
     heads = [f"{k} comparison{'s' * (k > 1)}" for k in args.family]
     print(
@@ -78,14 +88,21 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--per-image: accepted is 1 or more; --icc: 0 to 1")
 
 
-def _cell(design, args: argparse.Namespace, family: int) -> str:
+def _needed(design, args: argparse.Namespace, family: int) -> dict[str, int | None]:
+    """Return samples and images that decide, None where over 10^8 images would be needed."""
     from dynllava.uncertainty.power import plan_clusters
 
     clusters = plan_clusters(design, args.margin, args.alpha / family, args.power)
-    if clusters is None:
+    samples = None if clusters is None else round(clusters * design.per_cluster)
+    return {"samples": samples, "images": clusters}
+
+
+def _cell(design, args: argparse.Namespace, family: int) -> str:
+    found = _needed(design, args, family)
+    if found["samples"] is None:
         return "over 10^8"
-    samples = round(clusters * design.per_cluster)
-    return f"{samples:,}" if design.per_cluster == 1 else f"{samples:,} ({clusters:,})"
+    samples = f"{found['samples']:,}"
+    return samples if design.per_cluster == 1 else f"{samples} ({found['images']:,})"
 
 
 def _assumed(args: argparse.Namespace) -> list:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 from dynllava.analysis.points.evidence import caveat
 from dynllava.analysis.points.measured import measured_points
@@ -46,6 +48,9 @@ def summary(
     them stand, for each of the paper's benchmarks, the published score of the dense model (where it
     is one of the paper's) and what keeps an own score from being compared with it.
 
+    Where several tasks score on a scale, ``mean`` is the mean over them in points of 0-100, every
+    task counting the same; only rows that have them all get one.
+
     With a ``width`` the table wraps within so many columns, and the best score of each task is
     marked with ``*``.
     """
@@ -60,11 +65,14 @@ def summary(
     named = ["weights"] if any(record.model.weights for record in records) else []
     beside = _beside(records, store)
     extra = HEADERS if beside else ()
-    table = [["method", *named, *tasks, *extra, *(title for _, title, _ in costs)]]
+    pooled = _in_the_mean(records)
+    means = [f"mean of {len(pooled)}"] if len(pooled) > 1 else []
+    table = [["method", *named, *tasks, *means, *extra, *(title for _, title, _ in costs)]]
     for (label, _, weights), found in rows.items():
         cells = [_score(found.get(task, ())) for task in tasks]
         flat = [record for items in found.values() for record in items]
         row = [label, *([weights] if named else []), *cells]
+        row += [_mean(found, pooled)] if means else []
         if beside:
             figures = beside.get(key(flat[0]))
             row += figures.texts() if figures else ["-"] * len(HEADERS)
@@ -72,6 +80,8 @@ def summary(
     notes = [caveat(next(iter(found.values()))[0]) for found in rows.values()]
     if width is not None:
         _mark_best(table, {1 + len(named) + i: task for i, task in enumerate(tasks)}, records)
+        if means:
+            _mark_highest(table, 1 + len(named) + len(tasks))
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
@@ -91,6 +101,8 @@ def summary(
         if record.status == "failed" and record.task is not None
     ]
     below = [*_against_dense(records, store), *_published(records)]
+    if means and len(pooled) < len(tasks):
+        below.insert(0, f"{means[0]}: {', '.join(pooled)}; others have no scale of 0 to 100.")
     if width is not None:
         below = [line for text in below for line in _wrapped(text, width)]
     return "\n".join([*lines, *below])
@@ -114,6 +126,40 @@ def _mark_best(
             for row in table[1:]:
                 if numbers.get(row[column]) == best:
                     row[column] = row[column].replace(" (", "* (", 1)
+
+
+def _mark_highest(table: list[list[str]], column: int) -> None:
+    numbers = [row[column] for row in table[1:] if _NUMBER.match(row[column])]
+    if len(set(numbers)) > 1:
+        best = max(numbers, key=float)
+        for row in table[1:]:
+            row[column] += "*" if row[column] == best else ""
+
+
+def _in_the_mean(records: Sequence[RunRecord]) -> list[str]:
+    """Return the tasks whose scores have a best value, so that points of 0-100 compare."""
+    return list(
+        dict.fromkeys(
+            record.task.name
+            for record in records
+            if record.task and record.task.scale and record.task.higher_is_better
+        )
+    )
+
+
+def _mean(found: dict[str, list[RunRecord]], tasks: Sequence[str]) -> str:
+    points = []
+    for name in tasks:
+        runs = [record for record in found.get(name, ()) if record.status == "ok"]
+        if not runs or len(runs) < len(found[name]):
+            return "-"
+        values = [
+            100 * record.scores[record.task.metric or ""].value / (record.task.scale or 1)
+            for record in runs
+            if record.task
+        ]
+        points.append(sum(values) / len(values))
+    return f"{sum(points) / len(points):.1f}"
 
 
 def _apart(lines: list[str], notes: list[str], rule: str) -> list[str]:
@@ -155,6 +201,24 @@ def _beside(records: Sequence[RunRecord], store: RecordStore | None) -> dict[str
     if store is None:
         return {}
     return beside_accuracy(Stored(record, store) for record in records if record.status == "ok")
+
+
+def as_row(record: RunRecord) -> dict[str, Any]:
+    """Return a run as plain values: what ran, its scores, what was counted."""
+    return {
+        "record": record.record_id,
+        "status": record.status,
+        "error": record.error,
+        "method": record.method.name,
+        "label": record.method.label,
+        "parameters": record.method.parameters,
+        "budget": record.method.budget,
+        "weights": record.model.weights,
+        "task": record.task.name if record.task else None,
+        "metric": record.task.metric if record.task else None,
+        "scores": {name: asdict(score) for name, score in record.scores.items()},
+        "counted": {name: asdict(item) for name, item in record.counted.items()},
+    }
 
 
 def identity(record: RunRecord) -> tuple[str, str]:

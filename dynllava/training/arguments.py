@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from dynllava.output import said
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``dynllava train`` and ``python -m dynllava.training``."""
@@ -16,3 +18,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue from the last complete checkpoint"
     )
+    said.configure(parser)

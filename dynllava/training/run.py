@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 
 from dynllava.errors import UserError
 from dynllava.models.layouts import inspect
+from dynllava.output import said
 from dynllava.output.files import check_output_folder
 
 from . import checkpointing
@@ -30,14 +32,18 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from .plan import plan
 
-        print("\n".join(plan(config, args.processes)))
+        lines = plan(config, args.processes)
+        if args.json:
+            print(json.dumps({"plan": lines}, indent=2))
+        elif not args.quiet:
+            print("\n".join(lines))
         return 0
-    folder = train(config, resume=args.resume)
-    print(f"trained model: {folder}")
+    folder = train(config, resume=args.resume, log=not (args.json or args.quiet))
+    said.wrote(args, [folder], "trained model")
     return 0
 
 
-def train(config: TrainingConfig, resume: bool = False) -> Path:
+def train(config: TrainingConfig, resume: bool = False, log: bool = True) -> Path:
     """Train as configured.
 
     Parameters
@@ -45,6 +51,8 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     config : TrainingConfig
     resume : bool
         Continue from the last complete checkpoint of ``run.output_dir``.
+    log : bool
+        Print a line each ``run.logging_steps``; the log file is written either way.
 
     Returns
     -------
@@ -73,6 +81,8 @@ def train(config: TrainingConfig, resume: bool = False) -> Path:
     )
     start = _start(output, identity, resume, arguments)
     trainer = DynamicTrainer(config, model, dataset, arguments, processor)
+    if not log:
+        trainer.remove_callback(PrinterCallback)
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         trainer.check_weights()
