@@ -1,23 +1,26 @@
-"""Write docs/performance.md from the bench records: targets, where the time goes, all rows."""
+"""Write docs/performance.md from the bench records (in short, targets, lengths) and its log."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dynllava.errors import UserError
+from dynllava.output.files import write_text
 from dynllava.output.tables import Table, as_markdown
 from dynllava.records import Measured, RunRecord, read_tree
 from dynllava.records.pooling import pooled
 from dynllava.timing import targets
 from dynllava.timing.intervals import interval
-from dynllava.timing.speed import CPU_SUFFIX
 from dynllava.timing.targets import TARGETS, Target, shown, verdict
+from dynllava.timing.words import method_in_words, task_in_words
 
 from .breakdown import TASK as BREAKDOWN
 from .breakdown import names as classes
+from .headline import headline, value_of
 
 QUANTITIES = (
     "ttft",
@@ -51,16 +54,25 @@ MODES = {
 }
 """Quantity of a target -> mode of the breakdown that explains it."""
 
-INTRODUCTION = """# Performance
+TITLE = """# Performance
 
-Written by `python -m dynllava.suites.page` from the speed records under `results/`; protocol,
-clocks, intervals and "realised share" are explained in [profiling.md](profiling.md). Dense is the
-stock transformers model, timed in the same rounds, decoding with the faster of its caches
-(`StaticCache`, which is allocated for the whole run beforehand, or the growing `DynamicCache`);
-`full` is our dense path. Compiled methods are compared with eager dense and with the dense model's
-compiled steps. Rows measured on a CPU use process CPU time (one thread), which other work on the
-machine disturbs less than wall-clock time. A share above 1 means that the dense baseline lost time
-elsewhere.
+What the speed records under `results/` say, in short (times a dense call takes, medians; below 1 is
+faster). Written by `python -m dynllava.suites.page`.
+
+"""
+
+PROTOCOL = """
+## How it was measured
+
+Protocol, clocks, intervals and "realised share" are explained in [profiling.md](profiling.md).
+Dense is the stock transformers model, timed in the same rounds, decoding with the faster of its
+caches (`StaticCache`, which is allocated for the whole run beforehand, or the growing
+`DynamicCache`); `full` is our dense path. Compiled methods are compared with eager dense and with
+the dense model's compiled steps. Rows measured on a CPU use process CPU time (one thread), which
+other work on the machine disturbs less than wall-clock time. A share above 1 means that the dense
+baseline lost time elsewhere. "That keeps all" judges every token and drops none: against `full` it
+is the cost of judging. Every measurement, and the time of each class of operators, stands in
+[the log](LOG).
 
     python -m dynllava.suites.prefill --processes 8
     python -m dynllava.suites.decode --processes 8 --no-cache --compile
@@ -81,13 +93,21 @@ allocated: at most one growth chunk above batch x longest row (same file). Compi
 tokens (`tests/core/test_compiled.py`).
 """
 
+LOG_TITLE = """# Log of the speed measurements
+
+Every row behind [docs/performance.md](PAGE), which explains them. Written by
+`python -m dynllava.suites.page`.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m dynllava.suites.page", description=__doc__)
     parser.add_argument("--store", default="results", help="folder of record stores")
     parser.add_argument("--out", type=Path, default=Path("docs/performance.md"))
+    parser.add_argument("--log", type=Path, help="default: bench/performance_log.md in the store")
     args = parser.parse_args(argv)
+    log = args.log or Path(args.store) / "bench" / "performance_log.md"
     try:
         records, problems = read_tree(args.store)
     except UserError as error:
@@ -101,23 +121,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         target_table(newest),
         length_table(newest, "time_ratio_decode", LENGTH_TITLE, LENGTH_NOTE),
         length_table(newest, "time_ratio_step", STEP_TITLE, STEP_NOTE),
-        breakdown_table(newest),
         measured_table(
             "Evaluation through lmms-eval, and training steps",
             newest,
             RUNS,
             "Evaluation: embedded model, one task, samples/s while generating.",
         ),
+    ]
+    logged = [
+        breakdown_table(newest),
         measured_table(
             "All speed measurements",
             newest,
             QUANTITIES,
-            "Task names: b = batch, t = text, i = image, o = output tokens.",
+            "Times in ms where no unit stands.",
         ),
     ]
-    args.out.write_text(f"{INTRODUCTION}\n{as_markdown(tables)}", encoding="utf-8")
-    print(args.out)
+    lines = "\n".join(headline(newest)) or "- Nothing is measured yet."
+    protocol = PROTOCOL.replace("LOG", link(args.out, log))
+    # A measurement without a row is left out: a table of nothing but names says nothing.
+    text = as_markdown([table for table in tables if table.rows])
+    write_text(args.out, f"{TITLE}{lines}\n{protocol}\n{text}")
+    log_title = LOG_TITLE.replace("PAGE", link(log, args.out))
+    write_text(log, f"{log_title}\n{as_markdown(logged)}")
+    print(f"wrote {args.out}\nwrote {log}")
     return 0
+
+
+def link(page: Path, other: Path) -> str:
+    """Return the path of ``other`` as a page links to it."""
+    return Path(os.path.relpath(other.resolve(), page.resolve().parent)).as_posix()
 
 
 def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -127,12 +160,6 @@ def latest(records: Iterable[RunRecord]) -> list[RunRecord]:
         key = (record.model.name, record.task_name, record.method.shown, record.environment.device)
         found[key] = record
     return list(found.values())
-
-
-def value_of(record: RunRecord, quantity: str) -> Measured | None:
-    """Return a measured quantity, on a CPU in process CPU time."""
-    suffix = CPU_SUFFIX if record.environment.device == "cpu" else ""
-    return record.measured.get(quantity + suffix) or record.measured.get(quantity)
 
 
 def target_table(records: Sequence[RunRecord]) -> Table:
@@ -146,15 +173,14 @@ def target_table(records: Sequence[RunRecord]) -> Table:
         "over processes; with one process it is that process's own, and what differs between "
         "processes is not inside: no verdict. Under 6 rounds there is no interval. Time lost: "
         "the class of operators that exceeds its counted cost (or dense, where nothing is saved) "
-        "by most, in ms a call; see [where the time goes](#where-the-time-goes). + = uncommitted "
-        "changes."
+        "by most, in ms a call (the log has all classes). + = uncommitted changes."
     ]
     return Table("Targets", columns, rows, notes, left=2)
 
 
 def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]:
     """Return one row per record that the target covers, else one that says so."""
-    head = [target.text, target.method, target.promise]
+    head = [target.text, method_in_words(target.method), target.promise]
     rows = []
     for record in records:
         same = record.method.shown == target.method and record.model.name.startswith(target.models)
@@ -209,7 +235,8 @@ def length_table(records: Sequence[RunRecord], quantity: str, title: str, note: 
         if found is None or record.method.label.startswith("dense"):
             continue
         _, batch, _, _, length = record.task_name.split("-")
-        key = (record.model.name, record.environment.device or "", batch[1:], record.method.shown)
+        method = method_in_words(record.method.shown)
+        key = (record.model.name, record.environment.device or "", batch[1:], method)
         groups.setdefault(key, {})[int(length[1:])] = found
     lengths = sorted({length for steps in groups.values() for length in steps})
     rows = []
@@ -247,11 +274,12 @@ def breakdown_table(records: Sequence[RunRecord]) -> Table:
             continue
         cells = [f"{1e3 * record.measured[name].median:.2f}" for name in classes()]
         total = sum(record.measured[name].median for name in classes())
-        rows.append([record.method.shown, where(record), *cells, f"{1e3 * total:.2f}"])
+        method = method_in_words(record.method.shown)
+        rows.append([method, where(record), *cells, f"{1e3 * total:.2f}"])
     columns = ("method", "where", *classes(), "all")
     notes = [
         "ms a call, medians, under torch's profiler (which slows small operators down): operators' "
-        "own time, the rest is Python's. Tasks: mode, b = batch, o = output tokens fed before."
+        "own time, the rest is Python's."
     ]
     return Table("Where the time goes", columns, rows, notes, left=2)
 
@@ -260,7 +288,8 @@ def where(record: RunRecord) -> str:
     """Return task, device, date and commit of a record."""
     environment = record.environment
     commit = (environment.commit or "no checkout")[:8] + ("+" if environment.dirty else "")
-    return f"{record.task_name}, {environment.device}, {environment.date[:10]}, {commit}"
+    task = task_in_words(record.task_name)
+    return f"{task}; {environment.device}, {environment.date[:10]}, {commit}"
 
 
 def measured_table(
@@ -271,7 +300,8 @@ def measured_table(
     for record in records:
         cells = [cell(value_of(record, quantity)) for quantity in quantities]
         if any(item != "-" for item in cells):
-            rows.append([record.model.name, record.method.shown, where(record), *cells])
+            method = method_in_words(record.method.shown)
+            rows.append([record.model.name, method, where(record), *cells])
     columns = ("model", "method", "where", *[name.replace("_", " ") for name in quantities])
     return Table(title, columns, rows, [f"Median (inter-quartile range). {note}"], left=3)
 

@@ -159,10 +159,41 @@ def test_breakdown_runs_and_records(mode, tmp_path, capsys):
         assert found.measured["matrix products"].median > 0
 
 
+PERFORMANCE_LOG = "results/bench/performance_log.md"
+
+
+def test_the_page_begins_with_lines_that_a_reader_can_use():
+    page = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    lines = [line for line in page.partition("\n## ")[0].splitlines() if line.startswith("- ")]
+    assert 3 <= len(lines) <= 5
+    # Names as a reader says them: no task's own name, no sentinel value.
+    assert not re.search(r"-b\d+-|output_threshold=-", page)
+    assert page.index("- **Prefill**") < 400
+
+
+def test_a_headline_says_what_its_records_say():
+    from dynllava.suites.headline import headline
+
+    found = [
+        record("speed-b8-t56-i144-o1", "fastv", time_ratio_prefill=(0.76, 0.0, 12)),
+        record("speed-b8-t56-i144-o1", "h2o", time_ratio_prefill=(1.06, 0.0, 12)),
+        record("speed-b1-t56-i144-o64", "fastv", time_ratio_decode=(0.95, 0.0, 12)),
+        record("speed-b1-t56-i144-o64", "fastv, compiled", time_ratio_decode=(0.81, 0.0, 12)),
+    ]
+    text = "\n".join(headline(found))
+    assert "batch 8: fastv 0.76x, h2o 1.06x" in text
+    assert "fastv at batch 1 0.95x over 64 tokens" in text
+    assert "0.81x to 0.81x where the same runs take 0.95x to 0.95x" in text
+    assert "Evaluation" not in text
+    assert headline([])[0].startswith("- **Targets**: 0 reached")
+
+
 def test_the_page_is_what_the_records_say(tmp_path):
-    out = tmp_path / "performance.md"
-    assert summary.main(["--store", str(ROOT / "results"), "--out", str(out)]) == 0
+    out, log = (tmp_path / name for name in ("docs/performance.md", PERFORMANCE_LOG))
+    store = str(ROOT / "results")
+    assert summary.main(["--store", store, "--out", str(out), "--log", str(log)]) == 0
     page = out.read_text(encoding="utf-8")
     assert page == (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    assert log.read_text(encoding="utf-8") == (ROOT / PERFORMANCE_LOG).read_text(encoding="utf-8")
     assert all(target.text in page for target in TARGETS)
     assert not re.search(r"\bnan\b", page)
