@@ -1,9 +1,9 @@
 """KV-cache memory: bytes stored, bytes allocated, and the peak of a step; what fits on a device.
 
 Stored bytes follow the method's schedule.  Allocated bytes follow the cache's growth rule
-(:mod:`dynllava.engine.cache`): room for one token beyond the longest row whenever one is fed,
-rounded up to the growth chunk; a method that bounds its cache never allocates more than the
-bound and one, and allocates its scores beside them.
+(:func:`dynllava.plan.stores.room`): room for one token beyond the longest row whenever one is fed,
+and some more; a method that bounds its cache never allocates more than the bound and one, and
+allocates its scores beside them.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dynllava.plan import ModelDims
-from dynllava.plan.stores import DEFAULT_CHUNK, round_up
+from dynllava.plan import ModelDims, PerHead
+from dynllava.plan.stores import DEFAULT_CHUNK, room
 
 from .devices import Device
 from .ledger import Run
@@ -24,8 +24,11 @@ USABLE_SHARE = 0.92
 
 Overhead = Callable[[float], float]
 
-EVICTION_BYTES = 4 + 8 + 8
-"""Bytes beside each K/V entry and head of an evicting layer: score, ordinal, position."""
+EVICTION_BYTES = 4 + 8
+"""Bytes beside each K/V entry and head of an evicting layer: score and ordinal."""
+
+ROLLED_BYTES = 8
+"""Bytes more where positions are rolled: the one that the key was given."""
 
 
 def entry_bytes(dims: ModelDims, dtype: str) -> int:
@@ -67,7 +70,7 @@ class KvState:
 
 
 def kv_state(
-    run: Run, fed: int, dtype: str, *, chunk: int = DEFAULT_CHUNK, kept: int | None = None
+    run: Run, fed: int, dtype: str, *, chunk: int | None = DEFAULT_CHUNK, kept: int | None = None
 ) -> KvState:
     """Return the cache after ``fed`` output tokens.
 
@@ -79,8 +82,8 @@ def kv_state(
         Output tokens fed (a run of T generated tokens ends with T - 1).
     dtype : str
         Of K and V.
-    chunk : int
-        Growth chunk in tokens.
+    chunk : int or None
+        Growth in tokens (:func:`dynllava.plan.stores.room`).
     kept : int, optional
         Realised number of kept output tokens; default: the schedule's expectation.
     """
@@ -89,7 +92,7 @@ def kv_state(
     lengths = schedule.kv_lengths(fed, kept)
     capacities = _capacities(run, fed, chunk, kept)
     stored = [unit * length for length in lengths]
-    beside = run.batch * run.spec.dims.kv_heads * EVICTION_BYTES
+    beside = run.batch * run.spec.dims.kv_heads * beside_bytes(run)
     allocated = [
         capacity * (unit if limit is None else unit + beside)
         for capacity, limit in zip(capacities, schedule.kv_limit, strict=True)
@@ -105,7 +108,14 @@ def kv_state(
     return KvState(fed, lengths, stored, allocated, peak)
 
 
-def _capacities(run: Run, fed: int, chunk: int, kept: int | None) -> list[int]:
+def beside_bytes(run: Run) -> int:
+    """Return the bytes beside each K/V entry and head of an evicting layer."""
+    store = run.method.plan(run.spec.dims.layers).store
+    rolled = isinstance(store, PerHead) and store.rolled
+    return EVICTION_BYTES + rolled * ROLLED_BYTES
+
+
+def _capacities(run: Run, fed: int, chunk: int | None, kept: int | None) -> list[int]:
     schedule = run.schedule
     start = schedule.kv_lengths(0)
     if fed == 0:
@@ -118,12 +128,18 @@ def _capacities(run: Run, fed: int, chunk: int, kept: int | None) -> list[int]:
     ]
 
 
-def _capacity(first: int, before: int, limit: int | None, chunk: int) -> int:
+def _capacity(first: int, before: int, limit: int | None, chunk: int | None) -> int:
     """Return the entries allocated: ``first`` after prefill, ``before`` ahead of the last step."""
-    if limit is None:
-        return max(round_up(first + 1, chunk), round_up(before + 1, chunk))
-    needed = max(first, before) + 1
-    return max(needed, min(round_up(needed, chunk), limit + 1))
+
+    def within(needed: int, *, grown: bool) -> int:
+        found = room(needed, chunk, grown=grown)
+        return found if limit is None else max(needed, min(found, limit + 1))
+
+    capacity = within(first + 1, grown=False)
+    while capacity <= before:
+        # Tokens come one by one, so a row grows when it needs one entry more than it has.
+        capacity = within(capacity + 1, grown=True)
+    return capacity
 
 
 def _prefill_transient(
@@ -149,7 +165,7 @@ def activation_bytes(run: Run, dtype: str) -> int:
     return run.batch * (rows * per_row + dims.vocab * 4)
 
 
-def memory_bytes(run: Run, dtype: str, *, chunk: int = DEFAULT_CHUNK) -> int:
+def memory_bytes(run: Run, dtype: str, *, chunk: int | None = DEFAULT_CHUNK) -> int:
     """Return weights + KV cache at the end of the run + working set, an estimate in bytes."""
     end = kv_state(run, run.outputs - 1, dtype, chunk=chunk)
     start = kv_state(run, 0, dtype, chunk=chunk)

@@ -118,7 +118,8 @@ class PromptCall:
 class StepCall:
     """What one layer's attention must do with one further token a row.
 
-    ``slots`` [B, 1, 1] int64 are the cache slots of the new entries (None: the store knows them),
+    ``places`` [B * Hkv] int64 say where the new entries go (:func:`.cache.places`; None: the store
+    knows it),
     ``mask`` hides cached entries (None = all are visible), ``span`` is the number of entries looked
     at; the rest as in :class:`PromptCall`.
     """
@@ -127,7 +128,7 @@ class StepCall:
     position: torch.Tensor
     rotary: Rotary
     store: LayerStore
-    slots: torch.Tensor | None = None
+    places: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     span: int = 0
     probe: Probe | None = None
@@ -150,7 +151,7 @@ class ExtendCall:
     rotary: Rotary
     length: torch.Tensor
     store: LayerStore
-    slots: torch.Tensor | None = None
+    places: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     span: int = 0
     probe: Probe | None = None
@@ -162,7 +163,7 @@ class ExtendCall:
 
 
 def _move(call: StepCall | ExtendCall, device: torch.device) -> None:
-    call.slots = None if call.slots is None else call.slots.to(device)
+    call.places = None if call.places is None else call.places.to(device)
     call.mask = None if call.mask is None else call.mask.to(device)
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import Cache
 
 from dynllava.plan import Segment
-from dynllava.plan.stores import DEFAULT_CHUNK, round_up
+from dynllava.plan.stores import DEFAULT_CHUNK, room
 
 from . import flash
 from .attention import ExtendCall, PromptCall, StepCall, attend, observe_cached
@@ -39,17 +39,20 @@ class Lengths:
         True if every row holds exactly ``bound`` entries (then no mask is needed).
     compact : bool
         A decode query's position is ``length`` instead of the place in the full sequence.
+    tight : bool
+        ``bound`` is the longest row's length.
     """
 
     length: torch.Tensor
     bound: int
     exact: bool
     compact: bool = False
+    tight: bool = True
 
     def tighten(self) -> None:
-        """Set the bound to the true maximum: the one host synchronisation of a growth."""
-        if not self.exact:
-            self.bound = int(self.length.max())
+        """Set the bound to the true maximum: where tokens are dropped, a host synchronisation."""
+        if not self.exact and not self.tight:
+            self.bound, self.tight = int(self.length.max()), True
 
     def advance(self, count: int, kept: torch.Tensor | None) -> None:
         """Commit ``count`` written tokens; ``kept`` [B] of them stay, None = all."""
@@ -57,12 +60,13 @@ class Lengths:
             self.length = self.length + count
         else:
             self.length = self.length + kept.to(self.length)
-            self.exact = False
+            self.exact = self.tight = False
         self.bound += count
 
     def index(self, rows: torch.Tensor) -> None:
         """Reorder or repeat rows."""
         self.length = self.length.index_select(0, rows.to(self.length.device))
+        self.tight = False
 
 
 class LayerStore:
@@ -76,7 +80,7 @@ class LayerStore:
     shares_lengths = True
     masks_prompt = False
 
-    def __init__(self, lengths: Lengths, chunk: int = DEFAULT_CHUNK) -> None:
+    def __init__(self, lengths: Lengths, chunk: int | None = DEFAULT_CHUNK) -> None:
         self.lengths = lengths
         self.chunk = chunk
         self.key: torch.Tensor | None = None
@@ -95,7 +99,8 @@ class LayerStore:
 
     def fill_prompt(self, key: torch.Tensor, value: torch.Tensor, call: PromptCall) -> None:
         """Store the first tokens, [B, Hkv, L, d]; entries past a row's length get overwritten."""
-        self.key, self.value = self._allocated(key), self._allocated(value)
+        capacity = room(key.shape[2] + 1, self.chunk, grown=False)
+        self.key, self.value = allocated(key, capacity), allocated(value, capacity)
 
     def step(
         self,
@@ -106,7 +111,7 @@ class LayerStore:
         call: StepCall,
     ) -> torch.Tensor:
         """Write one token [B, H, 1, d] behind each row's entries and attend to them and itself."""
-        self.write(call.slots, key, value)
+        self.write(call.places, key, value)
         keys, values = self.entries()
         if call.probe is not None:
             seen = keys[:, :, : call.span]
@@ -137,16 +142,7 @@ class LayerStore:
         if call.probe is not None:
             call.observed = observe_cached(query, keys, call.probe, scaling, call.mask)
         out = attend(query, keys, values, scaling, mask=call.mask, kernel=call.kernel)
-        self.write(call.slots, key, value)
-        return out
-
-    def _allocated(self, first: torch.Tensor) -> torch.Tensor:
-        batch, heads, count, dim = first.shape
-        capacity = round_up(count + 1, self.chunk)
-        out = first.new_empty(batch, heads, capacity, dim)
-        out[:, :, :count] = first
-        # Masked entries get weight 0, but 0 times whatever lay in memory may be NaN.
-        out[:, :, count:] = 0
+        self.write(call.places, key, value)
         return out
 
     def next_position(self) -> torch.Tensor:
@@ -156,27 +152,29 @@ class LayerStore:
     def grow(self, needed: int) -> None:
         """Allocate room for ``needed`` entries per row."""
         if needed > self.capacity:
-            more = round_up(needed, self.chunk) - self.capacity
-            self.key = torch.nn.functional.pad(self.key, (0, 0, 0, more))
-            self.value = torch.nn.functional.pad(self.value, (0, 0, 0, more))
+            capacity = room(needed, self.chunk, grown=True)
+            key, value = self.entries()
+            # One after the other: what was copied is given back first.
+            self.key = allocated(key, capacity)
+            self.value = allocated(value, capacity)
 
     def prepare(self, count: int) -> None:
         """Do on the host what ``count`` further tokens need (stores with books of their own)."""
 
-    def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    def write(self, at: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> None:
         """Write new entries.
 
         Parameters
         ----------
-        slots : Tensor [B, Hkv or 1, q] int64
-            Where each entry goes (equal over heads unless a method evicts per head).
+        at : Tensor [B * Hkv * q] int64
+            Where each entry goes (:func:`places`).
         key, value : Tensor [B, Hkv, q, d]
             New entries.
         """
-        places = (*row_and_head(key), slots)
-        keys, values = self.entries()
-        keys.index_put_(places, key)
-        values.index_put_(places, value)
+        assert at is not None
+        for held, new in zip(self.entries(), (key, value), strict=True):
+            dim = held.shape[-1]
+            held.view(-1, dim).index_copy_(0, at, new.reshape(-1, dim))
 
     def index(self, rows: torch.Tensor) -> None:
         """Reorder or repeat rows."""
@@ -226,7 +224,7 @@ class SparseCache(Cache):
         One a fed output token: stored or not in the layers that drop.
     """
 
-    def __init__(self, chunk: int = DEFAULT_CHUNK) -> None:
+    def __init__(self, chunk: int | None = DEFAULT_CHUNK) -> None:
         super().__init__(layers=[])
         self.chunk = chunk
         self.stores: list[LayerStore] = []
@@ -393,8 +391,23 @@ class SparseCache(Cache):
         self.method_state = {}
 
 
-def row_and_head(entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return indices [B, 1, 1] and [1, H, 1] that address ``entries`` [B, H, ...]."""
-    batch, heads = entries.shape[:2]
-    rows = torch.arange(batch, device=entries.device)[:, None, None]
-    return rows, torch.arange(heads, device=entries.device)[None, :, None]
+def allocated(entries: torch.Tensor, capacity: int) -> torch.Tensor:
+    """Return ``entries`` [B, H, count, d] at the beginning of a buffer [B, H, capacity, d]."""
+    batch, heads, count, dim = entries.shape
+    out = entries.new_empty(batch, heads, capacity, dim)
+    out[:, :, :count] = entries
+    # Masked entries get weight 0, but 0 times whatever lay in memory may be NaN.
+    out[:, :, count:] = 0
+    return out
+
+
+def places(slots: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return [B * Hkv * q] int64: slots [B, Hkv or 1, q] counted through a whole store.
+
+    ``shape`` is the store's (B, Hkv, capacity).  A flat index costs a third of three axes' at a
+    decode step, where every layer writes one entry a head.
+    """
+    batch, heads, capacity = shape
+    count = batch * heads * capacity
+    first = torch.arange(0, count, capacity, device=slots.device).view(batch, heads, 1)
+    return (first + slots).flatten()

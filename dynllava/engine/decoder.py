@@ -17,7 +17,7 @@ from torch import nn
 from dynllava.plan import PerHead, Segment, Span
 
 from .attention import ExtendCall, LayerCall, Observed, PromptCall, StepCall
-from .cache import LayerStore, Lengths, SparseCache
+from .cache import LayerStore, Lengths, SparseCache, places
 from .eviction import EvictingStore
 from .own_input import own_attention
 from .program import Decision, Program, Selection, query_rows
@@ -104,6 +104,8 @@ class Pass:
         self.model = language_model
         self.program = program
         self.view = view
+        # The layers' outputs take each other's place in it; the caller's own stays as it is.
+        view.stream = replace(view.stream)
         view.rotary = language_model.rotary_emb
         self.cache = cache
         self.kernel = kernel
@@ -129,7 +131,7 @@ class Pass:
         if policy_hook is None:
             program.check_cache(self.cache)
         if program.plan.needs_embeddings:
-            view.embeds = view.stream
+            view.embeds = replace(view.stream)
         if program.plan.prompt == "split":
             self.split = split_mask(view.stream)
         group: Lengths | None = None
@@ -162,8 +164,10 @@ class Pass:
                 None if policy_hook is not None else program.probe(index, view),
                 policy,
             )
-            self._run_layer(layer, call)
-            program.hand_out(index, view, call.probe, call.observed)
+            self.result.layer_tokens.append(stream.length)
+            self._run_layer(index, layer, call)
+            if call.probe is not None:
+                program.hand_out(index, view, call.probe, call.observed)
         return self._finish()
 
     def step(self) -> DecoderResult:
@@ -189,7 +193,6 @@ class Pass:
         if selection.renumber:
             stream = stream.renumbered()
         self.stream = stream
-        self.view.output_index = output_ordinals(stream)
         self.result.selections.append((index, stream))
 
     def _hiding_mask(self) -> torch.Tensor | None:
@@ -252,44 +255,41 @@ class Pass:
         a step with ``fixed`` shapes can be compiled.
         """
         program, view, stores = self.program, self.view, self._continued().stores
-        stream, rotary = self.stream, self.model.rotary_emb
+        rotary = self.model.rotary_emb
         kept: torch.Tensor | None = None
-        group: Lengths | None = None
         plan: _GroupPlan | None = None
         plans: list[tuple[Lengths, torch.Tensor | None]] = []
         for index, layer in enumerate(self.model.layers):
-            decisions = program.steps[index]
-            selection = program.decide(decisions, view) if decisions else None
-            if selection is not None and selection.hide:
-                self.hidden_keys = ~selection.keep
-            elif selection is not None:
-                kept = selection.keep & stream.valid()
-                self.result.kept = kept
+            selection: Selection | None = None
+            if decisions := program.steps[index]:
+                selection = program.decide(decisions, view)
+                if selection is not None and selection.hide:
+                    self.hidden_keys = ~selection.keep
+                elif selection is not None:
+                    kept = selection.keep & view.stream.valid()
+                    self.result.kept = kept
             store = stores[index]
             if store.shares_lengths:
-                if plan is None or store.lengths is not group or selection is not None:
-                    group = store.lengths
-                    span = store.capacity if self.fixed else None
-                    plan = _GroupPlan.make(group, stream, kept, phase, self.hidden_keys, span)
-                    plans.append((group, plan.kept_count))
-                    if plan.position is not None:
-                        self.stream = replace(self.stream, position=plan.position)
+                if plan is None or store.lengths is not plan.group or selection is not None:
+                    plan = self._plan_group(store, kept, phase)
+                    plans.append((plan.group, plan.kept_count))
             elif store.lengths.compact:
-                offsets = torch.arange(stream.size, device=stream.position.device)
-                position = store.next_position().to(offsets.device)[:, None] + offsets
-                self.stream = replace(self.stream, position=position)
+                self._place_behind(store.next_position())
             # Flash's cached kernel knows lengths only, not hidden entries in between.
             kernel = self.kernel if self.hidden_keys is None else "sdpa"
-            position, probe = self.stream.position, program.probe(index, view)
+            stream, probe = view.stream, program.probe(index, view)
             call: StepCall | ExtendCall
             if phase == "step":
-                call = StepCall(kernel, position, rotary, store, probe=probe)
+                call = StepCall(kernel, stream.position, rotary, store, probe=probe)
             else:
-                call = ExtendCall(kernel, position, rotary, stream.length, store, probe=probe)
+                call = ExtendCall(
+                    kernel, stream.position, rotary, stream.length, store, probe=probe
+                )
             if store.shares_lengths and plan is not None:
-                call.slots, call.mask, call.span = plan.slots, plan.mask, plan.span
-            self._run_layer(layer, call)
-            program.hand_out(index, view, call.probe, call.observed)
+                call.places, call.mask, call.span = plan.places_in(store), plan.mask, plan.span
+            self._run_layer(index, layer, call)
+            if probe is not None:
+                program.hand_out(index, view, probe, call.observed)
         return plans
 
     def _tables(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -299,9 +299,22 @@ class Pass:
             self._rotary = self.model.rotary_emb(stream.hidden, position_ids=stream.rotary_position)
         return self._rotary
 
-    def _run_layer(self, layer: nn.Module, call: LayerCall) -> None:
+    def _plan_group(self, store: LayerStore, kept: torch.Tensor | None, phase: str) -> _GroupPlan:
+        """Return what the layers that share ``store``'s lengths do with this call's tokens."""
+        span = store.capacity if self.fixed else None
+        plan = _GroupPlan.make(store.lengths, self.stream, kept, phase, self.hidden_keys, span)
+        if store.lengths.compact:
+            self._place_behind(store.lengths.length)
+        return plan
+
+    def _place_behind(self, length: torch.Tensor) -> None:
+        """Number this call's tokens on from ``length`` [B]."""
         stream = self.stream
-        self.result.layer_tokens.append(stream.length)
+        offsets = torch.arange(stream.size, device=stream.position.device)
+        self.stream = replace(stream, position=length.to(offsets.device)[:, None] + offsets)
+
+    def _run_layer(self, index: int, layer: nn.Module, call: LayerCall) -> None:
+        stream = self.view.stream
         hidden = layer(
             stream.hidden,
             attention_mask=None,
@@ -309,10 +322,9 @@ class Pass:
             position_embeddings=self._tables(),
             sparse_call=call,
         )
-        place = len(self.result.layer_tokens) - 1
-        if place < len(self.deep_features):
-            hidden = hidden + self._deep_features_of(stream, self.deep_features[place])
-        self.view.stream = replace(stream, hidden=hidden)
+        if index < len(self.deep_features):
+            hidden = hidden + self._deep_features_of(stream, self.deep_features[index])
+        stream.hidden = hidden
 
     def _deep_features_of(self, stream: TokenStream, features: torch.Tensor) -> torch.Tensor:
         """Return [B, L, D]: each image token's feature, by its place among all image tokens."""
@@ -323,20 +335,27 @@ class Pass:
         return torch.where((index >= 0)[..., None].to(chosen.device), chosen, 0)
 
     def _finish(self) -> DecoderResult:
-        hidden = self.model.norm(self.stream.hidden)
-        self.result.stream = replace(self.stream, hidden=hidden)
+        stream = self.stream
+        stream.hidden = self.model.norm(stream.hidden)
+        self.result.stream = stream
         return self.result
 
 
 @dataclass
 class _GroupPlan:
-    """Slots, visibility and positions that a group of layers shares in one decoding call."""
+    """Slots and visibility that a group of layers shares in one decoding call.
 
+    ``slots`` [B, 1, q] int64 are where its entries go, ``kept_count`` [B] how many of them stay
+    (None = all).
+    """
+
+    group: Lengths
     slots: torch.Tensor
     mask: torch.Tensor | None
     span: int
     kept_count: torch.Tensor | None
-    position: torch.Tensor | None
+    _places: torch.Tensor | None = None
+    _shape: torch.Size | None = None
 
     @classmethod
     def make(
@@ -353,10 +372,14 @@ class _GroupPlan:
         plan = cls._step(group, kept, span) if step else cls._extend(group, stream, kept)
         if hidden_keys is not None:
             plan.hide(hidden_keys)
-        if group.compact:
-            offsets = torch.arange(stream.size, device=group.length.device)
-            plan.position = group.length[:, None] + offsets[None, :]
         return plan
+
+    def places_in(self, store: LayerStore) -> torch.Tensor:
+        """Return the slots as ``store`` takes them; layers of one shape share them."""
+        shape = store.entries()[0].shape[:3]
+        if self._places is None or shape != self._shape:
+            self._places, self._shape = places(self.slots, shape), shape
+        return self._places
 
     @classmethod
     def _step(cls, group: Lengths, kept: torch.Tensor | None, span: int | None) -> _GroupPlan:
@@ -368,11 +391,11 @@ class _GroupPlan:
             columns = torch.arange(span, device=group.length.device)
             mask = (columns <= group.length[:, None])[:, None, None, :]
         return cls(
+            group,
             slots=group.length[:, None, None],
             mask=mask,
             span=span,
             kept_count=None if kept is None else kept[:, 0],
-            position=None,
         )
 
     @classmethod
@@ -390,11 +413,11 @@ class _GroupPlan:
         offset = torch.where(stays, stays.cumsum(1) - 1, count[:, None])
         complete = kept is None and min(stream.host_lengths) == size
         return cls(
+            group,
             slots=(group.length[:, None] + offset)[:, None],
             mask=torch.cat([cached, fresh], 2)[:, None],
             span=group.bound,
             kept_count=None if complete else count,
-            position=None,
         )
 
     def hide(self, hidden_keys: torch.Tensor) -> None:
@@ -412,13 +435,6 @@ def first_images(stream: TokenStream) -> torch.Tensor:
     return count.cumsum(0) - count
 
 
-def output_ordinals(stream: TokenStream, before: torch.Tensor | None = None) -> torch.Tensor:
-    """Return [B, L] int64: output tokens of the row before each token (``before`` [B] added)."""
-    is_output = stream.is_segment(Segment.OUTPUT)
-    ordinal = is_output.cumsum(1) - is_output.long()
-    return ordinal if before is None else ordinal + before[:, None]
-
-
 def make_view(
     stream: TokenStream,
     layers: int,
@@ -429,13 +445,11 @@ def make_view(
     predictors: dict[str, Any],
 ) -> View:
     """Return the view of one call."""
-    before = cache.outputs if decoding and cache is not None else None
     return View(
         stream=stream,
         decoding=decoding,
         layers=layers,
         sample_ids=sample_ids,
-        output_index=output_ordinals(stream, before),
         predictors=predictors,
         cache=cache,
     )

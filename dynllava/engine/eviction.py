@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 
 from dynllava.plan import PerHead, Plan
+from dynllava.plan.stores import room
 
 from .attention import ExtendCall, LayerCall, PromptCall, StepCall, softmax_weights
-from .cache import LayerStore, Lengths, round_up, row_and_head
+from .cache import LayerStore, Lengths, allocated, places
 
 ABSENT = -1
 
@@ -59,8 +60,8 @@ class EvictingStore(LayerStore):
     masks_prompt : bool
         The prompt's own attention is restricted too: to the heavy keys of the whole prompt and
         to the ``recent`` nearest ones.
-    chunk : int
-        Growth of the allocation, up to the budget and one.
+    chunk : int or None
+        Growth of the allocation (:func:`dynllava.plan.stores.room`), up to the budget and one.
 
     Attributes
     ----------
@@ -69,8 +70,16 @@ class EvictingStore(LayerStore):
     score : Tensor [B, Hkv, capacity] float32
         Attention received since the entry arrived, summed over queries and over the query heads of
         the group.
+    place : Tensor [B, Hkv, capacity] int64 or None
+        Positions that RoPE gave the keys, where they are rolled.
+    free : Tensor [B, Hkv, 1] int64
+        The slot of each head's next entry.
     seen : Tensor [B] int64
         Tokens the layer has seen.
+    missing : int
+        Tokens after which every row is at its budget, at most.
+    full : bool
+        Whether this step's token takes the last slot of every head: none is empty then.
     """
 
     shares_lengths = False
@@ -83,12 +92,15 @@ class EvictingStore(LayerStore):
         compact: bool = False,
         rolled: bool = False,
         masks_prompt: bool = False,
-        chunk: int,
+        chunk: int | None,
     ) -> None:
         held = [min(length, total) for length, total in zip(lengths, budget.total, strict=True)]
         own = Lengths(torch.tensor(held), max(held), exact=False, compact=compact)
         super().__init__(own, chunk)
         self.limit = max(budget.total)
+        self.even = min(budget.total) == self.limit
+        self.missing = max(total - count for total, count in zip(budget.total, held, strict=True))
+        self.full = False
         self.heavy = torch.tensor(budget.heavy)
         self.recent = torch.tensor(budget.recent)
         self.seen = torch.tensor(lengths)
@@ -96,11 +108,11 @@ class EvictingStore(LayerStore):
         self.masks_prompt = masks_prompt
         self.ordinal = torch.empty(0)
         self.score = torch.empty(0)
-        self.place = torch.empty(0)
+        self.place: torch.Tensor | None = None
         self.free = torch.empty(0)
 
     @classmethod
-    def of(cls, plan: Plan, lengths: list[int], compact: bool, chunk: int) -> EvictingStore:
+    def of(cls, plan: Plan, lengths: list[int], compact: bool, chunk: int | None) -> EvictingStore:
         """Return the store of a layer that ``lengths`` prompt tokens per row enter."""
         rule = plan.store
         if not isinstance(rule, PerHead):
@@ -128,7 +140,7 @@ class EvictingStore(LayerStore):
         score = over_groups(call.received(), heads)
         columns = torch.arange(key.shape[2], device=device).expand(score.shape)
         ordinal = columns.masked_fill(columns >= self.seen[:, None, None], ABSENT)
-        place = call.position.to(device)[:, None].expand(score.shape)
+        place = call.position.to(device)[:, None].expand(score.shape) if self.rolled else None
         keep = kept_entries(score, ordinal, self.seen, self.heavy, self.recent, by_age=True)
         if self.masks_prompt:
             call.mask = self._prompt_mask(score, ordinal, call)
@@ -152,6 +164,8 @@ class EvictingStore(LayerStore):
         """Make room for one token's step (an extension allocates anew), and bound the lengths."""
         if count == 1:
             self.grow(self.lengths.bound + 1)
+            self.missing -= 1
+        self.full = self.even and self.missing < 0 and self.capacity == self.limit + 1
         self.lengths.bound = min(self.lengths.bound + count, self.limit)
 
     def step(
@@ -163,20 +177,22 @@ class EvictingStore(LayerStore):
         call: StepCall,
     ) -> torch.Tensor:
         """Write one token into each head's free slot, attend, score, evict one entry a head."""
-        slot = self.free[..., None]
-        self.write(slot, key, value)
-        newest = self.seen[:, None, None].expand_as(slot)
-        self.ordinal.scatter_(2, slot, newest)
-        self.score.scatter_(2, slot, 0.0)
-        self.place.scatter_(2, slot, call.position.to(slot.device)[:, None].expand_as(slot))
-        keys = self._rolled_keys(self.key, self.ordinal, self.place, call)
+        shape, at = key.shape[:2], places(self.free, self.ordinal.shape)
+        self.write(at, key, value)
+        self.ordinal.view(-1).index_copy_(0, at, self.seen[:, None].expand(shape).flatten())
+        self.score.view(-1).index_fill_(0, at, 0.0)
+        if self.place is not None:
+            place = call.position.to(at.device).expand(shape).flatten()
+            self.place.view(-1).index_copy_(0, at, place)
+        keys, values = self.entries()
+        keys = self._rolled_keys(keys, self.ordinal, self.place, call)
         query = self._rolled_query(query, call)
 
         batch, heads, _, dim = query.shape
-        groups = heads // key.shape[1]
-        packed = query.reshape(batch, heads // groups, groups, dim)
-        weights = softmax_weights(packed, keys, scaling, mask=(self.ordinal >= 0)[:, :, None])
-        out = (weights.to(value.dtype) @ self.value).reshape(batch, heads, 1, dim)
+        packed = query.reshape(*shape, heads // shape[1], dim)
+        mask = None if self.full else (self.ordinal >= 0)[:, :, None]
+        weights = softmax_weights(packed, keys, scaling, mask=mask)
+        out = (weights.to(value.dtype) @ values).reshape(batch, heads, 1, dim)
         self.score += weights.sum(2)
         self.seen = self.seen + 1
         self._evict_one()
@@ -184,18 +200,23 @@ class EvictingStore(LayerStore):
 
     def _evict_one(self) -> None:
         """Free a slot a head: the next empty one, or beyond the budget the loser's."""
-        count = self.lengths.length + 1
-        over = count > self.heavy + self.recent
-        early = self.ordinal < (self.seen - self.recent)[:, None, None]
-        candidates = early & (self.ordinal >= 0)
-        masked = self.score.masked_fill(~candidates, float("inf"))
-        worst = candidates & (masked == masked.amin(2, keepdim=True))
+        stays = self.ordinal >= (self.seen - self.recent)[:, None, None]
+        if not self.full:
+            stays |= self.ordinal < 0
+        score = self.score.masked_fill(stays, torch.inf)
         # Of equal scores the earlier entry stays, as a stable top-k would have it.
-        loser = self.ordinal.masked_fill(~worst, ABSENT).argmax(2)
-        gone = torch.where(over[:, None, None], ABSENT, self.ordinal.gather(2, loser[..., None]))
-        self.ordinal.scatter_(2, loser[..., None], gone)
-        self.free = torch.where(over[:, None], loser, count[:, None])
-        self.lengths.length = torch.where(over, self.lengths.length, count)
+        better = score != score.amin(2, keepdim=True)
+        loser = self.ordinal.masked_fill(better | stays, ABSENT).argmax(2, keepdim=True)
+        if self.full:
+            self.ordinal.scatter_(2, loser, ABSENT)
+            self.free = loser
+            return
+        count = self.lengths.length + 1
+        over = (count > self.heavy + self.recent)[:, None, None]
+        gone = self.ordinal.gather(2, loser).masked_fill(over, ABSENT)
+        self.ordinal.scatter_(2, loser, gone)
+        self.free = torch.where(over, loser, count[:, None, None])
+        self.lengths.length = torch.where(over[:, 0, 0], self.lengths.length, count)
 
     def extend(
         self,
@@ -213,8 +234,10 @@ class EvictingStore(LayerStore):
         fresh = (self.seen[:, None] + offset).masked_fill(offset >= length[:, None], ABSENT)
         spread = (batch, key.shape[1], count)
         ordinal = torch.cat([self.ordinal, fresh[:, None].expand(spread)], 2)
-        place = call.position.to(device)[:, None].expand(spread)
-        place = torch.cat([self.place, place], 2)
+        place = None
+        if self.place is not None:
+            place = call.position.to(device)[:, None].expand(spread)
+            place = torch.cat([self.place, place], 2)
         keys, values = torch.cat([self.key, key], 2), torch.cat([self.value, value], 2)
 
         groups = heads // key.shape[1]
@@ -242,12 +265,12 @@ class EvictingStore(LayerStore):
         value: torch.Tensor,
         ordinal: torch.Tensor,
         score: torch.Tensor,
-        place: torch.Tensor,
+        place: torch.Tensor | None,
     ) -> None:
         """Store the kept entries [B, Hkv, E], left-aligned, in newly allocated room."""
         width = self.lengths.bound
         order = torch.argsort((~keep).to(torch.uint8), dim=2, stable=True)[:, :, :width]
-        more = self._room(width + 1) - width
+        more = self._room(width + 1, grown=False) - width
         pad = torch.nn.functional.pad
 
         def entries(tensor: torch.Tensor, empty: float = 0) -> torch.Tensor:
@@ -258,29 +281,36 @@ class EvictingStore(LayerStore):
 
         self.key, self.value = vectors(key), vectors(value)
         self.ordinal = entries(ordinal.masked_fill(~keep, ABSENT), ABSENT)
-        self.score, self.place = entries(score), entries(place)
-        self.free = self.lengths.length[:, None].expand(keep.shape[:2])
+        self.score = entries(score)
+        self.place = None if place is None else entries(place)
+        self.free = self.lengths.length[:, None, None].expand(*keep.shape[:2], 1)
 
-    def _room(self, needed: int) -> int:
-        """Return the capacity for ``needed`` entries: whole chunks, up to the budget and one."""
-        return max(needed, min(round_up(needed, self.chunk), self.limit + 1))
+    def _room(self, needed: int, *, grown: bool) -> int:
+        """Return the capacity for ``needed`` entries, at most the budget and one if that will do."""
+        return max(needed, min(room(needed, self.chunk, grown=grown), self.limit + 1))
 
     def grow(self, needed: int) -> None:
         """Allocate room for ``needed`` entries per head."""
-        more = self._room(needed) - self.capacity
-        if needed <= self.capacity or more <= 0:
+        if needed <= self.capacity:
             return
-        pad = torch.nn.functional.pad
-        self.key = pad(self.key, (0, 0, 0, more))
-        self.value = pad(self.value, (0, 0, 0, more))
+        capacity = self._room(needed, grown=True)
+        more, pad = capacity - self.capacity, torch.nn.functional.pad
+        key, value = self.entries()
+        self.key = allocated(key, capacity)
+        self.value = allocated(value, capacity)
         self.ordinal = pad(self.ordinal, (0, more), value=ABSENT)
-        self.score, self.place = pad(self.score, (0, more)), pad(self.place, (0, more))
+        self.score = pad(self.score, (0, more))
+        self.place = None if self.place is None else pad(self.place, (0, more))
 
     def _rolled_keys(
-        self, key: torch.Tensor, ordinal: torch.Tensor, place: torch.Tensor, call: LayerCall
+        self,
+        key: torch.Tensor,
+        ordinal: torch.Tensor,
+        place: torch.Tensor | None,
+        call: LayerCall,
     ) -> torch.Tensor:
         """Return the keys at their rank among the entries present, if positions are rolled."""
-        if not self.rolled:
+        if place is None:
             return key
         by_age = ordinal.masked_fill(ordinal < 0, torch.iinfo(torch.int64).max).argsort(2)
         rank = torch.empty_like(by_age).scatter_(
@@ -303,11 +333,12 @@ class EvictingStore(LayerStore):
         self.lengths.index(rows)
         for name in ("heavy", "recent", "seen", "ordinal", "score", "place", "free"):
             tensor = getattr(self, name)
-            setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
+            if tensor is not None:
+                setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
 
     def allocated_bytes(self) -> int:
         """Return bytes allocated for K, V, scores and the entries' places, all rows."""
-        books = (self.ordinal, self.score, self.place)
+        books = [self.ordinal, self.score, *([] if self.place is None else [self.place])]
         return super().allocated_bytes() + sum(t.numel() * t.element_size() for t in books)
 
 
@@ -371,3 +402,10 @@ def rotated(x: torch.Tensor, shift: torch.Tensor, rotary: Callable) -> torch.Ten
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat([-second, first], -1)
     return (x.float() * cos + turned * sin).to(x.dtype)
+
+
+def row_and_head(entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return indices [B, 1, 1] and [1, H, 1] that address ``entries`` [B, H, ...]."""
+    batch, heads = entries.shape[:2]
+    rows = torch.arange(batch, device=entries.device)[:, None, None]
+    return rows, torch.arange(heads, device=entries.device)[None, :, None]

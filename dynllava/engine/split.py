@@ -59,7 +59,9 @@ class SpanStore(LayerStore):
         First row kept.
     """
 
-    def __init__(self, lengths: Lengths, first: torch.Tensor, chunk: int = DEFAULT_CHUNK) -> None:
+    def __init__(
+        self, lengths: Lengths, first: torch.Tensor, chunk: int | None = DEFAULT_CHUNK
+    ) -> None:
         super().__init__(lengths, chunk)
         self.first = first
 

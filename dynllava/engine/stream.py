@@ -274,6 +274,36 @@ def align_left(
     return stream.gather(stream.valid())
 
 
+def one_output(
+    embeds: torch.Tensor,
+    valid: torch.Tensor,
+    start: torch.Tensor,
+    axes: torch.Tensor | None = None,
+) -> TokenStream:
+    """Build the stream of a decode step: what :func:`align_left` makes of one output token a row.
+
+    Most of it is known beforehand, and a step has no time to lose.
+
+    Parameters
+    ----------
+    embeds : Tensor [B, 1, D]
+    valid : Tensor [B, 1] bool
+    start : Tensor [B] int64
+    axes : Tensor [axes, B, 1] int64, optional
+    """
+    one = valid.long()
+    return TokenStream(
+        hidden=embeds,
+        segment=valid.to(torch.int8) * int(Segment.OUTPUT),
+        position=start[:, None],
+        column=torch.zeros_like(one),
+        image_index=torch.full_like(one, -1),
+        length=one[:, 0],
+        host_lengths=[1] * embeds.shape[0],
+        axes=axes,
+    )
+
+
 def restore_columns(hidden: torch.Tensor, stream: TokenStream, columns: int) -> torch.Tensor:
     """Scatter hidden states [B, L, D] back to the caller's columns: [B, columns, D].
 

@@ -32,9 +32,6 @@ class View:
         Decoder layers.
     sample_ids : Tensor [B] int64
         Stable identity of each row, so that hashing methods do not depend on batching.
-    output_index : Tensor [B, L] int64
-        How many output tokens of the row came before each token (a token's own ordinal if
-        it is an output token).
     predictors : dict
         The model's trained modules by name, None where it has none.
     rotary : callable or None
@@ -57,7 +54,6 @@ class View:
     decoding: bool
     layers: int
     sample_ids: torch.Tensor
-    output_index: torch.Tensor
     predictors: dict[str, Any] = field(default_factory=dict)
     rotary: Any = None
     cache: SparseCache | None = None
@@ -85,6 +81,14 @@ class View:
     def is_output(self) -> torch.Tensor:
         """[B, L] bool, True where a token is an output token."""
         return self.stream.is_segment(Segment.OUTPUT)
+
+    @property
+    def output_index(self) -> torch.Tensor:
+        """[B, L] int64: output tokens of the row before each token (its ordinal if it is one)."""
+        is_output = self.is_output
+        ordinal = is_output.cumsum(1) - is_output.long()
+        before = None if self.cache is None else self.cache.outputs
+        return ordinal if before is None else ordinal + before[:, None]
 
     @property
     def attention(self) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dynllava.engine.cache import SparseCache
-from dynllava.engine.stream import Segment, TokenStream, align_left
+from dynllava.engine.stream import Segment, TokenStream, align_left, one_output
 from dynllava.errors import UserError
 from dynllava.methods.smaller import projected, sizing
 
@@ -191,27 +191,30 @@ def build_stream(
         If learned tokens are fed on a cache.
     """
     batch, columns = valid.shape
-    segment = torch.where(is_image, int(Segment.IMAGE), int(Segment.TEXT))
-    if is_learned is not None:
-        segment = torch.where(is_learned.to(segment.device), int(Segment.VOCO), segment)
-    if cache is not None and not cache.is_empty:
+    start = torch.zeros(batch, dtype=torch.int64, device=embeds.device)
+    if continuing := cache is not None and not cache.is_empty:
         start = cache.fed().to(embeds.device)
-        if outputs_fed if outputs_fed is not None else columns == 1:
-            segment = torch.full_like(segment, int(Segment.OUTPUT))
-        elif is_learned is not None and bool((is_learned & valid).any()):
-            raise UserError("learned tokens on an existing cache are not supported: start anew")
-    else:
-        start = torch.zeros(batch, dtype=torch.int64, device=embeds.device)
-        if prompt_length is not None:
-            rank = valid.cumsum(1) - 1
-            is_output = rank >= prompt_length.to(rank.device)[:, None]
-            segment = torch.where(is_output, int(Segment.OUTPUT), segment)
+    are_outputs = outputs_fed if outputs_fed is not None else columns == 1
     rotary = None
     if axes > 1:
         if position_ids is None or position_ids.ndim == 2:
             rank = (valid.cumsum(1) - 1).clamp(min=0) + start[:, None]
             position_ids = rank.expand(axes, -1, -1)
         rotary = position_ids[-axes:].to(embeds.device)
+    if continuing and are_outputs and columns == 1:
+        return one_output(embeds, valid, start, rotary)
+    segment = torch.where(is_image, int(Segment.IMAGE), int(Segment.TEXT))
+    if is_learned is not None:
+        segment = torch.where(is_learned.to(segment.device), int(Segment.VOCO), segment)
+    if continuing:
+        if are_outputs:
+            segment = torch.full_like(segment, int(Segment.OUTPUT))
+        elif is_learned is not None and bool((is_learned & valid).any()):
+            raise UserError("learned tokens on an existing cache are not supported: start anew")
+    elif prompt_length is not None:
+        rank = valid.cumsum(1) - 1
+        is_output = rank >= prompt_length.to(rank.device)[:, None]
+        segment = torch.where(is_output, int(Segment.OUTPUT), segment)
     return align_left(embeds, valid, segment, start, rotary)
 
 

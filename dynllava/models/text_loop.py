@@ -66,11 +66,11 @@ class SparseTextModel(Stock):
         columns = inputs_embeds.shape[1]
         continuing = cache is not None and not cache.is_empty
         sample_ids = call.sample_ids
-        if sample_ids is None:
+        if sample_ids is None and continuing:
+            sample_ids = cache.sample_ids
+        elif sample_ids is None:
             is_prompt = (stream.segment != Segment.OUTPUT) & stream.valid()
-            sample_ids = (
-                cache.sample_ids if continuing else prompt_hash(call.input_ids, stream, is_prompt)
-            )
+            sample_ids = prompt_hash(call.input_ids, stream, is_prompt)
         early: dict[str, Any] = {}
         whole, seen = stream, stream.length
         if not continuing and call.early:

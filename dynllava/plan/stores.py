@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from .segments import Segment
 
-#: Entries by which a cache grows.
-DEFAULT_CHUNK = 128
+#: Entries by which a cache grows; None = by a share of what it holds (:func:`room`).
+DEFAULT_CHUNK: int | None = None
+LEAST_ROOM = 4
 
 
 @dataclass(frozen=True)
@@ -66,3 +67,22 @@ def _entries(value: float, length: int) -> int:
 def round_up(value: int, multiple: int) -> int:
     """Return ``value`` rounded up to a multiple."""
     return -(-value // multiple) * multiple
+
+
+def room(needed: int, chunk: int | None, *, grown: bool) -> int:
+    """Return the entries allocated for a row that needs ``needed``.
+
+    Parameters
+    ----------
+    needed : int
+        Entries, the next token's included.
+    chunk : int or None
+        Whole chunks of so many; None: a fourteenth more behind a prompt (so that at most a tenth is
+        unused) and an eighth more whenever the room is used up, but :data:`LEAST_ROOM` at least.
+        The longer a row, the rarer it is copied: some eight entries a token, at any length.
+    grown : bool
+        False behind a prompt, True where a cache grows.
+    """
+    if chunk is not None:
+        return round_up(needed, chunk)
+    return needed + max(LEAST_ROOM, needed // (8 if grown else 14))

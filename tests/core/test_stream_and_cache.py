@@ -15,7 +15,7 @@ from dynllava.engine.attention import (
     softmax_weights,
     summed_attention,
 )
-from dynllava.engine.cache import LayerStore, Lengths, SparseCache
+from dynllava.engine.cache import LayerStore, Lengths, SparseCache, places
 from dynllava.engine.stream import Segment, align_left, restore_columns
 from dynllava.methods.random import hash_uniform
 
@@ -81,8 +81,8 @@ def test_cache_equals_plain_lists(lengths, decisions, chunk):
         cache.reserve(group, 2)
         span = group.bound + 1
         mask = (torch.arange(span) <= group.length[:, None])[:, None, None, :]
-        slots, place = group.length[:, None, None], group.length[:, None]
-        call = StepCall("eager", place, None, store, slots, mask, span)
+        at = places(group.length[:, None, None], store.key.shape[:3])
+        call = StepCall("eager", group.length[:, None], None, store, at, mask, span)
         query = torch.randn(batch, 2, 1, 4, generator=generator)
         out = store.step(query, new, new, 0.5, call)
         for row in range(batch):
