@@ -308,7 +308,7 @@ class Pass:
         return plan
 
     def _place_behind(self, length: torch.Tensor) -> None:
-        """Number this call's tokens on from ``length`` [B]."""
+        """Give this call's tokens the positions from ``length`` [B] on."""
         stream = self.stream
         offsets = torch.arange(stream.size, device=stream.position.device)
         self.stream = replace(stream, position=length.to(offsets.device)[:, None] + offsets)

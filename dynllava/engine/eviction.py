@@ -286,7 +286,7 @@ class EvictingStore(LayerStore):
         self.free = self.lengths.length[:, None, None].expand(*keep.shape[:2], 1)
 
     def _room(self, needed: int, *, grown: bool) -> int:
-        """Return the capacity for ``needed`` entries, at most the budget and one if that will do."""
+        """Return the capacity for ``needed`` entries: if that will do, the budget and one."""
         return max(needed, min(room(needed, self.chunk, grown=grown), self.limit + 1))
 
     def grow(self, needed: int) -> None:

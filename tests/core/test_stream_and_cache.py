@@ -16,8 +16,9 @@ from dynllava.engine.attention import (
     summed_attention,
 )
 from dynllava.engine.cache import LayerStore, Lengths, SparseCache, places
-from dynllava.engine.stream import Segment, align_left, restore_columns
+from dynllava.engine.stream import Segment, align_left, one_output, restore_columns
 from dynllava.methods.random import hash_uniform
+from dynllava.timing.syncs import count_syncs
 
 ROWS = st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=4)
 
@@ -101,6 +102,89 @@ def test_cache_equals_plain_lists(lengths, decisions, chunk):
             )
     assert store.stored_bytes().sum() == group.length.sum() * 2 * 2 * 4 * 4
     assert store.capacity <= width + len(decisions) + 2 * chunk + 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 99))
+def test_entries_are_written_where_their_slots_say(batch, heads, count, per_head, seed):
+    """The flat index is that of row, head and slot, whatever lies between the heads' vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    capacity, dim = 7, 4
+    store = LayerStore(Lengths(torch.full((batch,), 2), 2, exact=True), chunk=capacity)
+    first = torch.randn(batch, heads, 2, dim, generator=generator)
+    store.fill_prompt(first, first + 1, prompt_call())
+    shape = (batch, heads if per_head else 1, capacity)
+    slots = torch.rand(shape, generator=generator).argsort(2)[..., :count]
+    # As attention modules hand them over: heads inside tokens.
+    new = torch.randn(batch, count, heads, dim, generator=generator).transpose(1, 2)
+    wanted = [store.key.clone(), store.value.clone()]
+    for row in range(batch):
+        for head in range(heads):
+            for column in range(count):
+                slot = slots[row, head if per_head else 0, column]
+                wanted[0][row, head, slot] = new[row, head, column]
+                wanted[1][row, head, slot] = -new[row, head, column]
+    store.write(places(slots, store.key.shape[:3]), new, -new)
+    assert torch.equal(store.key, wanted[0])
+    assert torch.equal(store.value, wanted[1])
+
+
+@pytest.mark.parametrize("length", [50, 64, 69, 70, 201, 636])
+def test_little_is_allocated_beyond_what_is_stored(length):
+    """At most 10 % behind a prompt and 15 % at any length, for few copies a token."""
+    cache = SparseCache()
+    group = cache.new_group(torch.tensor([length]), length, exact=True)
+    store = LayerStore(group, cache.chunk)
+    cache.stores.append(store)
+    entries = torch.randn(1, 1, length, 2)
+    store.fill_prompt(entries, entries, prompt_call())
+    assert cache.allocated_bytes() <= 1.10 * cache.stored_bytes()
+    steps, copied = 600, 0
+    for _ in range(steps):
+        before = store.capacity
+        cache.make_room(1)
+        copied += group.bound if store.capacity > before else 0
+        group.advance(1, None)
+        assert cache.allocated_bytes() <= 1.15 * cache.stored_bytes()
+    assert copied / steps <= 16
+    assert torch.equal(store.key[:, :, :length], entries)
+    assert not store.key[:, :, length:].any()
+
+
+@pytest.mark.parametrize("valid", [[True, True], [True, False], [False, False]])
+def test_the_stream_of_a_step_is_that_of_any_call(valid):
+    embeds, start = torch.randn(2, 1, 4), torch.tensor([7, 3])
+    valid = torch.tensor(valid)[:, None]
+    segment = torch.full((2, 1), int(Segment.OUTPUT), dtype=torch.int8)
+    axes = torch.tensor([[[7], [3]]] * 3)
+    wanted, found = (
+        align_left(embeds, valid, segment, start, axes),
+        one_output(embeds, valid, start, axes),
+    )
+    assert found.host_lengths == wanted.host_lengths
+    for name in ("hidden", "segment", "position", "column", "length", "axes", "image_index"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+        assert getattr(found, name).dtype == getattr(wanted, name).dtype, name
+
+
+def test_rows_of_different_lengths_grow_without_asking_the_device():
+    """Where nothing is dropped the host knows the longest row; where something is, it must ask."""
+    cache = SparseCache()
+    group = cache.new_group(torch.tensor([3, 9]), 9, exact=False)
+    cache.stores.append(LayerStore(group, cache.chunk))
+    entries = torch.randn(2, 1, 9, 2)
+    cache.stores[0].fill_prompt(entries, entries, prompt_call())
+    with count_syncs() as syncs:
+        for _ in range(40):
+            cache.make_room(1)
+            group.advance(1, None)
+    assert not syncs
+    assert group.bound == 49
+    for _ in range(40):
+        cache.make_room(1)
+        group.advance(1, torch.tensor([True, False]))
+    assert group.length.tolist() == [83, 49]
+    assert cache.stores[0].capacity < 83 * 1.15
 
 
 def test_reordering_moves_every_tensor():

@@ -67,8 +67,8 @@ def test_kv_bytes_of_the_embedded_model_equal_the_ledger():
         assert cache.allocated_bytes() == state.total_allocated, name
 
 
-@pytest.mark.parametrize("chunk", [4, 16, 128])
-@pytest.mark.parametrize("name", ["full", "fastv", "structure", "h2o"])
+@pytest.mark.parametrize("chunk", [None, 4, 16, 128])
+@pytest.mark.parametrize("name", ["full", "fastv", "structure", "h2o", "h2o:position=rolled"])
 def test_allocated_bytes_follow_the_growth_rule(name, chunk, tiny_bench, tiny_spec):
     shape = tiny_spec.prompt(12)
     inputs = speed.make_inputs(tiny_bench, shape, BATCH)

@@ -14,7 +14,7 @@ from dynllava.costs.spec import load_spec
 from dynllava.engine.ranking import keep_highest, kept_counts
 from dynllava.methods.budget import solve
 from dynllava.plan import Alternate, Count, Cut, Plan, Segment, Share
-from dynllava.plan.stores import round_up
+from dynllava.plan.stores import LEAST_ROOM, room, round_up
 
 
 def test_the_best_stay_and_of_equals_the_earlier_ones():
@@ -53,6 +53,17 @@ def test_every_other_token_is_the_larger_half():
 @pytest.mark.parametrize(("value", "rounded"), [(0, 0), (1, 8), (8, 8), (9, 16), (16, 16)])
 def test_room_is_a_multiple_of_the_chunk(value, rounded):
     assert round_up(value, 8) == rounded
+    assert room(value, 8, grown=True) == rounded
+
+
+@pytest.mark.parametrize(
+    ("needed", "first", "later"),
+    [(1, 5, 5), (39, 43, 43), (40, 44, 45), (69, 73, 77), (70, 75, 78), (1400, 1500, 1575)],
+)
+def test_room_grows_with_the_length(needed, first, later):
+    assert LEAST_ROOM == 4
+    assert room(needed, None, grown=False) == first
+    assert room(needed, None, grown=True) == later
 
 
 @pytest.mark.parametrize(
