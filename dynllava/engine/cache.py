@@ -172,9 +172,9 @@ class LayerStore:
             New entries.
         """
         assert at is not None
-        for held, new in zip(self.entries(), (key, value), strict=True):
-            dim = held.shape[-1]
-            held.view(-1, dim).index_copy_(0, at, new.reshape(-1, dim))
+        keys, values = self.entries()
+        keys.view(-1, keys.shape[-1]).index_copy_(0, at, key.reshape(-1, keys.shape[-1]))
+        values.view(-1, values.shape[-1]).index_copy_(0, at, value.reshape(-1, values.shape[-1]))
 
     def index(self, rows: torch.Tensor) -> None:
         """Reorder or repeat rows."""
@@ -268,24 +268,25 @@ class SparseCache(Cache):
 
     def make_room(self, count: int) -> None:
         """Let every layer prepare for ``count`` further tokens a row, before they are fed."""
-        done: list[Lengths] = []
+        group: Lengths | None = None
         for store in self.stores:
             if not store.shares_lengths:
                 store.prepare(count)
-            elif not any(group is store.lengths for group in done):
-                done.append(store.lengths)
+            elif store.lengths is not group:
+                group = store.lengths
                 # Dropped tokens of an extension share the first slot behind the kept ones, which
                 # are fewer then: there is room for it.
-                self.reserve(store.lengths, count)
+                self.reserve(group, count)
 
     def reserve(self, group: Lengths, extra: int) -> None:
         """Make room for ``extra`` entries behind the longest row of ``group``'s layers."""
-        members = [store for store in self.stores if store.lengths is group]
-        if group.bound + extra <= members[0].capacity:
+        members = (store for store in self.stores if store.lengths is group)
+        if group.bound + extra <= next(members).capacity:
             return
         group.tighten()
-        for store in members:
-            store.grow(group.bound + extra)
+        for store in self.stores:
+            if store.lengths is group:
+                store.grow(group.bound + extra)
 
     def kv_lengths(self) -> torch.Tensor:
         """Return [layers, B] int64: entries stored per layer and row."""
@@ -322,8 +323,7 @@ class SparseCache(Cache):
         """
         continuing = self.columns > 0
         self.columns += columns
-        is_output = stream.is_segment(Segment.OUTPUT)
-        outputs = is_output.sum(1)
+        outputs = stream.is_segment(Segment.OUTPUT).sum(1)
         if not continuing:
             self.seen, self.outputs = seen.clone(), outputs
             self.sample_ids = sample_ids.to(stream.length.device)
@@ -336,7 +336,7 @@ class SparseCache(Cache):
         self.outputs = self.outputs + outputs
         if stream.size == 1:
             kept = result.kept
-            stored = torch.ones_like(is_output)[:, 0] if kept is None else kept[:, 0]
+            stored = torch.ones_like(outputs, dtype=torch.bool) if kept is None else kept[:, 0]
             self.decisions.append(stored)
 
     def fed(self) -> torch.Tensor:

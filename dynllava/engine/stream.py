@@ -304,12 +304,15 @@ def one_output(
     )
 
 
-def restore_columns(hidden: torch.Tensor, stream: TokenStream, columns: int) -> torch.Tensor:
-    """Scatter hidden states [B, L, D] back to the caller's columns: [B, columns, D].
+def restore_columns(rows: torch.Tensor, stream: TokenStream, columns: int) -> torch.Tensor:
+    """Put a tensor [B, L, ...] over the stream back into the caller's columns: [B, columns, ...].
 
     Columns of dropped tokens and of padding are zero.
     """
-    out = hidden.new_zeros(hidden.shape[0], columns + 1, hidden.shape[-1])
-    target = torch.where(stream.column >= 0, stream.column, columns).to(hidden.device)
-    out.scatter_(1, target[..., None].expand(-1, -1, hidden.shape[-1]), hidden)
-    return out[:, :columns]
+    batch = rows.shape[0]
+    # One column more takes what has no place: padding and merged tokens.
+    out = rows.new_zeros(batch * (columns + 1), *rows.shape[2:])
+    target = torch.where(stream.column >= 0, stream.column, columns).to(rows.device)
+    first = torch.arange(0, batch * (columns + 1), columns + 1, device=rows.device)
+    out = out.index_copy(0, (first[:, None] + target).flatten(), rows.flatten(0, 1))
+    return out.view(batch, columns + 1, *rows.shape[2:])[:, :columns]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dynllava.engine.rows import Rows
+from dynllava.engine.stream import TokenStream
 
 
 @dataclass
@@ -47,6 +48,11 @@ class ModelCall:
         Learned tokens that stand for an image.
     last_only : bool
         Only each row's last token is wanted.
+    sparse_logits : bool
+        The caller takes hidden states of the tokens that are left instead of all columns', and
+        brings what it makes of them back to the columns.
+    left : TokenStream or None
+        Set by the layer loop: the tokens that are left, where it gave back those alone.
     ran : bool
         Set by the layer loop: a call that stock code took elsewhere is an error, not a dense run.
     """
@@ -65,6 +71,8 @@ class ModelCall:
     pictures: list[list[int]] | None = None
     learned: torch.Tensor | None = None
     last_only: bool = False
+    sparse_logits: bool = False
+    left: TokenStream | None = None
     ran: bool = False
 
     def images(self) -> list[list[int]]:

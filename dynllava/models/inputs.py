@@ -191,9 +191,10 @@ def build_stream(
         If learned tokens are fed on a cache.
     """
     batch, columns = valid.shape
-    start = torch.zeros(batch, dtype=torch.int64, device=embeds.device)
     if continuing := cache is not None and not cache.is_empty:
         start = cache.fed().to(embeds.device)
+    else:
+        start = torch.zeros(batch, dtype=torch.int64, device=embeds.device)
     are_outputs = outputs_fed if outputs_fed is not None else columns == 1
     rotary = None
     if axes > 1:

@@ -143,17 +143,20 @@ class SparseTextModel(Stock):
         cache: SparseCache | None,
         continuing: bool,
     ) -> None:
-        model = call.model
-        if not continuing or model.last_report is None or model.last_report.cache is not cache:
-            model.last_report = CallReport.of_prompt(result, record, cache)
+        report = call.model.last_report
+        if not continuing or report is None or report.cache is not cache:
+            report = call.model.last_report = CallReport.of_prompt(result, record, cache)
         else:
-            model.last_report.record = detached(record)
+            report.record = detached(record)
         if cache is not None:
-            model.last_report.decisions = cache.decisions
-            model.last_report.kv_bytes_allocated = cache.allocated_bytes()
+            report.decisions = cache.decisions
+            report.kv_bytes_allocated = cache.allocated_bytes()
 
     def _columns(self, call: ModelCall, stream: TokenStream, columns: int) -> torch.Tensor:
         if not call.last_only:
+            if call.sparse_logits and stream.size < columns:
+                call.left = stream
+                return stream.hidden
             return restore_columns(stream.hidden, stream, columns)
         if stream.size == 1:
             return stream.hidden
