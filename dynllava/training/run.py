@@ -65,15 +65,20 @@ def train(config: TrainingConfig, resume: bool = False, log: bool = True) -> Pat
         If the output folder holds another run, the data are not usable, the loss stops being
         finite, or a checkpoint cannot be written (the ones before it stay).
     """
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
     from .prepare import picture_tokens, prepare_data, prepare_model, stored_files
+    from .sharding import check_records
     from .trainer import DynamicTrainer, training_arguments
 
     output = Path(config.run.output_dir)
     check_output_folder(output, "run.output_dir")
-    # Before the model: ZeRO-3 must be known when weights are created.
-    arguments = training_arguments(config)
+    # Before the arguments: once these know ZeRO-3, transformers would split the modules of the
+    # empty outline that checkpoints are read into. The engine splits the loaded weights.
     model, processor = prepare_model(config)
+    arguments = training_arguments(config)
     dataset = prepare_data(config, processor, picture_tokens(model))
+    check_records(dataset.has_image, is_deepspeed_zero3_enabled(), arguments.world_size)
     identity = checkpointing.identity(
         dataclasses.asdict(config),
         {**dataclasses.asdict(dataset.statistics), "missing": len(dataset.missing)},

@@ -27,6 +27,7 @@ from .gumbel import SampleNoise
 from .parameters import gradient_norm, groups, predictor_parameters
 from .policy import TrainingPolicy
 from .schedules import gumbel_tau
+from .sharding import shard_on_cpu
 from .step import StepResult, method_step, policy_step
 
 METRICS = (
@@ -83,6 +84,11 @@ class DynamicTrainer(Trainer):
         # The loss is a mean over the micro-batch, as in the official code; Trainer then divides
         # by the number of micro-batches.
         self.model_accepts_loss_kwargs = False
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator; FSDP that its launcher asked for holds on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = shard_on_cpu(self.accelerator) or self.is_fsdp_enabled
 
     @property
     def tau(self) -> float:
@@ -166,8 +172,11 @@ class DynamicTrainer(Trainer):
         A finite loss does not exclude them: the last update of a run is judged by no loss.
         """
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            # Each process holds a part; what it holds is looked at.
-            tensors = self.model.named_parameters()
+            # Each process holds a part; what it holds is looked at (ZeRO-3 keeps it aside).
+            tensors = (
+                (name, getattr(parameter, "ds_tensor", parameter))
+                for name, parameter in self.model.named_parameters()
+            )
         else:
             tensors = self.accelerator.unwrap_model(self.model).named_parameters()
         last = checkpointing.latest(Path(self.args.output_dir))
