@@ -48,6 +48,15 @@ class Help(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints name the nearest word that it knows."""
 
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        """Parse; a word that is left over is the sub-command's to complain about."""
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            parsers = _sub_parsers(self)
+            complaining = parsers.get(getattr(found, "command", None), self)
+            complaining.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and one line, and exit with 2."""
         super().error(message + _hint(message, self))
@@ -60,17 +69,15 @@ def _hint(message: str, parser: argparse.ArgumentParser) -> str:
     wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
     if wrong is None:
         return ""
-    known = [option for each in _all_parsers(parser) for option in each._option_string_actions]
-    return _nearest(wrong[1], known)
+    return _nearest(wrong[1], list(parser._option_string_actions))
 
 
-def _all_parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """Return a parser and those of its sub-commands."""
-    found = [parser]
+def _sub_parsers(parser: argparse.ArgumentParser) -> dict[str | None, argparse.ArgumentParser]:
+    """Return the parsers of a parser's sub-commands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            found += action.choices.values()
-    return found
+            return dict(action.choices)
+    return {}
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

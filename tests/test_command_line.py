@@ -49,7 +49,9 @@ def test_help_has_an_example_that_parses_and_names_the_defaults(name):
 @pytest.mark.parametrize(
     ("typed", "hint"),
     [("profil", "did you mean profile?"), ("profile --modle x", "did you mean --model?"),
-     ("methods --frobnicate", "unrecognized")],
+     ("methods --frobnicate", "dynllava methods: error: unrecognized"),
+     # The nearest option of this command, not of another one.
+     ("methods --minute", "unrecognized arguments: --minute\n")],
 )  # fmt: skip
 def test_a_slip_names_the_nearest_word(typed, hint, capsys):
     with pytest.raises(SystemExit, match="2"):

@@ -205,15 +205,19 @@ def _veil(pixels: Any, overlay: Overlay) -> Any:
 
 
 def _write_words(figure: Any, overlay: Overlay) -> None:
-    """Write question and answer; dropped words are grey and struck through."""
+    """Write question, reference and answer; dropped words are grey and struck through."""
     import textwrap
 
     # A dollar sign would start matplotlib's formula mode.
     question = textwrap.shorten(overlay.question, 150).replace("$", r"\$")
-    figure.text(0.03, 0.235, "\n".join(textwrap.wrap(f"Q: {question}", 92)), fontsize=9,
-                va="top", color=style.MUTED)  # fmt: skip
+    lines = textwrap.wrap(f"Q: {question}", 92)
+    if overlay.expected:
+        reference = textwrap.shorten(overlay.expected, 75).replace("$", r"\$")
+        said = {True: " (answered right)", False: " (answered wrong)", None: ""}[overlay.right]
+        lines.append(f"Reference answer: {reference}{said}")
+    figure.text(0.03, 0.255, "\n".join(lines), fontsize=9, va="top", color=style.MUTED)
     renderer = figure.canvas.get_renderer()
-    x, y = 0.03, 0.135
+    x, y = 0.03, 0.255 - 0.037 * len(lines) - 0.04
     pieces = overlay.words or ((overlay.answer or "(no answer)", True),)
     for text, kept in pieces[:160]:
         item = figure.text(

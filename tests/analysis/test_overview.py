@@ -33,6 +33,21 @@ def test_an_answer_stands_beside_its_reference():
     assert "2 of 16 patches kept (12%)" in tile
 
 
+def test_the_picture_names_the_reference(monkeypatch):
+    from matplotlib.figure import Figure
+
+    said = []
+    write = Figure.text
+    monkeypatch.setattr(
+        Figure, "text", lambda self, x, y, s, **more: said.append(s) or write(self, x, y, s, **more)
+    )
+    overlay.draw(shown(expected="blue"))
+    assert any("Reference answer: blue (answered wrong)" in text for text in said)
+    said.clear()
+    overlay.draw(shown())
+    assert not any("Reference" in text for text in said)
+
+
 def test_evicted_entries_are_not_drawn_as_kept_patches():
     item = shown("h2o 8", tuple(range(16)), cached=0.35)
     tile = html._samples([item])
