@@ -195,7 +195,7 @@ NAMES_ALLOWED: dict[str, dict[str, str]] = {
         "full": "a value of transformers' vision_feature_select_strategy"
     },
     "dynllava.models.layout": {"full": "a value of transformers' vision_feature_select_strategy"},
-    "dynllava.models.layouts": {"dynamic_llava": "model_type of our model class"},
+    "dynllava.models.families": {"dynamic_llava": "model_type of our model class"},
     "dynllava.models.modeling": {
         "dynamic_llava": "what a checkpoint with predictors runs",
         "full": "a value of transformers' vision_feature_select_strategy",

@@ -20,8 +20,9 @@ from dynllava.output.files import read_json_object
 from dynllava.output.folders import new_folder
 
 from .config import NO_PREDICTORS, SparsityConfig
+from .families import MODEL_TYPE
 from .files import WeightFiles, present
-from .layouts import MODEL_TYPE, ORIGINAL_TYPES, Checkpoint, Layout, download, inspect
+from .layouts import ORIGINAL_TYPES, Checkpoint, Layout, download, inspect
 from .sanity import build_config, check_finite, check_sizes
 from .tensors import Reader, stream
 from .token_packer import LEVELS, regions

@@ -11,7 +11,7 @@ from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
 from dynllava.plan import ModelDims, TowerDims
 
-from .layouts import MODEL_TYPE
+from .families import MODEL_TYPE
 
 NO_PREDICTORS = {"use_vision_predictor": False, "use_output_text_predictor": False}
 """``sparse_config`` of a plain LLaVA."""

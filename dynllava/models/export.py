@@ -21,7 +21,8 @@ from dynllava.plan.names import FULL
 from dynllava.plan.plan import SERVED
 
 from .checkpoints import copy_files, save_tensors, write_json
-from .layouts import MODEL_TYPE, download, inspect
+from .families import MODEL_TYPE
+from .layouts import download, inspect
 
 METHOD_FILE = "dynllava.json"
 OUTSIDE = ("A", "B")

@@ -40,6 +40,9 @@ class Family:
     no_features: str = ""
 
 
+MODEL_TYPE = "dynamic_llava"
+"""``model_type`` of our own model class: LLaVA-1.5 with predictors."""
+
 NO_CLASS = "its vision tower has no class token"
 SHUFFLED = (
     "its class token attends to patches, and pixel shuffle makes one token of several before the "
@@ -82,6 +85,8 @@ def family_of(config: Any) -> Family:
         For a model type that is not supported, with the reason where it is known.
     """
     kind = getattr(config, "model_type", None)
+    if kind == MODEL_TYPE:
+        kind = "llava"
     if kind in FAMILIES:
         return FAMILIES[kind]
     reason = f" ({REFUSED[kind]})" if kind in REFUSED else ""

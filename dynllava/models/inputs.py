@@ -1,4 +1,4 @@
-"""From what a caller passes to a token stream: embeddings, image features, segments, identities."""
+"""From what a caller passes to a token stream: checks, segments, identities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from dynllava.engine.cache import SparseCache
 from dynllava.engine.stream import Segment, TokenStream, align_left, one_output
 from dynllava.errors import UserError
-from dynllava.methods.smaller import projected, sizing
 
 SAMPLE_ID_MODULUS = 2_147_483_647
 
@@ -70,72 +69,6 @@ def check_continuation(
         )
     if tuple(mask.shape) != shape:
         raise UserError(f"continuation_mask has shape {tuple(mask.shape)}: accepted is {shape}")
-
-
-def embed(
-    model: Any,
-    input_ids: torch.Tensor | None,
-    inputs_embeds: torch.Tensor | None,
-    pixel_values: torch.Tensor | None,
-    image_mask: torch.Tensor | None,
-    *,
-    placed_later: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Return embeddings [B, L, D] with image features in place, and the image mask [B, L].
-
-    ``placed_later``: a cut before the projector puts its own rows there.
-
-    The third is None, or [B, L] bool: False for placeholders beyond the tokens of a method that
-    makes pictures smaller (:meth:`dynllava.methods.smaller.Smaller.encode_images`).
-
-    Raises
-    ------
-    UserError
-        If image positions and images do not fit each other.
-    """
-    if input_ids is not None:
-        inputs_embeds = model.get_input_embeddings()(input_ids)
-        image_mask = input_ids == model.config.image_token_id
-    assert inputs_embeds is not None  # one of the two is given
-    if image_mask is None:
-        image_mask = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool)
-    image_mask = image_mask.to(inputs_embeds.device)
-    if pixel_values is None:
-        if input_ids is not None and input_ids.shape[1] > 1 and bool(image_mask.any()):
-            raise UserError("the prompt has an image placeholder but no image was given")
-        return inputs_embeds, image_mask, None
-    if placed_later:
-        return inputs_embeds, image_mask, None
-    smaller = sizing(model.method)
-    encode = projected if smaller is None else smaller.encode_images
-    features = encode(model, pixel_values)
-    count = features.shape[1]
-    present = None
-    if smaller is not None:
-        patch = model.config.vision_config.patch_size
-        rows, columns = (edge // patch for edge in pixel_values.shape[-2:])
-        check_images(image_mask, len(features), rows * columns)
-        # Each image's tokens take the first of its places.
-        place = (image_mask.cumsum(1) - 1) % (rows * columns)
-        present = ~image_mask | (place < count)
-        image_mask = image_mask & present
-    else:
-        check_images(image_mask, len(features), count)
-    features = features.reshape(-1, features.shape[-1]).to(inputs_embeds)
-    return inputs_embeds.masked_scatter(image_mask[..., None], features), image_mask, present
-
-
-def check_images(image_mask: torch.Tensor, images: int, tokens: int) -> None:
-    """Refuse rows whose image positions [B, L] do not fit ``images`` of ``tokens`` each."""
-    counts = image_mask.sum(1).tolist()
-    for row, count in enumerate(counts):
-        if count % tokens:
-            raise UserError(
-                f"row {row} has {count} image positions: accepted are whole images of {tokens}"
-            )
-    wanted = sum(counts) // tokens
-    if wanted != images:
-        raise UserError(f"the rows have places for {wanted} images but {images} were given")
 
 
 def learned_positions(model: Any, input_ids: torch.Tensor, token: int | None) -> Any:

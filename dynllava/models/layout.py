@@ -17,7 +17,7 @@ import torch
 from dynllava.errors import UserError
 
 from .calls import PromptImages
-from .layouts import MODEL_TYPE
+from .families import MODEL_TYPE
 
 
 @dataclass(frozen=True)
@@ -161,14 +161,37 @@ def layouts(config: Any, given: dict[str, Any], runs: Sequence[int]) -> list[Ima
         tile = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
         return [ImageLayout(_crops(run, tile)) for run in runs]
     if kind in ("llava", MODEL_TYPE):
-        # image_seq_length is left out of published files, and its default is one tower's.
-        vision = config.vision_config
-        side = vision.image_size // vision.patch_size
-        one = side * side + (config.vision_feature_select_strategy == "full")
+        one = llava_tokens(config)
         if sum(runs) % one:
             return [ImageLayout((Grid(1, run),)) for run in runs]
         return [ImageLayout((square(one),))] * (sum(runs) // one)
     raise UserError(f"no image layout is known for model_type={kind!r}")
+
+
+def llava_tokens(config: Any) -> int:
+    """Return the tokens of a LLaVA-1.5 picture.
+
+    They follow from the tower: image_seq_length is left out of published files, and its default is
+    one tower's.
+    """
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    packer = getattr(config, "token_packer", None)
+    if packer:
+        side //= packer["scale_factor"]
+    return side * side + (config.vision_feature_select_strategy == "full")
+
+
+def check_llava_images(config: Any, is_image: torch.Tensor, images: int) -> None:
+    """Refuse rows whose image placeholders [B, L] do not fit ``images`` pictures of LLaVA-1.5."""
+    tokens, counts = llava_tokens(config), is_image.sum(1).tolist()
+    for row, count in enumerate(counts):
+        if count % tokens:
+            raise UserError(
+                f"row {row} has {count} image positions: accepted are whole images of {tokens}"
+            )
+    wanted = sum(counts) // tokens
+    if wanted != images:
+        raise UserError(f"the rows have places for {wanted} images but {images} were given")
 
 
 def image_map(config: Any, given: dict[str, Any], is_image: torch.Tensor) -> PromptImages:

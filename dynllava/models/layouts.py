@@ -14,7 +14,7 @@ from typing import Any
 
 from dynllava.errors import UserError
 
-from .families import FAMILIES, REFUSED
+from .families import FAMILIES, MODEL_TYPE, REFUSED
 from .files import (
     PROCESSOR_FILES,
     TEMPLATE_FILES,
@@ -33,8 +33,6 @@ from .tower import Tower, find_tower
 
 #: ``model_type`` of LLaVA-1.5's original format: released files, later code, Dynamic-LLaVA.
 ORIGINAL_TYPES = ("llava_llama", "dynamic_llava_llama")
-MODEL_TYPE = "dynamic_llava"
-"""``model_type`` of our own model class."""
 
 PREDICTORS = {
     "image": ("image_predictor.", "model.image_score_predictor."),

@@ -25,8 +25,7 @@ from dynllava.output.tables import quantity
 from dynllava.plan import Image, ModelDims, Shape, Text
 from dynllava.plan.operations import layer_macs
 
-from .config import MODEL_TYPE
-from .families import image_token
+from .families import MODEL_TYPE, image_token
 from .layout import image_map
 
 OWN_TYPES = (MODEL_TYPE, "llava")
@@ -236,7 +235,7 @@ _LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDiction
 def dims_of(model: Any) -> ModelDims:
     """Return the sizes of a model's language model and predictors."""
     text = model.config.get_text_config()
-    sparsity = getattr(model, "sparsity", None) or model.config.sparsity()
+    sparsity = model.sparsity
     heads = text.num_attention_heads
     return ModelDims(
         text.num_hidden_layers,

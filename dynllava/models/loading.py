@@ -21,10 +21,11 @@ from .files import WeightFiles
 from .hub import locate
 from .layouts import Checkpoint, Layout, check_methods, download, inspect
 from .limits import Limits
-from .modeling import DynamicLlavaForConditionalGeneration, refuse_compiling
+from .modeling import DynamicLlavaForConditionalGeneration
 from .processors import check_backend
 from .processors import load_processor as processor_of
 from .sanity import build_config, check_finite
+from .sparse import refuse_compiling
 from .stock import UNTRAINED, load_stock
 from .tensors import Reader, outlines, stream
 

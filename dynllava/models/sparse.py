@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynllava.engine import attention
 from dynllava.engine.cache import DEFAULT_CHUNK, SparseCache
 from dynllava.engine.compiled import CompiledSteps
 from dynllava.engine.per_thread import PerThread
@@ -27,9 +28,9 @@ from dynllava.plan import Predictor
 from .calls import ModelCall, PromptImages, calling, prompt_images, remembering
 from .config import SparsityConfig
 from .early_images import IMAGE_ARGUMENTS, encoded, put_in, replaces_images
-from .families import check_method, image_token, rotary_axes
+from .families import check_method, family_of, image_token, rotary_axes
 from .inputs import check_call, check_continuation, learned_positions
-from .layout import image_map
+from .layout import check_llava_images, image_map
 from .limits import Limited, limited
 from .mixin import Stock
 
@@ -53,20 +54,44 @@ REFUSED_IN_GENERATE = {
 class SparseGeneration(Limited, Stock):
     """Mixin in front of a stock image-text-to-text class."""
 
-    def _set_up(self, stock: nn.Module, kernel: str) -> None:
-        self._stock = (stock,)
-        self.kernel = kernel
+    _stock: tuple[nn.Module, ...] = ()
+
+    def _set_up(self) -> None:
         self.kv_chunk = DEFAULT_CHUNK
         self._reports = PerThread()
         self.compiled_steps: CompiledSteps | None = None
         self.rotary_axes = rotary_axes(self.config.text_config)
-        self.sparsity = WITHOUT_PREDICTORS
         self.image_predictor: ImagePredictor | None = None
         self.output_predictor: OutputPredictor | None = None
+        self._take_over_attention()
+
+    def _take_over_attention(self) -> None:
+        """Route the decoder layers' attention through ours; remember the kernel asked for."""
+        attention.register()
+        own = getattr(self.model, family_of(self.config).text).config
+        if own._attn_implementation != attention.NAME:
+            self.kernel = attention.check_kernel(own._attn_implementation)
+        own._attn_implementation = attention.NAME
+
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
+        """Choose the kernel: sdpa, eager or flash_attention_2."""
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        self._take_over_attention()
+        if self.compiled_steps is not None:
+            refuse_compiling(self.kernel)
+
+    @property
+    def sparsity(self) -> SparsityConfig:
+        """What the model's predictors were made for."""
+        stored = getattr(self.config, "sparse_config", None)
+        return WITHOUT_PREDICTORS if stored is None else SparsityConfig.from_dict(stored)
 
     def add_predictors(self, sparsity: SparsityConfig) -> None:
-        """Give the model fresh, untrained predictors."""
-        self.sparsity = sparsity
+        """Give a model without predictors fresh, untrained ones."""
+        self.config.sparse_config = sparsity.to_dict()
+        self._build_predictors(sparsity)
+
+    def _build_predictors(self, sparsity: SparsityConfig) -> None:
         weight = self.get_output_embeddings().weight
         for name, predictor in build_predictors(sparsity, self.config.text_config).items():
             setattr(self, f"{name}_predictor", predictor.to(weight.device, weight.dtype))
@@ -105,7 +130,8 @@ class SparseGeneration(Limited, Stock):
 
     def _most_image_tokens(self) -> int:
         """Return the image tokens that a row can have: LLaVA-1.5's one picture, else any number."""
-        one = self.config.image_seq_length if self.config.model_type == "llava" else None
+        llava = family_of(self.config).model_type == "llava"
+        one = self.config.image_seq_length if llava else None
         return one or self.config.text_config.max_position_embeddings
 
     @property
@@ -123,6 +149,8 @@ class SparseGeneration(Limited, Stock):
 
     def unwrap(self) -> nn.Module:
         """Return the stock model that was wrapped; it was never changed."""
+        if not self._stock:
+            raise UserError("this model was loaded, not wrapped: there is no stock model to return")
         return self._stock[0]
 
     def new_cache(self) -> SparseCache:
@@ -144,8 +172,33 @@ class SparseGeneration(Limited, Stock):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stock outer model over the shared layer loop.
 
-        Takes what the stock class takes, and ``prompt_length``, ``sample_ids``, ``outputs_fed``,
-        ``policy_hook`` and ``image_mask`` as ``DynamicLlavaForConditionalGeneration`` does.
+        Takes what the stock class takes, and:
+
+        Parameters
+        ----------
+        past_key_values : SparseCache, optional
+            Continued if not empty: one token a row is an output token, several are a new turn
+            and are all stored.
+        inputs_embeds : Tensor [B, L, D], optional
+            Instead of ``input_ids``; then ``image_mask`` [B, L] bool marks image positions, and
+            ``learned_mask`` [B, L] bool the learned tokens that stand for an image.
+        logits_to_keep : int
+            0 = all columns of the caller's layout (zero logits where a token was dropped or
+            padded), 1 = each row's last token.
+        prompt_length : Tensor [B] int64, optional
+            Prompt tokens per row, padding not counted; later tokens are output tokens (no-cache
+            decoding).  Default: everything is prompt.
+        sample_ids : Tensor [B] int64, optional
+            Stable identity of each row; default: a hash of the prompt.
+        outputs_fed : bool, optional
+            Several tokens fed on a cache are output tokens and judged (scoring a continuation).
+        policy_hook : PolicyHook, optional
+            Training: masked softmax instead of dropping.
+
+        Returns
+        -------
+        ModelOutput
+            The stock class's; ``logits`` [B, L, V] or [B, 1, V].
         """
         if torch.compiler.is_compiling():
             raise UserError("torch.compile(model): accepted is model.set_compile()")
@@ -158,11 +211,12 @@ class SparseGeneration(Limited, Stock):
         # Some outer models would make a stock cache of their own.
         cache = self.cache_for(given.get("past_key_values"), use_cache)
         given |= {"past_key_values": cache, "use_cache": cache is not None}
-        continuing = cache is not None and not cache.is_empty
         ids = given.get("input_ids")
         first = ids if ids is not None else given.get("inputs_embeds")
         if first is None or (ids is not None and given.get("inputs_embeds") is not None):
             raise UserError("pass exactly one of input_ids and inputs_embeds")
+        if first.shape[0] == 0 or first.shape[1] == 0:
+            raise UserError(f"an empty batch of shape {tuple(first.shape)}: at least one token")
         check_call(
             first, self.get_input_embeddings().num_embeddings, given.get("attention_mask"), cache,
             labels=given.get("labels"), image_mask=image_mask, learned_mask=learned,
@@ -175,7 +229,7 @@ class SparseGeneration(Limited, Stock):
         keep = given.get("logits_to_keep", 0)
         last_only = isinstance(keep, int) and keep == 1
         call = ModelCall(self, ids, image_mask, last_only=last_only, learned=learned, **own)
-        if continuing:
+        if cache is not None and not cache.is_empty:
             if _images_given(given):
                 raise UserError("an image on an existing cache is not supported: start anew")
             given["position_ids"] = cache.next_positions(first.shape[1], first.device)
@@ -202,13 +256,16 @@ class SparseGeneration(Limited, Stock):
         if known is not None and sent and marks is not None:
             images = known.of(marks)
         elif not _images_given(given):
-            if chooses and marks is not None and bool(marks.any()):
-                raise UserError(f"{self.method.name} looks at images: pass pixel_values")
+            if marks is not None and bool(marks.any()):
+                if chooses:
+                    raise UserError(f"{self.method.name} looks at images: pass pixel_values")
+                if call.input_ids is not None:
+                    raise UserError("the prompt has an image placeholder but no image was given")
             return
         elif marks is None:
             raise UserError("inputs_embeds with an image: image_mask must mark the image tokens")
         else:
-            self._check_images(call, given)
+            self._check_images(call, given, marks)
             images = image_map(self.config, given, marks)
         call.is_image, call.pictures = images.is_patch, images.pictures
         if chooses and marks is not None:
@@ -217,8 +274,11 @@ class SparseGeneration(Limited, Stock):
         elif not call.early:
             call.grids = images.grids
 
-    def _check_images(self, call: ModelCall, given: dict[str, Any]) -> None:
+    def _check_images(self, call: ModelCall, given: dict[str, Any], is_image: torch.Tensor) -> None:
         """Refuse images whose positions cannot be found."""
+        pixels = given.get("pixel_values")
+        if pixels is not None and family_of(self.config).model_type == "llava":
+            check_llava_images(self.config, is_image, len(pixels))
         if given.get("image_grid_thw") is not None and call.input_ids is not None:
             positions = given.get("mm_token_type_ids"), given.get("position_ids")
             if all(item is None for item in positions):
@@ -230,13 +290,23 @@ class SparseGeneration(Limited, Stock):
     def set_compile(self, enabled: bool = True, backend: str = "inductor") -> None:
         """Compile decode steps with ``torch.compile``, or stop doing so.
 
+        The first steps of a method, a batch size and a cache size take seconds to minutes; it pays
+        for long or many generations.  FastV's re-ranking decoder keeps its ordinary steps.
+
+        Parameters
+        ----------
+        enabled : bool
+            Whether steps are compiled.
+        backend : str
+            Backend of ``torch.compile``.
+
         Raises
         ------
         UserError
             If the attention kernel is FlashAttention's.
         """
-        if enabled and self.kernel == "flash_attention_2":
-            raise UserError("compile=True with flash_attention_2: accepted are sdpa and eager")
+        if enabled:
+            refuse_compiling(self.kernel)
         self.compiled_steps = CompiledSteps(backend) if enabled else None
 
     @limited
@@ -417,11 +487,33 @@ def _is_given(value: Any) -> bool:
     return value is not None and not (isinstance(value, dict) and not value)
 
 
+def forward_of(stock: Any) -> Any:
+    """Return ``forward`` of a class in front of ``stock``: its arguments and ours.
+
+    ``generate`` looks at the signature for what it may pass on.
+    """
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return SparseGeneration.forward(self, *args, **kwargs)
+
+    signature = inspect.signature(stock.forward)
+    *named, rest = signature.parameters.values()
+    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in OWN_ARGUMENTS]
+    vars(forward)["__signature__"] = signature.replace(parameters=[*named, *more, rest])
+    return forward
+
+
 def stock_signature(cls: type) -> inspect.Signature:
     """Return the signature of the stock class's ``forward``."""
     bases = (base for base in cls.__mro__ if not issubclass(base, SparseGeneration))
     stock: Any = next(base for base in bases if "forward" in vars(base))
     return inspect.signature(stock.forward)
+
+
+def refuse_compiling(kernel: str) -> None:
+    """Refuse to compile around a kernel that the compiler cannot see into."""
+    if kernel == "flash_attention_2":
+        raise UserError("compile=True with flash_attention_2: accepted are sdpa and eager")
 
 
 def chosen_scores(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

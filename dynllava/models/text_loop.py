@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -163,3 +164,9 @@ class SparseTextModel(Stock):
         last = (stream.length - 1).clamp(min=0).to(stream.hidden.device)
         index = last[:, None, None].expand(-1, 1, stream.hidden.shape[-1])
         return stream.hidden.gather(1, index)
+
+
+@lru_cache
+def sparse_text_class(stock: Any) -> type:
+    """Return the class of a text model that runs under a method; it has the stock class's name."""
+    return type(stock.__name__, (SparseTextModel, stock), {"__module__": __name__})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from functools import lru_cache
 from typing import Any
 
@@ -15,9 +14,9 @@ from dynllava.plan.names import FULL
 
 from .cloning import clone
 from .families import check_text_model, family_of
-from .sparse import OWN_ARGUMENTS, SparseGeneration
+from .sparse import SparseGeneration, forward_of
 from .stored_predictors import load_named_predictors
-from .text_loop import SparseTextModel
+from .text_loop import sparse_text_class
 
 
 def wrap(model: nn.Module, method: str | Method = FULL, **parameters: Any) -> Any:
@@ -48,15 +47,13 @@ def wrap(model: nn.Module, method: str | Method = FULL, **parameters: Any) -> An
         raise UserError("quantised models are not supported: accepted are float32 and half types")
     check_text_model(model.config.text_config)
     text = getattr(model.model, family.text)
-    kernel = attention.check_kernel(text.config._attn_implementation)
+    attention.check_kernel(text.config._attn_implementation)
     outer: Any = type(model)
     inner: Any = type(text)
     classes = {id(model): sparse_class(outer), id(text): sparse_text_class(inner)}
     wrapped: Any = clone(model, classes)
-    attention.register()
-    own = getattr(wrapped.model, family.text)
-    own.config._attn_implementation = attention.NAME
-    wrapped._set_up(model, kernel)
+    wrapped._stock = (model,)
+    wrapped._set_up()
     load_named_predictors(wrapped)
     wrapped.set_method(method, **parameters)
     return wrapped
@@ -65,20 +62,5 @@ def wrap(model: nn.Module, method: str | Method = FULL, **parameters: Any) -> An
 @lru_cache
 def sparse_class(stock: Any) -> type:
     """Return the class of wrapped models of a stock class; it has the stock class's name."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return SparseGeneration.forward(self, *args, **kwargs)
-
-    # generate() looks at the signature for what it may pass on.
-    signature = inspect.signature(stock.forward)
-    *named, rest = signature.parameters.values()
-    more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in OWN_ARGUMENTS]
-    vars(forward)["__signature__"] = signature.replace(parameters=[*named, *more, rest])
-    own = {"__module__": __name__, "forward": forward}
+    own = {"__module__": __name__, "forward": forward_of(stock)}
     return type(stock.__name__, (SparseGeneration, stock), own)
-
-
-@lru_cache
-def sparse_text_class(stock: type) -> type:
-    """Return the class of a wrapped model's text model."""
-    return type(stock.__name__, (SparseTextModel, stock), {"__module__": __name__})

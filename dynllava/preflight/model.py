@@ -313,7 +313,7 @@ def _methods(
             if checkpoint.layout is Layout.STOCK:
                 _check_family(checkpoint, method, plan)
             if trained:
-                from dynllava.models.modeling import check_predictors
+                from dynllava.methods.predictors import check_predictors
 
                 check_predictors(plan, SparsityConfig.from_dict(trained))
             return method

@@ -67,7 +67,7 @@ class DynamicLlava(lmms):
         arguments = ModelArguments.parse(values)
         check_cache(arguments.code_version)
         from dynllava.models.loading import default_dtype, load_model
-        from dynllava.models.modeling import refuse_compiling
+        from dynllava.models.sparse import refuse_compiling
 
         accelerator = Accelerator()
         device = _device(arguments, accelerator)

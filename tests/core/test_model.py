@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from embeddings import embeddings
 from tiny import IMAGE_TOKEN, batch, pixels, prompts, stock_model, tiny_model
 
 import dynllava
 from dynllava.engine import attention
 from dynllava.errors import UserError
 from dynllava.methods import create, names
-from dynllava.models.inputs import embed
+from dynllava.models.config import DynamicLlavaConfig
 from dynllava.models.loading import load_model
+from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +195,7 @@ def test_a_second_image_on_a_cache_is_refused(model):
     cache = model.new_cache()
     with torch.no_grad():
         model(**inputs, past_key_values=cache)
-        with pytest.raises(UserError, match="second image on an existing cache"):
+        with pytest.raises(UserError, match="image on an existing cache"):
             model(**inputs, past_key_values=cache)
 
 
@@ -215,13 +217,11 @@ def test_an_unknown_kernel_is_refused(model):
 
 
 def test_sliding_windows_are_refused():
-    from dynllava.models.modeling import refuse_sliding_windows
-
-    class Config:
-        layer_types = ("full_attention", "sliding_attention")
-
-    with pytest.raises(UserError, match="sliding-window"):
-        refuse_sliding_windows(Config())
+    text = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+    windows = {"layer_types": ["full_attention", "sliding_attention"]}
+    config = DynamicLlavaConfig(text_config={"model_type": "qwen2", **text, **windows})
+    with pytest.raises(UserError, match="sliding_attention"), torch.device("meta"):
+        DynamicLlavaForConditionalGeneration(config)
 
 
 def test_continuing_a_conversation_through_generate_equals_stepping(model):
@@ -257,7 +257,7 @@ def test_continuing_a_conversation_through_generate_equals_stepping(model):
 
 def embedded(model, inputs):
     with torch.no_grad():
-        embeds, mask, _ = embed(model, inputs["input_ids"], None, inputs["pixel_values"], None)
+        embeds, mask = embeddings(model, inputs)
     mask_of_rows = inputs["attention_mask"]
     return {"inputs_embeds": embeds, "image_mask": mask, "attention_mask": mask_of_rows}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from embeddings import embeddings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import batch, pixels, prompts, tiny_model
@@ -13,7 +14,6 @@ from dynllava.engine.attention import ExtendCall, Probe, PromptCall, StepCall, o
 from dynllava.engine.eviction import Budget, EvictingStore, kept_entries
 from dynllava.errors import UserError
 from dynllava.methods import create
-from dynllava.models.inputs import embed
 
 
 class Reference:
@@ -63,7 +63,7 @@ def test_steps_and_a_second_turn_equal_the_plain_reference(heavy, recent):
             budget = model.program.plan.store.budget(len(one))
             decoder = PlainDecoder(model.model.language_model, Reference(*budget, kv_heads=2))
             single = batch([one], [image])
-            embeds, *_ = embed(model, single["input_ids"], None, single.get("pixel_values"), None)
+            embeds, _ = embeddings(model, single)
             turns = [embeds[0], *(model.get_input_embeddings()(part[row]) for part in parts)]
             for got, turn in zip(ours, turns, strict=True):
                 want = model.lm_head(decoder.forward(turn))[-1]
