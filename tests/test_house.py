@@ -196,10 +196,6 @@ NAMES_ALLOWED: dict[str, dict[str, str]] = {
     },
     "dynllava.models.layout": {"full": "a value of transformers' vision_feature_select_strategy"},
     "dynllava.models.families": {"dynamic_llava": "model_type of our model class"},
-    "dynllava.models.modeling": {
-        "dynamic_llava": "what a checkpoint with predictors runs",
-        "full": "a value of transformers' vision_feature_select_strategy",
-    },
     "dynllava.records.lmms_eval_results": {"dynamic_llava": "what lmms-eval calls our model"},
     "lmms_eval_dynllava": {"dynamic_llava": "what lmms-eval calls our model"},
 }
