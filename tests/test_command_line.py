@@ -99,7 +99,7 @@ def test_python_m_runs_it():
 LISTINGS = (
     "profile", "profile --grid", "profile --published", "table 1 --format text",
     "table 3 --format text", "table all --format text", "profile --per-layer",
-    "choose --batch 8 --max-kv 1GB",
+    "choose --batch 8 --max-kv 1GB", "methods", "plan-samples --per-image 2 --icc 0.5",
 )  # fmt: skip
 
 

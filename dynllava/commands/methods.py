@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print one block a method."""
     from dynllava.methods import registry
+    from dynllava.output import terminal
 
     rows: list[dict[str, Any]] = []
     for name, method in registry().items():
@@ -41,13 +42,19 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
+    width = terminal.columns()
     for row in rows:
         parameters = ", ".join(f"{key}={value!r}" for key, value in row["parameters"].items())
-        print(f"{row['name']}: {row['summary']}")
-        print(f"  parameters   {parameters or 'none'}")
-        print(f"  prunes       {row['prunes']}")
-        print(f"  saves in     {', '.join(row['saves']) or 'nothing'}")
-        print(f"  positions    {row['positions']}")
-        print(f"  certificate  {row['certificate']}")
-        print(f"  source       {row['source']}")
+        lines = terminal.paragraph(f"{row['name']}: {row['summary']}", width, "", "  ")
+        facts = {
+            "parameters": parameters or "none",
+            "prunes": row["prunes"],
+            "saves in": ", ".join(row["saves"]) or "nothing",
+            "positions": row["positions"],
+            "certificate": row["certificate"],
+            "source": row["source"],
+        }
+        for title, fact in facts.items():
+            lines += terminal.paragraph(fact, width, f"  {title:<13}", " " * 15)
+        print("\n".join(lines))
     return 0

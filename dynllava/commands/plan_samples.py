@@ -10,6 +10,8 @@ import argparse
 import json
 
 from dynllava.errors import UserError
+from dynllava.output import terminal
+from dynllava.output.tables import Table, as_text
 
 HELP = "samples that decide a margin at a power, alone and in a family of comparisons"
 EXAMPLE = "dynllava plan-samples --margin 0.01 --discordance 0.03"
@@ -60,17 +62,14 @@ def run(args: argparse.Namespace) -> int:
         ]
         print(json.dumps(found, indent=2))
         return 0
-    names = max(len("design"), *(len(name) for name, _ in rows))
-    heads = [f"{k} comparison{'s' * (k > 1)}" for k in args.family]
-    print(
+    title = (
         f"Samples that decide 'not worse by more than {args.margin:g}' at power {args.power:g} and "
-        f"level {args.alpha:g} (Holm),\nif nothing else changes; images in brackets where they "
+        f"level {args.alpha:g} (Holm), if nothing else changes; images in brackets where they "
         "hold several samples."
     )
-    print("  ".join([f"{'design':{names}}", *(f"{head:>22}" for head in heads)]))
-    for name, design in rows:
-        cells = [_cell(design, args, k) for k in args.family]
-        print("  ".join([f"{name:{names}}", *(f"{cell:>22}" for cell in cells)]))
+    heads = ["design", *(f"{k} comparison{'s' * (k > 1)}" for k in args.family)]
+    cells = [[name, *(_cell(design, args, k) for k in args.family)] for name, design in rows]
+    print(as_text([Table(title, heads, cells, left=1)], terminal.columns()), end="")
     return 0
 
 
