@@ -103,7 +103,9 @@ def test_plan_samples_reads_a_store(study, capsys):
     out = capsys.readouterr().out
     assert "uniform 8 (3 % differ)" in out
     # No difference at all: 0.99**299 < 0.05.
-    assert [line.split()[-1] for line in out.splitlines() if line.startswith("h2o")] == ["299"]
+    assert [line.split()[-1] for line in out.splitlines() if line.strip().startswith("h2o")] == [
+        "299"
+    ]
 
 
 def test_plan_samples_without_a_store(capsys):
