@@ -46,6 +46,7 @@ ORDER = (
     "analysis",
     "evaluation",
     "studies",
+    "serving",
     "commands",
     "cli",
     "suites",

@@ -18,6 +18,12 @@ DEMO = (LEARNED, "fastv", "sparsevlm", "h2o", "uniform", "no_image")
 DEMO_PARAMETERS: dict[str, dict[str, Any]] = {"fastv": {"k": 2}}
 """At the defaults of larger models these cut too late for a model of six layers."""
 
+SERVED = ("fastervlm", "divprune", "uniform:layer=0")
+"""``dynllava serve-check``, besides the dense model: three that choose before layer 0."""
+
+SERVED_TIMED = ("divprune",)
+"""Of those, what is timed."""
+
 CONTROL = "random"
 """The method that draws: what a selection must beat."""
 

@@ -15,6 +15,7 @@ import torch
 
 from dynllava.errors import UserError
 from dynllava.methods import create
+from dynllava.methods.base import Method
 from dynllava.methods.parameters import parse, render
 from dynllava.output.folders import new_folder
 from dynllava.plan.names import FULL
@@ -27,6 +28,7 @@ from .layouts import download, inspect
 METHOD_FILE = "dynllava.json"
 OUTSIDE = ("A", "B")
 """Classes whose selection is done before the engine sees a token."""
+_HEAD, _EMBEDDED = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 _NAMES = (
     ("model.language_model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
@@ -39,7 +41,8 @@ _NAMES = (
 def stock_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the tensors of a LLaVA under the names of the llava-hf checkpoints.
 
-    Predictors are left out: what they choose happens inside the layers.
+    Predictors are left out: what they choose happens inside the layers.  Of an output matrix that
+    is the embeddings' own, the embeddings alone are named: engines read a tied model from those.
     """
     found = {}
     for name, tensor in state.items():
@@ -47,7 +50,27 @@ def stock_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             if name.startswith(old):
                 found[new + name.removeprefix(old)] = tensor.contiguous()
                 break
+    head, embedded = (found.get(name) for name in (_HEAD, _EMBEDDED))
+    if head is not None and embedded is not None and head.data_ptr() == embedded.data_ptr():
+        del found[_HEAD]
     return found
+
+
+def served_class(text: str, method: Method, layers: int) -> str:
+    """Return a method's class, A or B; of the others a stock engine runs none.
+
+    Raises
+    ------
+    UserError
+        If the method, written ``text``, chooses inside the layers or while decoding.
+    """
+    served = method.plan(layers).served
+    if served not in OUTSIDE:
+        raise UserError(
+            f"{text} is of class {served} ({SERVED[served]}); a stock engine runs classes "
+            f"{' and '.join(OUTSIDE)}, which choose before layer 0"
+        )
+    return served
 
 
 def export(
@@ -83,12 +106,7 @@ def export(
     chosen = parse(method)
     checkpoint = download(inspect(source, vision_tower)).require()
     layers = checkpoint.config.get("text_config", checkpoint.config).get("num_hidden_layers", 32)
-    served = create(chosen.name, **chosen.parameters).plan(layers).served
-    if served not in OUTSIDE:
-        raise UserError(
-            f"{method} is of class {served} ({SERVED[served]}); a stock engine runs classes "
-            f"{' and '.join(OUTSIDE)}, which choose before layer 0"
-        )
+    served = served_class(method, create(chosen.name, **chosen.parameters), layers)
     if checkpoint.packer is not None:
         raise UserError(f"{source}: a TokenPacker projector; stock engines know LLaVA-1.5's alone")
     stored = str(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,54 @@ def load_model(
         model.set_compile()
     model.set_limits(limits)
     return model.eval(), processor_of(checkpoint, model.config, image_backend)
+
+
+def load_image_side(
+    folder: str | Path, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu"
+) -> tuple[DynamicLlavaForConditionalGeneration, Any]:
+    """Load vision tower and projector of a LLaVA in llava-hf's layout, not its language model.
+
+    Parameters
+    ----------
+    folder, dtype, device
+        See :func:`load_model`.
+
+    Returns
+    -------
+    tuple
+        The model, whose language model has no weights (``meta`` tensors), and the processor.
+
+    Raises
+    ------
+    UserError
+        If the checkpoint cannot be read, is of another layout or has no tokenizer.
+    """
+    check_device(device)
+    checkpoint = inspect(folder).require()
+    if checkpoint.layout is not Layout.LLAVA_HF:
+        raise UserError(f"{folder}: {checkpoint.layout}; accepted is a folder of dynllava export")
+    values = {key: value for key, value in checkpoint.config.items() if key != "model_type"}
+    values["sparse_config"] = dict(NO_PREDICTORS)
+    config = build_config(DynamicLlavaConfig, values, checkpoint.folder / "config.json")
+    config._attn_implementation = "sdpa"
+    model = skeleton(config, checkpoint.folder)
+    for part, name in (("vision_tower", "vision tower"), ("multi_modal_projector", "projector")):
+        module = getattr(model.model, part)
+        read = functools.partial(stream, prefix=f"{part}.")
+        found = read_hf_state(checkpoint.stored, parse_dtype(dtype), read)
+        state = {key.removeprefix(f"model.{part}."): value for key, value in found.items()}
+        check_finite(state.items(), checkpoint.folder)
+        try:
+            module.load_state_dict(state, assign=True)
+        except RuntimeError as error:
+            raise UserError(f"{checkpoint.folder}: the {name} ({reason(error)})") from None
+    _rebuild_buffers(model)
+    for part in ("vision_tower", "multi_modal_projector"):
+        getattr(model.model, part).to(device)
+    processor = processor_of(checkpoint, model.config)
+    if processor is None:
+        raise UserError(f"{checkpoint.folder}: no tokenizer")
+    return model.eval(), processor
 
 
 def resolve(pretrained: str | Path) -> Path:
@@ -343,4 +392,12 @@ def _ensure_predictors(model: DynamicLlavaForConditionalGeneration) -> None:
     model.add_predictors(SparsityConfig())
 
 
-__all__ = ["default_dtype", "hf_config", "load_model", "load_processor", "parse_dtype", "resolve"]
+__all__ = [
+    "default_dtype",
+    "hf_config",
+    "load_image_side",
+    "load_model",
+    "load_processor",
+    "parse_dtype",
+    "resolve",
+]

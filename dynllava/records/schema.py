@@ -20,7 +20,7 @@ from dynllava.plan.names import FULL
 SCHEMA_VERSION = 3
 OLDEST_VERSION = 1
 """Records from here on are read: what their schema did not have yet takes its default."""
-KINDS = ("evaluation", "profile", "bench", "training")
+KINDS = ("evaluation", "profile", "bench", "training", "serving")
 STATUSES = ("ok", "failed")
 
 

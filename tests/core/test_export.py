@@ -69,6 +69,17 @@ def test_the_folder_under_its_method_answers_as_the_source_under_it(tmp_path):
     assert wrapped.last_report.kept_image_indices == ours.last_report.kept_image_indices
 
 
+def test_of_tied_matrices_the_embeddings_are_written_which_engines_read(tmp_path):
+    folder = export("embedded-dense", tmp_path / "out", dtype="float32")
+    stored = load_file(folder / "model.safetensors")
+    assert "language_model.model.embed_tokens.weight" in stored
+    assert "language_model.lm_head.weight" not in stored
+    again, source = (load_model(item, "full")[0] for item in (folder, "embedded-dense"))
+    ids = torch.randint(5, 90, (1, 9), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, source(input_ids=ids).logits)
+
+
 @pytest.mark.parametrize("method", ["fastv", "sparsevlm", "pyramiddrop", "h2o", "dynamic_llava"])
 def test_what_chooses_inside_the_layers_is_refused_with_its_class(method, tmp_path, capsys):
     assert main(["export", "embedded", str(tmp_path / "out"), "--method", method]) == 2
