@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the parts that are wanted."""
-    from dynllava.commands.serve import need_packages
+    from .serve import need_packages
 
     need_packages()
     for name in ("prompts", "tokens", "rounds", "requests"):

@@ -153,7 +153,7 @@ class Engine:
         EngineLost
             If it is not ready, or is lost before the work is done.
         """
-        task = asyncio.ensure_future(work)
+        task: asyncio.Future[Any] = asyncio.ensure_future(work)
         if not self.ready or self._lost is None:
             task.cancel()
             raise EngineLost(self.why)
@@ -193,7 +193,8 @@ class Engine:
         """End the process group: politely, then for certain."""
         if self.process is None:
             return
-        group, self.process, main = self.process.pid, None, self.process
+        main, self.process = self.process, None
+        group = main.pid
         for number, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
             try:
                 os.killpg(group, number)

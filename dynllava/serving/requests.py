@@ -143,7 +143,8 @@ def _turn(message: Any, index: int, limits: Limits) -> Turn:
         return Turn(role, _text(content, f"{where}.content"))
     if not isinstance(content, list) or not content:
         raise Refused(f"{where}.content: a text or a list of parts is expected")
-    texts, images = [], []
+    texts: list[str] = []
+    images: list[bytes] = []
     for number, part in enumerate(content):
         here = f"{where}.content[{number}]"
         kind = part.get("type") if isinstance(part, dict) else None

@@ -91,9 +91,7 @@ class ImageSide:
         self.prepare = ImagePreparation(self.processor.image_processor)
         self.device, self.limits = torch.device(device), limits
         self.dtype = self.model.model.multi_modal_projector.linear_1.weight.dtype
-        vision = self.model.config.vision_config
-        full = self.model.config.vision_feature_select_strategy == "full"
-        self.image_tokens = (vision.image_size // vision.patch_size) ** 2 + full
+        self.image_tokens = int(self.model.config.image_seq_length)
 
     def pixels(self, data: bytes) -> torch.Tensor:
         """Return float32 [3, S, S] of an encoded picture.

@@ -87,7 +87,7 @@ async def measure(
         Called after each subject of each round.
     """
     url, _ = server.engine
-    found = []
+    found: list[Timing] = []
     async with (
         server.client() as front,
         httpx.AsyncClient(
