@@ -113,7 +113,10 @@ LIGHT = [
     command
     for page, command in DYNLLAVA
     if page != FAILING
-    and re.match(r"dynllava (check |choose |methods$|table (ours|all)|profile )", command)
+    and " --run" not in command
+    and re.match(
+        r"dynllava (check |choose |methods$|table (ours|all)|profile |reproduce )", command
+    )
 ]
 
 

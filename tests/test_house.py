@@ -45,6 +45,7 @@ ORDER = (
     "lmms_eval_dynllava",
     "analysis",
     "evaluation",
+    "reproduction",
     "studies",
     "serving",
     "commands",

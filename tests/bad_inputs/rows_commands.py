@@ -621,7 +621,7 @@ SECTIONS = [
     ("the device is unknown", "run.device=abc", "run.device='abc'"),
     ("the length is 0", "data.max_length=0", "data.max_length=0: accepted"),
     ("the template is unknown", "data.template=mine", "mine"),
-    ("the aspect is unknown", "data.image_aspect=stretch", "image_aspect='stretch'"),
+    ("the aspect is unknown", "data.image_aspect=stretch", "image_aspect=stretch: accepted are"),
     ("there is no model", "model=", "model"),
     ("the model is missing", "model=/nowhere", "/nowhere: no such folder"),
     ("there are no data", "data.path=", "data.path=None: accepted is str"),
@@ -706,6 +706,39 @@ cases += [
          "the data holds no records"),
     Case(TRAIN + " data.path={tmp}/d run.output_dir={tmp}/out", "the folder is no dataset",
          "/d", 2, folder("d")),
+]  # fmt: skip
+
+cases += [
+    Case(TRAIN + " data.path={tmp}/d.json data.image_folder={tmp} run.output_dir={tmp}/out",
+         "two pictures for a model of one", "record 0: 2 images; accepted is 1", 2,
+         text("d.json", json.dumps([{
+             "image": ["a.png", "b.png"],
+             "conversations": [{"from": "human", "value": "<image><image>q"},
+                               {"from": "gpt", "value": "a"}],
+         }]))),
+]  # fmt: skip
+
+# ---------------------------------------------------------------- published rows
+
+REPRODUCE = "reproduce table1:full-7b"
+cases += [
+    Case("reproduce", "no row", "no row: accepted is a name such as table1:full-7b"),
+    Case("reproduce table1:ful-7b", "the row is misspelt", "did you mean table1:full-7b?"),
+    Case("reproduce table99:x", "the table is unknown", "no published row 'table99:x'"),
+    Case("reproduce table2:llava-ldp-v2-7b", "the row is quoted", "not part of this package"),
+    Case("reproduce table1:voco-llama-7b", "the weights were never published", "not published"),
+    Case("reproduce table14:full-13b --run", "a row of times", "dynllava bench"),
+    Case("reproduce table1:dynamic_llava-7b-I --run", "the row's weights are not trained",
+         "is not there); run the training command above, or give --checkpoint"),
+    Case(REPRODUCE + " --run --checkpoint {tmp}/none", "the checkpoint is missing",
+         "{tmp}/none: no such folder"),
+    Case(REPRODUCE + " --run --tasks gqa", "the weights are not in the cache", "hf download"),
+    Case(REPRODUCE + " --tasks vizwiz", "the row has no such score", "prints no such score"),
+    Case(REPRODUCE + " --limit 0", "no sample", "--limit 0: accepted is a number from 1"),
+    Case(REPRODUCE + " --margin -1", "a margin below 0", "--margin -1: accepted is a number from"),
+    Case(REPRODUCE + " --margin nan", "a margin that is no number", "--margin nan: accepted"),
+    Case(REPRODUCE + " --dtype int8", "an unknown dtype", "invalid choice: 'int8'"),
+    Case(REPRODUCE + " --data {tmp}/none", "the data folder is missing", "no such folder"),
 ]  # fmt: skip
 
 # ---------------------------------------------------------------- the plugin's arguments

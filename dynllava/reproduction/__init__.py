@@ -1,0 +1,1 @@
+"""A row of a published table: the commands that repeat it, and what their result says about it."""
