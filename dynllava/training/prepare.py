@@ -117,16 +117,12 @@ def sparsify(model: Any, config: TrainingConfig) -> None:
     if all(predictor is None for predictor in existing.values()):
         wanted |= {"use_vision_predictor": vision, "use_output_text_predictor": output}
         model.add_predictors(SparsityConfig.from_dict(wanted))
-        # What a checkpoint says of its predictors; stock configurations have no field of their own.
-        setattr(model.config, KEY, SparsityConfig.from_dict(wanted).to_dict())
     else:
         _check_sizes(stored, config)
         for name, predictor in existing.items():
             if predictor is None and (vision if name == "vision" else output):
                 raise UserError(f"{config.model} has predictors, but no {name} predictor to train")
         setattr(model.config, KEY, {**(getattr(model.config, KEY, None) or {}), **wanted})
-        if hasattr(model, "sparsity"):
-            model.sparsity = SparsityConfig.from_dict(getattr(model.config, KEY))
     model.set_method(
         config.method,
         sparse_layer=config.sparse_layer,

@@ -15,8 +15,8 @@ from dynllava.models.checkpoints import check_state
 from dynllava.models.encoding import is_llava
 from dynllava.models.files import weight_files
 from dynllava.models.loading import read_hf_state
+from dynllava.models.modeling import DynamicLlavaForConditionalGeneration
 from dynllava.models.sanity import check_finite
-from dynllava.models.sparse import SparseGeneration
 from dynllava.models.stock import family_state
 
 from . import checkpointing
@@ -223,7 +223,7 @@ class DynamicTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         model, folder = self.model if model is None else model, Path(resume_from_checkpoint)
-        if isinstance(model, SparseGeneration):
+        if not isinstance(model, DynamicLlavaForConditionalGeneration):
             model.load_state_dict(family_state(model, folder))
             return
         state = read_hf_state(weight_files(folder))
