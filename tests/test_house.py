@@ -256,7 +256,7 @@ MOST_LINES = {
     "fastv": 45,
     "no_image": 15,
     **dict.fromkeys(SIMPLE, 60),
-    "cdpruner": 100,
+    "cdpruner": 105,
     "visionzip": 150,
     "prumerge": 150,
     "hired": 150,

@@ -62,6 +62,7 @@ def cut_features(
     pixels: torch.Tensor,
     record: dict[str, Any],
     sizes: torch.Tensor | None = None,
+    questions: Sequence[str | None] | None = None,
 ) -> list[Rows]:
     """Return each image's rows behind the projector.
 
@@ -71,6 +72,8 @@ def cut_features(
         What the family's model takes as ``pixel_values``.
     sizes : Tensor [images, 2], optional
         Height and width of each picture, where the family cuts pictures into crops.
+    questions : sequence of (str or None), optional
+        What is asked about each picture.
     """
     decision = program.features
     if decision is None:
@@ -84,7 +87,8 @@ def cut_features(
     )
     found = family.features(crops, looks)
     rows, first = [], 0
-    for picture in pictures:
+    for number, picture in enumerate(pictures):
+        asked = questions[number] if questions is not None else None
         views = [
             ImageView(
                 found.patches[index],
@@ -92,6 +96,7 @@ def cut_features(
                 None if found.class_token is None else found.class_token[index],
                 {look: seen[index] for look, seen in found.seen.items()},
                 record,
+                question=asked,
             )
             for index in range(first, first + picture.crops)
         ]

@@ -102,6 +102,8 @@ class ImageView:
         The cut that is being decided.
     number : int or None
         A crop's part of the picture's budget.
+    question : str or None
+        What is asked about the image, where the caller said so (``questions=``).
     crops : tuple of ImageView
         Where a cut takes all crops together (``Cut.crops``): each crop with all its patches,
         padding included.  ``features`` are then the picture's patch tokens in order, and there is
@@ -118,6 +120,7 @@ class ImageView:
     number: int | None = None
     crops: tuple[ImageView, ...] = ()
     picture: Picture = field(default_factory=Picture)
+    question: str | None = None
     _memo: dict[str, Any] = field(default_factory=dict)
 
     def count(self) -> int:
@@ -176,7 +179,8 @@ def decide_picture(method: Any, crops: Sequence[ImageView], picture: Picture) ->
     cut, patches = crops[0].cut, crops[0].features.shape[0]
     features = torch.cat([crop.features for crop in crops])
     packed = picture.packed.to(features.device)
-    whole = ImageView(features[packed], cut, crops=tuple(crops), picture=picture)
+    asked = crops[0].question
+    whole = ImageView(features[packed], cut, crops=tuple(crops), picture=picture, question=asked)
     if cut.crops:
         return decide_rows(method, whole)
     fixed = getattr(cut.keep, "function", None) is None
@@ -193,6 +197,7 @@ def decide_picture(method: Any, crops: Sequence[ImageView], picture: Picture) ->
             {look: _of_patches(look, seen, here) for look, seen in crop.tower.items()},
             crop.record,
             upto - given if fixed else None,
+            question=crop.question,
         )
         given = upto
         chosen[here[decide_rows(method, part).origin] + number * patches] = True

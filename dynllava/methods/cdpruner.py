@@ -38,7 +38,8 @@ class CDPruner(Patches):
         Folder of the CLIP model (both towers, with its tokenizer) whose vision tower the model
         has; nothing runs without it.
     question : str or None
-        What is asked; one for all rows of a call.
+        What is asked in every row; None = what the caller says of each (``questions=``; lmms-eval
+        and ``compare`` do).
     """
 
     name: ClassVar[str] = "cdpruner"
@@ -58,16 +59,21 @@ class CDPruner(Patches):
         import torch
 
         unit = torch.nn.functional.normalize(view.features.float(), dim=-1)
-        weight = self.relevance(view.features)
+        weight = self.relevance(view.features, self.question or view.question)
         picked = determinantal(weight[:, None] * (unit @ unit.T) * weight, view.count())
         none = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
         return none.index_fill(0, picked, True)
 
-    def relevance(self, patches: torch.Tensor) -> torch.Tensor:
+    def relevance(self, patches: torch.Tensor, question: str | None) -> torch.Tensor:
         """Return [N] float32 from 0 to 1 within the image: *minus* the cosine, as published."""
         import torch
 
-        model, words = question_of(self.text_tower or "", self.question or "")
+        if not question:
+            raise UserError(
+                f"{self.name}: no question was given: accepted are its parameter question, or "
+                "questions= with one text a row"
+            )
+        model, words = question_of(self.text_tower or "", question)
         width = model.config.vision_config.hidden_size
         if patches.shape[-1] != width:
             own = patches.shape[-1]

@@ -8,7 +8,7 @@ carries it past the stock code, so that calls in several threads do not meet.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -44,6 +44,8 @@ class ModelCall:
         Per row, the (rows, columns) of each grid of patch tokens, in token order.
     pictures : list of list of int or None
         Per row, the patch tokens of each image; None = an unbroken run of them is an image.
+    questions : sequence of (str or None), optional
+        What each row asks.
     learned : Tensor [B, L] bool or None
         Learned tokens that stand for an image.
     last_only : bool
@@ -69,6 +71,7 @@ class ModelCall:
     present: torch.Tensor | None = None
     grids: list[list[tuple[int, int]]] | None = None
     pictures: list[list[int]] | None = None
+    questions: Sequence[str | None] | None = None
     learned: torch.Tensor | None = None
     last_only: bool = False
     sparse_logits: bool = False

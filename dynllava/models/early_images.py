@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,12 @@ def replaces_images(model: Any) -> bool:
     return any(cut.early and cut.stage != "embedded" for cut in model.program.plan.cuts)
 
 
-def encoded(model: Any, given: dict[str, Any], images: PromptImages) -> PromptImages:
+def encoded(
+    model: Any,
+    given: dict[str, Any],
+    images: PromptImages,
+    questions: Sequence[str | None] | None = None,
+) -> PromptImages:
     """Return the images with the rows that reach the text model.
 
     Parameters
@@ -35,11 +41,13 @@ def encoded(model: Any, given: dict[str, Any], images: PromptImages) -> PromptIm
         Its images (:data:`IMAGE_ARGUMENTS`).
     images : PromptImages
         Where they lie.
+    questions : sequence of (str or None), optional
+        What each row asks about them.
 
     Raises
     ------
     UserError
-        If there are more or fewer images than the prompt has places for.
+        If there are more or fewer images than the prompt has places for, or questions than rows.
     """
     record: dict[str, Any] = {}
     pixels = given.get("pixel_values")
@@ -50,12 +58,25 @@ def encoded(model: Any, given: dict[str, Any], images: PromptImages) -> PromptIm
         found = [_resized(features) for features in smaller.encode_images(model, pixels)]
     else:
         family = family_of(model.model, model.config)
-        found = cut_features(model.program, family, pixels, record, given.get("image_sizes"))
+        asked = questions_of_images(questions, images)
+        sizes = given.get("image_sizes")
+        found = cut_features(model.program, family, pixels, record, sizes, asked)
     wanted = sum(map(len, images.pictures))
     if len(found) != wanted:
         raise UserError(f"{len(found)} images were given: the prompt has places for {wanted}")
     rest = iter(found)
     return replace(images, rows=[[next(rest) for _ in row] for row in images.pictures])
+
+
+def questions_of_images(
+    questions: Sequence[str | None] | None, images: PromptImages
+) -> list[str | None] | None:
+    """Return the question about each image of a prompt, from one a row; None if none was given."""
+    if questions is None:
+        return None
+    if isinstance(questions, str) or len(questions) != len(images.pictures):
+        raise UserError(f"questions: accepted is one text a row, {len(images.pictures)} in all")
+    return [asked for asked, row in zip(questions, images.pictures, strict=True) for _ in row]
 
 
 def _resized(features: torch.Tensor) -> Rows:

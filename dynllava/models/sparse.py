@@ -41,6 +41,7 @@ OWN_ARGUMENTS = (
     "policy_hook",
     "image_mask",
     "learned_mask",
+    "questions",
 )
 WITHOUT_PREDICTORS = SparsityConfig(use_vision_predictor=False, use_output_text_predictor=False)
 REFUSED_IN_GENERATE = {
@@ -192,6 +193,8 @@ class SparseGeneration(Limited, Stock):
             Stable identity of each row; default: a hash of the prompt.
         outputs_fed : bool, optional
             Several tokens fed on a cache are output tokens and judged (scoring a continuation).
+        questions : sequence of str, optional
+            What each row asks, for methods that choose from an image by its question.
         policy_hook : PolicyHook, optional
             Training: masked softmax instead of dropping.
 
@@ -269,7 +272,8 @@ class SparseGeneration(Limited, Stock):
             images = image_map(self.config, given, marks)
         call.is_image, call.pictures = images.is_patch, images.pictures
         if chooses and marks is not None:
-            images = images if images.rows is not None else encoded(self, given, images)
+            if images.rows is None:
+                images = encoded(self, given, images, call.questions)
             put_in(self, call, given, images, marks)
         elif not call.early:
             call.grids = images.grids
@@ -338,7 +342,8 @@ class SparseGeneration(Limited, Stock):
         return_logits : bool
             Return the logits [B, T, V] that predict the continuation instead.
         **images
-            What the family's processor gives beside the ids (``pixel_values`` and so on).
+            What the family's processor gives beside the ids (``pixel_values`` and so on), and
+            ``questions`` as in :meth:`forward`.
 
         Returns
         -------
@@ -450,12 +455,13 @@ class SparseGeneration(Limited, Stock):
         Where the method puts its own rows in their place, those are made now, once, and the images
         leave ``given``.
         """
+        questions = given.pop("questions", None)
         if ids is None or not _is_given(given.get("pixel_values")):
             return None
         # generate() encodes the images once and keeps neither them nor their sizes.
         images = image_map(self.config, given, ids == image_token(self.config))
         if replaces_images(self):
-            images = encoded(self, given, images)
+            images = encoded(self, given, images, questions)
             for name in IMAGE_ARGUMENTS:
                 given.pop(name, None)
         return images

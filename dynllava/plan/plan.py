@@ -131,7 +131,7 @@ class Plan:
         ------
         UserError
             For more tokens or heads than there are, a share that keeps none, or a look at a
-            question that is not given.
+            question without a text tower.
         """
         for cut in self.cuts:
             keep = cut.keep
@@ -278,8 +278,12 @@ class Plan:
         if self.prompt != "causal" or inside:
             return "C"
         # Looks of the language model see the prompt; those before it say so where they read text.
-        asks = any(getattr(look, "reads_question", False) for look in self.looks)
-        return "B" if asks else "A"
+        return "B" if self.reads_question else "A"
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether something before the language model reads the question as text."""
+        return any(getattr(look, "reads_question", False) for look in self.looks)
 
     @property
     def positions(self) -> str:
@@ -338,8 +342,6 @@ def _check_question(look: Question) -> None:
         raise UserError(
             "text_tower=None: accepted is the folder of a CLIP model with text tower and tokenizer"
         )
-    if look.question is None:
-        raise UserError("question=None: accepted is the text that is asked")
 
 
 def _beyond(name: str, value: int, most: int, what: str) -> UserError:

@@ -19,6 +19,7 @@ from dynllava.images import UNREADABLE, strict_decoding
 from dynllava.output.files import reason
 from dynllava.preflight import Wanted, check_model
 from dynllava.prompts import Turn, choose_template, continuation_separator, render
+from dynllava.prompts.templates import IMAGE
 from dynllava.tasks.access import input_problem
 
 from .arguments import ModelArguments, check_cache
@@ -301,7 +302,9 @@ class DynamicLlava(lmms):
             with strict_decoding():
                 turns = job.turns()
                 images = opened_images(turns)
-            return Prompt(job.source, render(self.template, turns, self.engine.processor), images)
+            text = render(self.template, turns, self.engine.processor)
+            asked = next((turn.text for turn in reversed(turns) if turn.role == "user"), "")
+            return Prompt(job.source, text, images, asked.replace(IMAGE, "").strip())
         except UserError as error:
             raise UserError(f"{job.source}: {error}", 1) from error
         except UNREADABLE as error:

@@ -262,14 +262,15 @@ class Engine:
 
     def _to_device(
         self, prompts: Sequence[Prompt], encoded: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        inputs = {name: tensor.to(self.device) for name, tensor in encoded.items()}
+    ) -> dict[str, Any]:
+        inputs: dict[str, Any] = {name: part.to(self.device) for name, part in encoded.items()}
         for name, tensor in inputs.items():
             if tensor.is_floating_point():
                 inputs[name] = tensor.to(self.model.dtype)
         inputs["sample_ids"] = torch.tensor(
             [prompt.source.sample_id for prompt in prompts], device=self.device
         )
+        inputs["questions"] = [prompt.question for prompt in prompts]
         return inputs
 
     def _pad_id(self) -> int:

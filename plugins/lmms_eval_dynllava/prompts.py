@@ -46,11 +46,14 @@ class Prompt:
         Rendered conversation with image placeholders.
     images : list of PIL image
         In RGB, in the order of the placeholders.
+    question : str
+        What is asked: the last turn of the user, without template.
     """
 
     source: Source
     text: str
     images: list[Image.Image] = field(default_factory=list)
+    question: str = ""
 
 
 @dataclass

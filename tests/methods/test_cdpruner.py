@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import batch, pixels, prompts, tiny_model
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from clip_folder import save_clip
+from tiny import batch, pixels, prompts, stock_model, tiny_model
 
+import dynllava
 from dynllava.costs import ledger
 from dynllava.costs.counters import flop_counter
 from dynllava.costs.spec import spec_from_config
 from dynllava.errors import UserError
 from dynllava.methods import cdpruner, create
 from dynllava.plan import PromptShape
-
-WORDS = ("is", "there", "a", "red", "circle", "what", "?")
-
-
-def save_clip(folder, width=32):
-    """Write a tiny random CLIP whose vision tower is as wide as the tiny model's."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    torch.manual_seed(0)
-    text = {"vocab_size": 16, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "max_position_embeddings": 6, "bos_token_id": 0,
-            "eos_token_id": 1, "pad_token_id": 1}  # fmt: skip
-    vision = {"hidden_size": width, "intermediate_size": 48, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "image_size": 32, "patch_size": 8}  # fmt: skip
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=20)
-    CLIPModel(config).save_pretrained(folder)
-    vocabulary = {word: place for place, word in enumerate(("<s>", "</s>", "<unk>", *WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +41,8 @@ def test_relevance_is_the_scaled_mean_of_minus_the_cosine_over_segments(clip):
     found = -sum(torch.cosine_similarity(shared, text, dim=-1) for text in texts) / 2
     expected = (found - found.min()) / (found.max() - found.min())
     method = create("cdpruner", text_tower=clip, question=question)
-    torch.testing.assert_close(method.relevance(patches), expected, atol=1e-5, rtol=0)
+    relevance = method.relevance(patches, question)
+    torch.testing.assert_close(relevance, expected, atol=1e-5, rtol=0)
 
 
 def test_the_search_picks_at_each_step_the_largest_determinant():
@@ -114,17 +93,54 @@ def test_a_prompt_from_pixels_costs_exactly_what_the_ledger_says(clip):
     assert counter.get_total_flops() // 2 == told
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({}, "text_tower=None: accepted is the folder of a CLIP model"),
-        ({"text_tower": "CLIP"}, "question=None: accepted is the text"),
-    ],
-)
-def test_without_text_tower_or_question_it_is_refused_in_one_line(clip, parameters, message):
-    parameters = {key: clip for key in parameters}
-    with pytest.raises(UserError, match=message):
-        tiny_model(kv_heads=2).set_method("cdpruner", **parameters)
+def test_without_text_tower_or_question_it_is_refused_in_one_line(clip):
+    model = tiny_model(kv_heads=2)
+    with pytest.raises(UserError, match="text_tower=None: accepted is the folder of a CLIP model"):
+        model.set_method("cdpruner", question="red")
+    model.set_method("cdpruner", text_tower=clip)
+    with pytest.raises(UserError, match="no question was given"):
+        run(model)
+    inputs = batch(prompts()[:2], pixels()[:2])
+    for wrong in (["red"], "red"):
+        with pytest.raises(UserError, match="one text a row, 2 in all"), torch.no_grad():
+            model(**inputs, questions=wrong)
+
+
+QUESTIONS = ["red circle", "what ? what ?", "is there"]
+
+
+@pytest.mark.parametrize("way", ["forward", "generate", "beams", "score", "stock"])
+def test_every_row_has_its_own_question(clip, way):
+    """A batch with a question a row chooses what each row alone chooses with its own."""
+    model = stock_model() if way == "stock" else tiny_model(kv_heads=2)
+    if way == "stock":
+        model = dynllava.wrap(model, "cdpruner", text_tower=clip, keep=5)
+    else:
+        model.set_method("cdpruner", text_tower=clip, keep=5)
+    ids, images = prompts()[:3], pixels()[:3]
+
+    def kept(inputs, **more):
+        with torch.no_grad():
+            if way in ("generate", "beams", "stock"):
+                beams = 2 if way == "beams" else 1
+                options = {"max_new_tokens": 2, "num_beams": beams, "do_sample": False}
+                model.generate(**inputs, **options, **more)
+                return model.last_report.kept_image_indices[::beams]
+            if way == "score":
+                answers = torch.full((len(inputs["input_ids"]), 2), 7)
+                model.score(**inputs, continuation_ids=answers, **more)
+            else:
+                model(**inputs, logits_to_keep=1, **more)
+            return model.last_report.kept_image_indices
+
+    found = kept(batch(ids, images), questions=QUESTIONS)
+    assert len(set(map(str, found))) == 3
+    for row, question in enumerate(QUESTIONS):
+        alone = batch([ids[row]], [images[row]])
+        assert kept(alone, questions=[question]) == [found[row]]
+    same = kept(batch(ids, images), questions=[QUESTIONS[0]] * 3)
+    assert same[0] == found[0]
+    assert same[1:] != found[1:]
 
 
 def test_a_folder_without_the_tower_or_with_another_one_is_refused(tmp_path):

@@ -115,6 +115,7 @@ class ScriptedModel:
         continuation_mask,
         return_logits,
         pixel_values=None,
+        questions=None,
     ):
         """Give the scripted answer's tokens probability ~0.9, every other token the rest."""
         assert return_logits

@@ -13,6 +13,7 @@ import pytest
 import several_pictures_task as task
 import torch
 import transformers
+from clip_folder import save_clip
 from family_folders import BUILDERS, internvl
 from PIL import Image
 
@@ -93,15 +94,16 @@ def rows(processor):
 
 
 @torch.no_grad()
-def by_hand(name, folder, method=None):
+def by_hand(name, folder, method=None, questions=None, **parameters):
     """Greedy answers, and image tokens, of the stock model or of it wrapped."""
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder)
     processor = processor_of(name, folder)
     image = load_family_processor(folder, name).image_token_id
-    model = wrap(model, method, **FASTV) if method else model
+    model = wrap(model, method, **(parameters or FASTV)) if method else model
     answers, counts = [], []
-    for inputs in rows(processor):
-        out = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+    for number, inputs in enumerate(rows(processor)):
+        asked = {"questions": [questions[number]]} if questions else {}
+        out = model.generate(**inputs, **asked, max_new_tokens=TOKENS, do_sample=False)
         ids = out[0, inputs["input_ids"].shape[1] :]
         answers.append(processor.tokenizer.decode(ids, skip_special_tokens=True).strip())
         counts.append(int((inputs["input_ids"] == image).sum()))
@@ -212,3 +214,13 @@ def test_missing_weights_are_an_error_and_no_random_numbers(folders, tmp_path):
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=r"the weights lack .*layers\.3\.mlp\.down_proj"):
         load_model(folder)
+
+
+def test_a_method_that_reads_the_question_gets_each_rows_own(folders, tasks, tmp_path):
+    folder = folders("llava_next")
+    width = transformers.AutoConfig.from_pretrained(folder).vision_config.hidden_size
+    options = {"text_tower": save_clip(tmp_path / "clip", width), "keep_ratio": 0.3}
+    expected = by_hand("llava_next", folder, "cdpruner", task.QUESTIONS, **options)
+    others = by_hand("llava_next", folder, "cdpruner", task.QUESTIONS[::-1], **options)
+    assert others != expected, "questions must matter"
+    assert evaluated(folder, tasks, method="cdpruner", **options) == expected
