@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         found, rest = self.parse_known_args(args, namespace)
         if rest:
             parsers = _sub_parsers(self)
-            complaining = parsers.get(getattr(found, "command", None), self)
+            complaining = parsers.get(getattr(found, "command", ""), self)
             complaining.error(f"unrecognized arguments: {' '.join(rest)}")
         return found
 
@@ -72,7 +72,7 @@ def _hint(message: str, parser: argparse.ArgumentParser) -> str:
     return _nearest(wrong[1], list(parser._option_string_actions))
 
 
-def _sub_parsers(parser: argparse.ArgumentParser) -> dict[str | None, argparse.ArgumentParser]:
+def _sub_parsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """Return the parsers of a parser's sub-commands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dynllava.errors import UserError
 from dynllava.records import MethodInfo, ModelInfo, RecordStore, RunRecord, Score, TaskInfo
 from dynllava.studies import limits
+
+ROOT = Path(__file__).parents[2]
+STORE = ROOT / "results" / "limits"
 
 
 def test_batches_hold_every_row_once_and_at_most_eight():
@@ -53,6 +58,11 @@ def test_records_of_different_runs_are_not_compared(tmp_path):
     stored(tmp_path, [1.0] * 30, [1.0] * 30)
     newest = limits.compared(str(tmp_path))[0]
     assert newest.samples == 30
+
+
+def test_the_page_says_what_the_records_say():
+    page = " ".join((ROOT / "docs/models.md").read_text(encoding="utf-8").split())
+    assert limits.sentence(str(STORE)) in page
 
 
 @pytest.mark.slow
