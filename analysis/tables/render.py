@@ -251,7 +251,7 @@ def _html_cell(cell: Cell, side: str, exploded: bool) -> str:
     value = {1: f"<b>{value}</b>", 2: f"<u>{value}</u>"}.get(cell.rank, value)
     title = html.escape(cell.reason, quote=True)
     hint = f' title="{title}"' if title else ""
-    follow = f'<span class="delta">{rest}</span>' if rest else ""
+    follow = f' <span class="delta">{rest.strip()}</span>' if rest else ""
     return f'<td class="{side} {cell.origin}"{hint}>{value}{follow}</td>'
 
 
