@@ -8,6 +8,7 @@ the authors drew other samples, their score has an error of its own, assumed as 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -142,6 +143,7 @@ def from_error(
     return Agreement(value, printed, margin, interval, min(1.0, 2 * beyond), within, units)
 
 
+@functools.cache
 def half_width(share: float, units: int, alpha: float = 0.05) -> float:
     """Return half the width of the interval of a 0/1 score's mean over independent units.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import functools
 import io
 import shlex
 
@@ -18,10 +18,14 @@ from dynllava.published.rows import HUB, find, rows
 from dynllava.reproduction.expected import allowed, scale_of
 from dynllava.reproduction.steps import Wanted, steps
 from dynllava.tasks.registry import BENCHMARKS, SUITES
-from dynllava.training.arguments import configure
 from dynllava.training.config import read_config
 
 RUNNABLE = [name for name, row in rows().items() if not row.refused]
+
+
+@functools.cache
+def command_line():
+    return build_parser()
 
 
 def test_every_row_of_every_table_has_a_name_of_its_own():
@@ -55,8 +59,7 @@ def test_what_a_row_prints_is_what_the_table_prints():
 def test_the_commands_of_a_row_are_accepted(name):
     row = rows()[name]
     made = steps(row, Wanted())
-    parser, training = build_parser(), argparse.ArgumentParser()
-    configure(training)
+    parser = command_line()
     for step in made:
         words = shlex.split(step.typed())
         assert tuple(words) == step.command, "as a shell reads it"

@@ -249,7 +249,7 @@ def test_pairs_count_once_and_by_the_pair(tmp_path):
 
 
 def test_several_benchmarks_are_corrected_together(tmp_path):
-    """Two scores off by p = 0.03 each: alone each differs, as two of eleven none does."""
+    """One score is off at p = 0.03: alone it differs, as one of four it does not."""
     row, tasks = find("table1:full-7b"), ["gqa", "sciqa", "realworldqa", "cvbench_2d"]
     store = None
     for task, share in zip(tasks, (0.587, 0.672, 0.540, 0.589), strict=True):
