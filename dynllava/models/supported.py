@@ -139,7 +139,8 @@ lmms-eval --model dynamic_llava --tasks pope \\
 within 1e-5 in float32) on tiny random weights, at batch 1, in ragged left- and right-padded batches
 of pictures of different sizes, with beams, sampling, scoring and training; every method keeps its
 invariants there (batched = single, cached = uncached, declared lengths = lengths seen, keep rate 1
-= dense). Recorded tensors of the official programs exist for LLaVA-1.5, and of HiRED for LLaVA-NeXT
+= dense). Dynamic-LLaVA's predictors can be trained for every family ([training](training.md)).
+Recorded tensors of the official programs exist for LLaVA-1.5, and of HiRED for LLaVA-NeXT
 ([conformance](conformance.md)). No checkpoint of another family has been run with its trained
 weights here.
 """

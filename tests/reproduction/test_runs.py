@@ -87,6 +87,9 @@ def questions(folder, benchmark, answers):
         row = {"image": picture, "question": f"What is number {number}?"}
         if benchmark == "gqa":
             row |= {"id": str(number), "imageId": f"n{number}", "answer": answer}
+        elif benchmark == "textvqa":
+            row |= {"question_id": number, "image_id": f"n{number}", "ocr_tokens": ["stop"]}
+            row |= {"answers": [answer] * 10}
         else:
             row |= {"question_id": f"q{number}", "answers": [answer] * 10, "category": "other"}
         rows.append(row)
@@ -174,7 +177,7 @@ def test_a_row_ends_in_a_verdict_that_follows_the_answers(small, tmp_path, capsy
         ("table11:sparsevlm-7b", "gqa", False),
         ("table12:dynamic_llava-7b-I", "vizwiz", True),
         ("table13:lvis_vqa_single-tokenpacker-7b-144", "lvis_vqa_single_ppl", False),
-        ("table16:language-0.5", "gqa", True),
+        ("table16:language-0.5", "textvqa", True),
         ("table17:lvis_vqa_multi-full-1.0", "lvis_vqa_multi_ppl", False),
         ("budgets:fastv-192", "gqa", False),
     ],

@@ -370,6 +370,27 @@ def test_a_trained_folder_loads_by_every_route(trained, tmp_path):
     assert all(again[key].equal(stored[key]) for key in stored)
 
 
+def test_predictors_of_ones_own_are_stored_with_the_model_and_checked(folders, tmp_path):
+    with pytest.raises(UserError, match="no trained predictors"):
+        load_model(folders("llava_next"), "dynamic_llava")
+    with pytest.warns(UserWarning, match="untrained"):
+        model, _ = load_model(folders("llava_next"), "dynamic_llava", untrained=True)
+    assert model.predictors()["image"] is not None
+    model = wrap(AutoModelForImageTextToText.from_pretrained(folders("llava_next")))
+    model.add_predictors(SparsityConfig(**PREDICTORS, use_output_text_predictor=False))
+    model.save_pretrained(tmp_path / "own")
+    again = wrap(AutoModelForImageTextToText.from_pretrained(tmp_path / "own"), "dynamic_llava:"
+                 "output_keep_rate=1.0")  # fmt: skip
+    assert again.output_predictor is None
+    for key, value in model.image_predictor.state_dict().items():
+        assert value.equal(again.image_predictor.state_dict()[key])
+    config = json.loads((tmp_path / "own" / "config.json").read_text())
+    config["sparse_config"]["d_model"] = 8
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"image_predictor\..* is not as sparse_config"):
+        wrap(AutoModelForImageTextToText.from_pretrained(tmp_path / "own"))
+
+
 def test_lmms_eval_evaluates_a_trained_folder(trained, tmp_path):
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.tasks import TaskManager
