@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from dynllava.errors import UserError
 from dynllava.records import Counted, RunRecord
-from dynllava.records.reading import Stored, latest
+from dynllava.records.reading import LABELLED, Stored, latest
 
 from ..points.evidence import caveat
 from . import accuracy as accuracy_gate
@@ -69,7 +69,7 @@ def _pairs(first: Sequence[Stored], second: Sequence[Stored]) -> list[tuple[Stor
 
 def _key(record: RunRecord) -> str:
     task = record.task and (record.task.name, record.task.suite)
-    label = record.method.label if record.kind == "bench" else ""
+    label = record.method.label if record.kind in LABELLED else ""
     return json.dumps(
         [record.kind, record.model.name, record.method.name, label, record.method.budget, task]
     )

@@ -27,6 +27,7 @@ from ..tables import paper as tables
 from ..tables.cells import TableData
 from . import overlay
 from .hardness import strata_table
+from .serving import serving_tables
 from .verdicts import verdict_tables
 
 _STUDIES = {
@@ -48,7 +49,7 @@ class ReportData:
     own : list of Point
     pages : dict
         (source, model) to points, see :func:`pareto_report.collections`.
-    tables, own_tables, verdicts : list of TableData
+    tables, own_tables, verdicts, serving : list of TableData
     shares : list of Share
     growth, crossovers : list
     overlays : list of Overlay
@@ -62,6 +63,7 @@ class ReportData:
     tables: list[TableData]
     own_tables: list[TableData]
     verdicts: list[TableData]
+    serving: list[TableData]
     shares: list[Share]
     growth: list[Growth]
     crossovers: list[Crossover]
@@ -90,6 +92,7 @@ def gather(folder: str | os.PathLike[str]) -> ReportData:
         [tables.build(number, own, with_ours=bool(own)) for number in published.TABLES],
         [*tables.ours(own), *([strata] if strata is not None else [])],
         verdict_tables(own),
+        serving_tables(stored),
         measured_shares(stored) + published_shares(),
         curves,
         crossovers(curves),

@@ -27,6 +27,7 @@ _SECTIONS = (
     ("verdicts", "Verdicts"),
     ("own", "Own runs"),
     ("realised", "Savings in cost and in time"),
+    ("serving", "Served by an engine"),
     ("kv", "KV cache over output length"),
     ("samples", "Kept tokens"),
     ("tables", "Tables of the paper"),
@@ -49,6 +50,7 @@ def page(data: ReportData) -> str:
         "verdicts": _verdicts(data),
         "own": _own(data),
         "realised": _realised(data),
+        "serving": _serving(data),
         "kv": _kv(data),
         "samples": _samples(data.overlays),
         "tables": _tables(data),
@@ -185,6 +187,12 @@ def _realised(data: ReportData) -> str:
         "<th>Change</th><th>Origin</th></tr>"
         f"</thead><tbody>{rows}</tbody></table></div></details>"
     )
+
+
+def _serving(data: ReportData) -> str:
+    if not data.serving:
+        return "<p>There are no records of <code>dynllava serve-check</code>.</p>"
+    return "".join(table_render.render(table, "html") for table in data.serving)
 
 
 def _kv(data: ReportData) -> str:

@@ -16,6 +16,8 @@ from dynllava.errors import UserError
 from .schema import RunRecord
 from .store import FILE_NAME, Problem, RecordStore
 
+LABELLED = ("bench", "serving")
+"""Kinds of records whose label tells two runs of one method apart."""
 _SAMPLE_KEYS = ("sample_id", "doc_id", "id", "key", "index")
 
 
@@ -154,10 +156,11 @@ def latest(stored: Iterable[Stored]) -> list[Stored]:
 def configuration(record: RunRecord) -> list[Any]:
     """Return what makes two records the same model, method and budget.
 
-    Speed records tell compiled steps from eager ones by their label alone.
+    Speed records tell compiled steps from eager ones by their label alone, those of serving an
+    engine with a tower of its own.
     """
     method = record.method
     parameters = json.dumps(method.parameters, sort_keys=True)
-    label = method.label if record.kind == "bench" else ""
+    label = method.label if record.kind in LABELLED else ""
     model = [record.model.name, record.model.checkpoint_hash, record.model.weights]
     return [*model, method.name, parameters, method.budget, label]
