@@ -80,9 +80,8 @@ def need_packages() -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until interrupted."""
-    need_packages()
     from dynllava.serving.limits import Limits
-    from dynllava.serving.run import Settings, serve
+    from dynllava.serving.selection import Bundle
 
     limits = Limits(
         images=args.max_images,
@@ -91,17 +90,29 @@ def run(args: argparse.Namespace) -> int:
         requests=args.max_requests,
         seconds=args.max_seconds,
     )
-    for name in ("batch", "port"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: accepted is a number from 1")
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: accepted is a number from 1")
+    for name in ("port", "engine_port"):
+        value = getattr(args, name)
+        if value is not None and not 1 <= value < 65_536:
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} {value}: accepted is a number from 1 to 65535")
     if args.cache_mb < 0:
         raise UserError(f"--cache-mb {args.cache_mb}: accepted is a number from 0")
     if args.threads is not None and args.threads < 1:
         raise UserError(f"--threads {args.threads}: accepted is a number from 1")
+    url = args.engine_url
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise UserError(f"--engine-url {url}: accepted is http://HOST:PORT")
     try:
         more = shlex.split(args.engine_args)
     except ValueError as error:
         raise UserError(f"--engine-args: {error}") from None
+    bundle = Bundle.read(args.folder)
+    bundle.check(args.methods or [bundle.method])
+    need_packages()
+    from dynllava.serving.run import Settings, serve
+
     settings = Settings(
         folder=args.folder,
         methods=args.methods or [],

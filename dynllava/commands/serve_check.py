@@ -64,9 +64,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the parts that are wanted."""
-    from .serve import need_packages
-
-    need_packages()
     for name in ("prompts", "tokens", "rounds", "requests"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: accepted is a number from 1")
@@ -78,6 +75,12 @@ def run(args: argparse.Namespace) -> int:
         options = shlex.split(args.serve_args)
     except ValueError as error:
         raise UserError(f"--serve-args: {error}") from None
+    from dynllava.serving.selection import Bundle
+
+    from .serve import need_packages
+
+    Bundle.read(args.folder).check([*args.methods, *args.timed])
+    need_packages()
     from dynllava.serving.check.load import LoadPlan
     from dynllava.serving.check.run import PARTS, Check, check
 

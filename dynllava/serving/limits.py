@@ -34,7 +34,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("images", "image_bytes", "pixels", "requests", "seconds"):
             if not getattr(self, name) > 0:
-                option = name.replace("_", "-")
+                option = name.replace("_bytes", "-mb").replace("_", "-")
                 raise UserError(
                     f"--max-{option} {getattr(self, name)}: accepted is a number above 0"
                 )

@@ -69,8 +69,6 @@ def serve(settings: Settings) -> int:
     url = settings.engine_url
     if url is None:
         check_installed()
-    elif not url.startswith(("http://", "https://")):
-        raise UserError(f"--engine-url {url}: accepted is http://HOST:PORT")
     side = ImageSide(bundle, device, settings.limits)
     texts = settings.methods or [bundle.method]
     selectors = {text: Selector(side, text) for text in dict.fromkeys(texts)}

@@ -46,14 +46,14 @@ class Bundle:
         The method that stands in ``dynllava.json``.
     dtype : str
         Of the weights.
-    positions : int
-        Longest sequence that the language model knows.
+    layers : int
+        Of the language model.
     """
 
     folder: Path
     method: str
     dtype: str
-    positions: int
+    layers: int
 
     @classmethod
     def read(cls, folder: Path) -> Bundle:
@@ -71,8 +71,21 @@ class Bundle:
         if not isinstance(method, str) or not isinstance(dtype, str):
             raise UserError(f"{folder / METHOD_FILE}: method and dtype are expected")
         text = read_json_object(folder / "config.json").get("text_config")
-        most = text.get("max_position_embeddings", 2048) if isinstance(text, dict) else 2048
-        return cls(folder, method, dtype, int(most))
+        layers = text.get("num_hidden_layers") if isinstance(text, dict) else None
+        if not isinstance(layers, int):
+            raise UserError(f"{folder / 'config.json'}: text_config.num_hidden_layers is expected")
+        return cls(folder, method, dtype, layers)
+
+    def check(self, methods: Sequence[str]) -> None:
+        """Refuse methods that no stock engine runs, before anything is loaded.
+
+        Raises
+        ------
+        UserError
+            Naming the class of the first.
+        """
+        for text in methods:
+            served_class(text, parse(text).create(), self.layers)
 
 
 class ImageSide:

@@ -160,6 +160,63 @@ cases += [
               + bytes(4))),
 ]  # fmt: skip
 
+# ---------------------------------------------------------------- serve, serve-check
+
+
+def exported(tmp) -> None:
+    """Write what serving reads before it loads anything."""
+    text(
+        "m/config.json",
+        json.dumps({"model_type": "llava", "text_config": {"num_hidden_layers": 4}}),
+    )(tmp)
+    text("m/dynllava.json", json.dumps({"method": "divprune", "dtype": "float32"}))(tmp)
+
+
+NO_EXPORT = "accepted is a folder of dynllava export"
+for name in ("serve", "serve-check"):
+    cases += [
+        Case(name, "no folder", "arguments are required: folder"),
+        Case(name + " {tmp}/none", "the folder is missing", NO_EXPORT),
+        Case(name + " {tmp}/m", "the folder is another checkpoint", NO_EXPORT, 2,
+             text("m/config.json", "{}")),
+        Case(name + " {tmp}/m", "dynllava.json is torn", "dynllava.json", 2,
+             several(exported, text("m/dynllava.json", "{"))),
+        Case(name + " {tmp}/m", "dynllava.json names no method", "method and dtype", 2,
+             several(exported, text("m/dynllava.json", "{}"))),
+        Case(name + " {tmp}/m", "config.json has no layers", "num_hidden_layers is expected", 2,
+             several(exported, text("m/config.json", "{}"))),
+        Case(name + " {tmp}/m --methods divprune fastv", "a method of class C", "of class C", 2,
+             exported),
+        Case(name + " {tmp}/m --methods h2o", "a method of class D", "of class D", 2, exported),
+    ]  # fmt: skip
+    cases += [
+        Case(name + " {tmp}/m --methods " + method, wrong, line, 2, exported)
+        for wrong, method, line in METHODS
+    ]
+cases += [
+    Case("serve {tmp}/m --port 0", "no port", "accepted is a number from 1 to 65535", 2, exported),
+    Case("serve {tmp}/m --port 65536", "no such port", "from 1 to 65535", 2, exported),
+    Case("serve {tmp}/m --engine-port 0", "no port of the engine", "--engine-port 0", 2, exported),
+    Case("serve {tmp}/m --batch 0", "an empty batch", "--batch 0: accepted", 2, exported),
+    Case("serve {tmp}/m --threads 0", "no thread", "--threads 0: accepted", 2, exported),
+    Case("serve {tmp}/m --cache-mb -1", "a negative cache", "--cache-mb -1: accepted", 2, exported),
+    Case("serve {tmp}/m --max-images 0", "no picture", "--max-images 0: accepted", 2, exported),
+    Case("serve {tmp}/m --max-seconds 0", "no time", "--max-seconds 0", 2, exported),
+    Case("serve {tmp}/m --max-pixels nan", "pixels as a word", "invalid int value", 2, exported),
+    Case("serve {tmp}/m --engine-url here:80", "a URL without scheme", "accepted is http://", 2,
+         exported),
+    Case("serve {tmp}/m --engine-args \"'\"", "a quotation that is not closed", "--engine-args", 2,
+         exported),
+    Case("serve-check {tmp}/m --prompts 0", "no prompt", "--prompts 0: accepted", 2, exported),
+    Case("serve-check {tmp}/m --rounds 0", "no round", "--rounds 0: accepted", 2, exported),
+    Case("serve-check {tmp}/m --budgets 0", "no image token", "--budgets 0: accepted", 2, exported),
+    Case("serve-check {tmp}/m --concurrency 4 0", "nobody asks", "--concurrency 0", 2, exported),
+    Case("serve-check {tmp}/m --only speed", "an unknown part", "invalid choice: 'speed'", 2,
+         exported),
+    Case("serve-check {tmp}/m --timed fastv", "a timed method of class C", "of class C", 2,
+         exported),
+]  # fmt: skip
+
 # ---------------------------------------------------------------- compare, demo
 
 COMPARE = "compare --suite smoke"
