@@ -30,7 +30,6 @@ from dynllava.models.families import check_class_token
 from dynllava.models.inputs import build_stream, prompt_hash
 from dynllava.models.loading import load_image_side
 from dynllava.output.files import read_json_object, reason
-from dynllava.plan import Question
 
 from .limits import Limits
 
@@ -155,11 +154,10 @@ class Selector:
         config = side.model.config
         self.layers = config.text_config.num_hidden_layers
         self.served = served_class(text, self.method, self.layers)
-        asked = asking(self.method, "?")
-        plan = asked.plan(self.layers)
-        check_class_token(config, asked, plan)
+        plan = self.method.plan(self.layers)
+        check_class_token(config, self.method, plan)
         plan.check_model(config.text_config.num_attention_heads, side.image_tokens)
-        self.program = Program(asked, self.layers)
+        self.program = Program(self.method, self.layers)
 
     @property
     def shared(self) -> bool:
@@ -167,25 +165,26 @@ class Selector:
         return self.served == "A"
 
     @torch.inference_mode()
-    def rows(self, pixels: torch.Tensor, question: str = "") -> list[torch.Tensor]:
+    def rows(
+        self, pixels: torch.Tensor, questions: Sequence[str] | None = None
+    ) -> list[torch.Tensor]:
         """Return the rows [K, D] of each picture that reach the language model's door.
 
         Parameters
         ----------
         pixels : Tensor [I, 3, S, S]
-        question : str
-            What is asked about all of them (class B).
+        questions : sequence of str, optional
+            What is asked about each of them (class B).
         """
         side, program = self.side, self.program
-        if not self.shared:
-            program = Program(asking(self.method, question), self.layers)
         pixels = pixels.to(side.device, side.dtype)
         smaller = sizing(program.method)
         if smaller is not None:
             return list(smaller.encode_images(side.model, pixels).cpu())
         if program.features is not None:
             family = family_of(side.model.model, side.model.config)
-            return [item.features.cpu() for item in cut_features(program, family, pixels, {})]
+            chosen = cut_features(program, family, pixels, {}, questions=questions)
+            return [item.features.cpu() for item in chosen]
         found = list(projected(side.model, pixels))
         if program.embedded is not None:
             cut, method = program.embedded.cut, program.embedded.method
@@ -220,15 +219,6 @@ class Selector:
             return list(rows)
         kept = selection.keep[is_image].split([len(item) for item in rows])
         return [item[keep] for item, keep in zip(rows, kept, strict=True)]
-
-
-def asking(method: Method, question: str) -> Method:
-    """Return a method with the question that it reads, where it reads one."""
-    names = {field.name for field in dataclasses.fields(method)}
-    looks = method.plan(32).looks
-    if "question" not in names or not any(isinstance(look, Question) for look in looks):
-        return method
-    return dataclasses.replace(method, question=question)  # type: ignore[call-arg]
 
 
 def compacted(method: Method) -> Method:

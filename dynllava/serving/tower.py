@@ -102,17 +102,14 @@ class Tower:
             jobs = [await self._jobs.get()]
             while len(jobs) < self.batch and not self._jobs.empty():
                 jobs.append(self._jobs.get_nowait())
-            groups: dict[tuple[int, str], list[_Job]] = {}
+            groups: dict[int, list[_Job]] = {}
             for job in jobs:
-                groups.setdefault((id(job.selector), job.question), []).append(job)
+                groups.setdefault(id(job.selector), []).append(job)
             for group in groups.values():
-                selector, question = group[0].selector, group[0].question
-                pictures = [job.picture for job in group]
+                selector = group[0].selector
                 started = time.perf_counter()
                 try:
-                    found = await loop.run_in_executor(
-                        self._thread, _work, selector, pictures, question
-                    )
+                    found = await loop.run_in_executor(self._thread, _work, selector, group)
                 except asyncio.CancelledError:
                     for job in jobs:
                         job.answer.cancel()
@@ -130,17 +127,17 @@ class Tower:
                         job.answer.set_result(item)
 
 
-def _work(
-    selector: Selector, pictures: Sequence[bytes], question: str
-) -> list[torch.Tensor | Exception]:
+def _work(selector: Selector, jobs: Sequence[_Job]) -> list[torch.Tensor | Exception]:
     """Return each picture's rows, or why it has none: a bad one takes no other along."""
     found: list[torch.Tensor | Exception] = []
-    pixels = []
-    for picture in pictures:
+    pixels, questions = [], []
+    for job in jobs:
         try:
-            pixels.append(selector.side.pixels(picture))
+            pixels.append(selector.side.pixels(job.picture))
+            questions.append(job.question)
             found.append(pixels[-1])
         except UserError as error:
             found.append(error)
-    rows = iter(selector.rows(torch.stack(pixels), question) if pixels else [])
+    asked = None if selector.shared else questions
+    rows = iter(selector.rows(torch.stack(pixels), asked) if pixels else [])
     return [item if isinstance(item, Exception) else next(rows) for item in found]

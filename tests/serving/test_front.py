@@ -148,8 +148,8 @@ class Asking(Selector):
         super().__init__(side, "full")
         self.served, self.text = "B", "asking"
 
-    def rows(self, pixels, question=""):
-        return [torch.full((len(question), 128), 1.0) for _ in pixels]
+    def rows(self, pixels, questions=None):
+        return [torch.ones(len(text), 128) for text in questions]
 
 
 def test_what_sees_the_question_is_never_shared(side, picture):

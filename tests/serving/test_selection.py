@@ -18,12 +18,12 @@ from dynllava.images import open_image
 from dynllava.methods.parameters import parse
 from dynllava.models.encoding import LlavaEncoder
 from dynllava.models.loading import load_model
-from dynllava.plan import Plan, PromptShape, Question, Segment
+from dynllava.plan import Plan, PromptShape, Segment
 from dynllava.plan.plan import SERVED
 from dynllava.prompts.templates import Turn
 from dynllava.serving.check.run import at_budgets
 from dynllava.serving.prompt import Prompts
-from dynllava.serving.selection import Bundle, Selector, asking, compacted
+from dynllava.serving.selection import Bundle, Selector, compacted
 
 SERVABLE = (
     "full", "fastervlm:keep=40", "visionzip:keep_ratio=0.25", "vispruner:keep=30", "prumerge",
@@ -64,7 +64,7 @@ def test_the_engine_gets_the_rows_that_enter_layer_0_of_our_loop(text, loop, sid
     length = model.last_report.layer_tokens[0][0]
 
     selector = Selector(side, text)
-    rows = selector.rows(side.pixels(prompt.picture)[None], prompt.question)
+    rows = selector.rows(side.pixels(prompt.picture)[None])
     rows = selector.finish(prompts.ids(written, rows), rows)
     ids = prompts.ids(written, rows)
     assert len(ids) == length
@@ -98,13 +98,6 @@ def test_every_method_is_served_or_refused_with_its_class(name, side):
         assert SERVED[served] in str(caught.value)
     elif served == "A":
         assert Selector(side, name).shared
-
-
-def test_a_question_reaches_the_method_that_reads_it():
-    method = methods.create("cdpruner", text_tower="somewhere")
-    assert asking(method, "what ?").question == "what ?"
-    assert Question in {type(look) for look in method.plan(4).looks}
-    assert asking(methods.create("divprune"), "what ?") == methods.create("divprune")
 
 
 def test_positions_are_numbered_anew_whatever_the_method_says():

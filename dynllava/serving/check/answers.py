@@ -21,7 +21,7 @@ from dynllava.plan.names import FULL
 from dynllava.prompts.templates import Turn, choose_template, render
 
 from ..app import CHAT
-from ..selection import asking, compacted
+from ..selection import compacted
 from .prompts import Prompt
 from .server import Server, at_most
 
@@ -137,13 +137,13 @@ class Loop:
     @torch.inference_mode()
     def answer(self, method: str, prompt: Prompt, tokens: int) -> tuple[list[int], Any, CallReport]:
         """Return the greedy answer, its logits [steps, V], and what the prompt's call did."""
-        self.model.set_method(compacted(asking(create(method), prompt.question)))
+        self.model.set_method(compacted(create(method)))
         image = open_image(prompt.picture)
         text = render(self.template, [Turn("user", prompt.question, [image])], self.processor)
         inputs = self.encoder.encode([text], [[image]], [prompt.name])
         inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
         out: Any = self.model.generate(
-            **inputs, max_new_tokens=tokens, do_sample=False,
+            **inputs, questions=[prompt.question], max_new_tokens=tokens, do_sample=False,
             return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
         report = self.model.last_report
