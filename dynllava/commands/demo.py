@@ -152,12 +152,12 @@ def _write(out: Path, store: Path) -> dict[str, Path]:
     for table in tables.ours(own):
         title = table_render.markdown_caption(table)
         text = f"## {title}\n\n{table_render.render(table, 'markdown')}\n{text}"
-    report, terminal = write_report(out / "report.html", store)
+    report, markdown = write_report(out / "report.html", store)
     figure = write_overview(out / "figure.png", own, read_all(store)[0])
     return {
         **({"figure": figure} if figure else {}),
         "report": report,
-        "terminal": terminal,
+        "markdown": markdown,
         "plots": plots[0].parent,
         "tables": write_text(out / "tables.md", text),
         "records": store / "records.jsonl",
