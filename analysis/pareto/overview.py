@@ -82,7 +82,8 @@ def _draw(shown: Sequence[Overlay], rows: Sequence[tuple[Point, float, float]]) 
             axes.set_anchor("NW")
             answer = f"{item.answer} ({'right' if item.right else 'wrong'})"
             text = f"{item.label}\n{len(set(item.kept))} of {item.grid**2} patches\n{answer}"
-            figure.text(left + 0.158, bottom + 0.355, text.replace("$", r"\$"), fontsize=8, va="top")
+            text = text.replace("$", r"\$")
+            figure.text(left + 0.158, bottom + 0.355, text, fontsize=8, va="top")
         _front(figure.add_axes((0.605, 0.14, 0.38, 0.74)), rows)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})

@@ -67,21 +67,22 @@ def summary(
     extra = HEADERS if beside else ()
     pooled = _in_the_mean(records)
     means = [f"mean of {len(pooled)}"] if len(pooled) > 1 else []
-    table = [["method", *named, *tasks, *means, *extra, *(title for _, title, _ in costs)]]
+    table = [["method", *named, *means, *tasks, *extra, *(title for _, title, _ in costs)]]
     for (label, _, weights), found in rows.items():
         cells = [_score(found.get(task, ())) for task in tasks]
         flat = [record for items in found.values() for record in items]
-        row = [label, *([weights] if named else []), *cells]
-        row += [_mean(found, pooled)] if means else []
+        mean = [_mean(found, pooled)] if means else []
+        row = [label, *([weights] if named else []), *mean, *cells]
         if beside:
             figures = beside.get(key(flat[0]))
             row += figures.texts() if figures else ["-"] * len(HEADERS)
         table.append([*row, *(_cost(flat, *item) for item in costs)])
     notes = [caveat(next(iter(found.values()))[0]) for found in rows.values()]
     if width is not None:
-        _mark_best(table, {1 + len(named) + i: task for i, task in enumerate(tasks)}, records)
+        first = 1 + len(named) + len(means)
+        _mark_best(table, {first + i: task for i, task in enumerate(tasks)}, records)
         if means:
-            _mark_highest(table, 1 + len(named) + len(tasks))
+            _mark_highest(table, 1 + len(named))
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
