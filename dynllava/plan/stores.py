@@ -77,12 +77,13 @@ def room(needed: int, chunk: int | None, *, grown: bool) -> int:
     needed : int
         Entries, the next token's included.
     chunk : int or None
-        Whole chunks of so many; None: a fourteenth more behind a prompt (so that at most a tenth is
-        unused) and an eighth more whenever the room is used up, but :data:`LEAST_ROOM` at least.
-        The longer a row, the rarer it is copied: some eight entries a token, at any length.
+        Whole chunks of so many; None: a tenth beyond a prompt, and a seventh more whenever the room
+        is used up, but :data:`LEAST_ROOM` beyond the next token.  The longer a row, the rarer it is
+        copied: some seven entries a token, at any length.
     grown : bool
         False behind a prompt, True where a cache grows.
     """
     if chunk is not None:
         return round_up(needed, chunk)
-    return needed + max(LEAST_ROOM, needed // (8 if grown else 14))
+    more = needed + needed // 7 if grown else (needed - 1) * 11 // 10
+    return max(needed + LEAST_ROOM, more)

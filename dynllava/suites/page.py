@@ -90,7 +90,7 @@ all in order of worth, within its time, and goes on where it stopped
 What needs no clock is tested instead. Host synchronisations in a decode step: none, for every
 method (counted on CPU by `dynllava.timing.syncs`, `tests/core/test_invariants.py`). KV
 allocated: at most 10 % above batch x longest row behind a prompt and 15 % at any length
-(`tests/core/test_stream_and_cache.py`); for that some eight entries are copied for each token, at
+(`tests/core/test_stream_and_cache.py`); for that some seven entries are copied for each token, at
 any length. Compiled steps: the same tokens (`tests/core/test_compiled.py`).
 """
 

@@ -58,7 +58,7 @@ def test_room_is_a_multiple_of_the_chunk(value, rounded):
 
 @pytest.mark.parametrize(
     ("needed", "first", "later"),
-    [(1, 5, 5), (39, 43, 43), (40, 44, 45), (69, 73, 77), (70, 75, 78), (1400, 1500, 1575)],
+    [(1, 5, 5), (34, 38, 38), (35, 39, 40), (51, 55, 58), (61, 66, 69), (1401, 1540, 1601)],
 )
 def test_room_grows_with_the_length(needed, first, later):
     assert LEAST_ROOM == 4
