@@ -118,8 +118,8 @@ class PromptCall:
 class StepCall:
     """What one layer's attention must do with one further token a row.
 
-    ``places`` [B * Hkv] int64 say where the new entries go (:func:`.cache.places`; None: the store
-    knows it),
+    ``places`` say where the new entries go ([B * Hkv] int64 of :func:`.cache.places`, or the slots
+    of every row and head; None: the store knows it),
     ``mask`` hides cached entries (None = all are visible), ``span`` is the number of entries looked
     at; the rest as in :class:`PromptCall`.
     """
@@ -128,7 +128,7 @@ class StepCall:
     position: torch.Tensor
     rotary: Rotary
     store: LayerStore
-    places: torch.Tensor | None = None
+    places: torch.Tensor | slice | None = None
     mask: torch.Tensor | None = None
     span: int = 0
     probe: Probe | None = None
@@ -151,7 +151,7 @@ class ExtendCall:
     rotary: Rotary
     length: torch.Tensor
     store: LayerStore
-    places: torch.Tensor | None = None
+    places: torch.Tensor | slice | None = None
     mask: torch.Tensor | None = None
     span: int = 0
     probe: Probe | None = None
@@ -163,8 +163,10 @@ class ExtendCall:
 
 
 def _move(call: StepCall | ExtendCall, device: torch.device) -> None:
-    call.places = None if call.places is None else call.places.to(device)
-    call.mask = None if call.mask is None else call.mask.to(device)
+    if isinstance(call.places, torch.Tensor):
+        call.places = call.places.to(device)
+    if call.mask is not None:
+        call.mask = call.mask.to(device)
 
 
 LayerCall = PromptCall | StepCall | ExtendCall
@@ -303,7 +305,8 @@ def attend(
         packed = query.reshape(batch, heads // groups, groups, dim)
         out = attend(packed, key, value, scaling, mask=mask, kernel=kernel)
         return out.reshape(batch, heads, 1, dim)
-    key, value = per_query_head(key, query.shape[1]), per_query_head(value, query.shape[1])
+    if groups > 1:
+        key, value = per_query_head(key, query.shape[1]), per_query_head(value, query.shape[1])
     if kernel == "eager":
         weights = softmax_weights(query, key, scaling, mask=mask, causal=causal)
         return weights.to(query.dtype) @ value

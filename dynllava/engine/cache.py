@@ -161,18 +161,23 @@ class LayerStore:
     def prepare(self, count: int) -> None:
         """Do on the host what ``count`` further tokens need (stores with books of their own)."""
 
-    def write(self, at: torch.Tensor | None, key: torch.Tensor, value: torch.Tensor) -> None:
+    def write(
+        self, at: torch.Tensor | slice | None, key: torch.Tensor, value: torch.Tensor
+    ) -> None:
         """Write new entries.
 
         Parameters
         ----------
-        at : Tensor [B * Hkv * q] int64
-            Where each entry goes (:func:`places`).
+        at : Tensor [B * Hkv * q] int64, or slice
+            Where each entry goes (:func:`places`), or the slots of every row and head.
         key, value : Tensor [B, Hkv, q, d]
             New entries.
         """
-        assert at is not None
         keys, values = self.entries()
+        if isinstance(at, slice):
+            keys[:, :, at], values[:, :, at] = key, value
+            return
+        assert at is not None
         keys.view(-1, keys.shape[-1]).index_copy_(0, at, key.reshape(-1, keys.shape[-1]))
         values.view(-1, values.shape[-1]).index_copy_(0, at, value.reshape(-1, values.shape[-1]))
 

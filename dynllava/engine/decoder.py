@@ -345,12 +345,12 @@ class Pass:
 class _GroupPlan:
     """Slots and visibility that a group of layers shares in one decoding call.
 
-    ``slots`` [B, 1, q] int64 are where its entries go, ``kept_count`` [B] how many of them stay
-    (None = all).
+    ``slots`` are where its entries go, [B, 1, q] int64 or the same ones in every row;
+    ``kept_count`` [B] is how many of them stay (None = all).
     """
 
     group: Lengths
-    slots: torch.Tensor
+    slots: torch.Tensor | slice
     mask: torch.Tensor | None
     span: int
     kept_count: torch.Tensor | None
@@ -374,8 +374,10 @@ class _GroupPlan:
             plan.hide(hidden_keys)
         return plan
 
-    def places_in(self, store: LayerStore) -> torch.Tensor:
+    def places_in(self, store: LayerStore) -> torch.Tensor | slice:
         """Return the slots as ``store`` takes them; layers of one shape share them."""
+        if isinstance(self.slots, slice):
+            return self.slots
         shape = store.entries()[0].shape[:3]
         if self._places is None or shape != self._shape:
             self._places, self._shape = places(self.slots, shape), shape
@@ -383,20 +385,15 @@ class _GroupPlan:
 
     @classmethod
     def _step(cls, group: Lengths, kept: torch.Tensor | None, span: int | None) -> _GroupPlan:
-        mask = None
-        masked = span is not None or not group.exact
+        kept_count = None if kept is None else kept[:, 0]
+        if span is None and group.exact:
+            slot = slice(group.bound, group.bound + 1)
+            return cls(group, slot, None, slot.stop, kept_count)
         if span is None:
             span = group.bound + 1
-        if masked:
-            columns = torch.arange(span, device=group.length.device)
-            mask = (columns <= group.length[:, None])[:, None, None, :]
-        return cls(
-            group,
-            slots=group.length[:, None, None],
-            mask=mask,
-            span=span,
-            kept_count=None if kept is None else kept[:, 0],
-        )
+        columns = torch.arange(span, device=group.length.device)
+        mask = (columns <= group.length[:, None])[:, None, None, :]
+        return cls(group, group.length[:, None, None], mask, span, kept_count)
 
     @classmethod
     def _extend(cls, group: Lengths, stream: TokenStream, kept: torch.Tensor | None) -> _GroupPlan:

@@ -15,7 +15,7 @@ SAMPLE_ID_MODULUS = 2_147_483_647
 
 def check_call(
     first: torch.Tensor,
-    vocabulary: int,
+    vocabulary: int | None,
     attention_mask: torch.Tensor | None,
     cache: SparseCache | None,
     **others: torch.Tensor | None,
@@ -26,8 +26,9 @@ def check_call(
     ----------
     first : Tensor [B, L] int64 or [B, L, D]
         Tokens or embeddings.
-    vocabulary : int
-        Rows of the embedding.
+    vocabulary : int or None
+        Rows of the embedding; None: tokens are not looked at (it makes a GPU wait, which a decode
+        step must not).
     attention_mask : Tensor [B, L or more], optional
     cache : SparseCache, optional
         Of as many rows, if it is not empty.
@@ -45,11 +46,9 @@ def check_call(
         wanted = (batch, columns) if name in ("labels", "image_mask", "learned_mask") else (batch,)
         if tensor is not None and tuple(tensor.shape) != wanted:
             raise UserError(f"{name} has shape {tuple(tensor.shape)}: accepted is {wanted}")
-    continuing = cache is not None and not cache.is_empty
     if cache is not None and not cache.is_empty and cache.fed().shape[0] != batch:
         raise UserError(f"a batch of {batch} on a cache of {cache.fed().shape[0]} rows")
-    if first.dim() == 2 and not (continuing and columns == 1):
-        # Asked of prompts alone: it makes a GPU wait, which a decode step must not.
+    if first.dim() == 2 and vocabulary is not None:
         low, high = torch.stack(torch.aminmax(first)).tolist()
         if low < 0 or high >= vocabulary:
             raise UserError(
@@ -91,7 +90,7 @@ def learned_positions(model: Any, input_ids: torch.Tensor, token: int | None) ->
 def build_stream(
     embeds: torch.Tensor,
     valid: torch.Tensor,
-    is_image: torch.Tensor,
+    is_image: torch.Tensor | None,
     prompt_length: torch.Tensor | None,
     cache: SparseCache | None,
     outputs_fed: bool | None,
@@ -104,7 +103,9 @@ def build_stream(
     Parameters
     ----------
     embeds : Tensor [B, L, D]
-    valid, is_image : Tensor [B, L] bool
+    valid : Tensor [B, L] bool
+    is_image : Tensor [B, L] bool or None
+        None = no image tokens.
     prompt_length : Tensor [B] int64, optional
         Tokens after it are output tokens (no-cache decoding).
     cache : SparseCache, optional
@@ -137,7 +138,9 @@ def build_stream(
         rotary = position_ids[-axes:].to(embeds.device)
     if continuing and are_outputs and columns == 1:
         return one_output(embeds, valid, start, rotary)
-    segment = torch.where(is_image, int(Segment.IMAGE), int(Segment.TEXT))
+    segment = torch.full_like(valid, int(Segment.TEXT), dtype=torch.int64)
+    if is_image is not None:
+        segment = segment.masked_fill(is_image.to(segment.device), int(Segment.IMAGE))
     if is_learned is not None:
         segment = torch.where(is_learned.to(segment.device), int(Segment.VOCO), segment)
     if continuing:

@@ -14,6 +14,7 @@ from dynllava.engine.compiled import CompiledSteps
 from dynllava.engine.per_thread import PerThread
 from dynllava.engine.program import Program
 from dynllava.engine.report import CallReport
+from dynllava.engine.stream import TokenStream, restore_columns
 from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.base import Method
@@ -206,9 +207,7 @@ class SparseGeneration(Limited, Stock):
         if torch.compiler.is_compiling():
             raise UserError("torch.compile(model): accepted is model.set_compile()")
         own = {name: kwargs.pop(name) for name in OWN_ARGUMENTS if name in kwargs}
-        given = dict(stock_signature(type(self)).bind_partial(self, *args, **kwargs).arguments)
-        given |= given.pop("kwargs", {})
-        given.pop("self")
+        given = _by_name(type(self), args, kwargs)
         image_mask, learned = own.pop("image_mask", None), own.pop("learned_mask", None)
         use_cache = False if given.get("labels") is not None else given.get("use_cache")
         # Some outer models would make a stock cache of their own.
@@ -220,29 +219,36 @@ class SparseGeneration(Limited, Stock):
             raise UserError("pass exactly one of input_ids and inputs_embeds")
         if first.shape[0] == 0 or first.shape[1] == 0:
             raise UserError(f"an empty batch of shape {tuple(first.shape)}: at least one token")
+        continuing = cache is not None and not cache.is_empty
+        # Of a decode step everything is known: it is an output token, and no time may be lost.
+        step = continuing and first.shape[1] == 1 and own.get("outputs_fed") is not False
+        vocabulary = None if step else self.get_input_embeddings().num_embeddings
         check_call(
-            first, self.get_input_embeddings().num_embeddings, given.get("attention_mask"), cache,
+            first, vocabulary, given.get("attention_mask"), cache,
             labels=given.get("labels"), image_mask=image_mask, learned_mask=learned,
             prompt_length=own.get("prompt_length"), sample_ids=own.get("sample_ids"),
         )  # fmt: skip
         if ids is not None and ids.shape[1] > 1:
             learned = learned_positions(self, ids, self.program.plan.learned_token)
-        if image_mask is None and ids is not None:
+        if image_mask is None and ids is not None and not step:
             image_mask = ids == image_token(self.config)
         keep = given.get("logits_to_keep", 0)
-        last_only = isinstance(keep, int) and keep == 1
-        call = ModelCall(self, ids, image_mask, last_only=last_only, learned=learned, **own)
-        if cache is not None and not cache.is_empty:
+        call = ModelCall(self, ids, image_mask, learned=learned, **own)
+        if isinstance(keep, int):
+            call.last_only = keep == 1
+            call.sparse_logits = keep == 0 and given.get("labels") is None
+        if cache is not None and continuing:
             if _images_given(given):
                 raise UserError("an image on an existing cache is not supported: start anew")
-            given["position_ids"] = cache.next_positions(first.shape[1], first.device)
+            if self.rotary_axes > 1:
+                given["position_ids"] = cache.next_positions(first.shape[1], first.device)
         else:
             self._enter(call, given)
         with calling(call):
             out = super().forward(**given)
         if not call.ran:
             raise RuntimeError("the stock model ran without dynllava's layer loop")
-        return out
+        return out if call.left is None else _in_columns(out, call.left, first.shape[1])
 
     def _enter(self, call: ModelCall, given: dict[str, Any]) -> None:
         """Take note of a prompt's images; ``given`` is what the stock class is called with."""
@@ -509,11 +515,30 @@ def forward_of(stock: Any) -> Any:
     return forward
 
 
+def _by_name(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return what a call passes to the stock class's ``forward``, by name."""
+    if not args:
+        return kwargs
+    given = dict(stock_signature(cls).bind_partial(None, *args, **kwargs).arguments)
+    given |= given.pop("kwargs", {})
+    given.pop("self")
+    return given
+
+
 def stock_signature(cls: type) -> inspect.Signature:
     """Return the signature of the stock class's ``forward``."""
     bases = (base for base in cls.__mro__ if not issubclass(base, SparseGeneration))
     stock: Any = next(base for base in bases if "forward" in vars(base))
     return inspect.signature(stock.forward)
+
+
+def _in_columns(out: Any, left: TokenStream, columns: int) -> Any:
+    """Return a stock output whose logits are those of the tokens left, in the caller's columns."""
+    logits = restore_columns(out[0], left, columns)
+    if isinstance(out, tuple):
+        return (logits, *out[1:])
+    out.logits = logits
+    return out
 
 
 def refuse_compiling(kernel: str) -> None:

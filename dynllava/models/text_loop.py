@@ -121,13 +121,10 @@ class SparseTextModel(Stock):
             valid = attention_mask[:, -columns:].bool().to(embeds.device)
         if call.present is not None:
             valid = valid & call.present.to(valid.device)
-        is_image = call.is_image
-        if is_image is None:
-            is_image = torch.zeros(batch, columns, dtype=torch.bool, device=embeds.device)
         return build_stream(
             embeds,
             valid,
-            is_image.to(embeds.device),
+            call.is_image,
             call.prompt_length,
             cache,
             call.outputs_fed,

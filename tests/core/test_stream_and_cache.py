@@ -129,6 +129,19 @@ def test_entries_are_written_where_their_slots_say(batch, heads, count, per_head
     assert torch.equal(store.value, wanted[1])
 
 
+def test_slots_that_all_rows_share_are_written_as_one_slice():
+    stores = []
+    for _ in range(2):
+        stores.append(LayerStore(Lengths(torch.full((2,), 2), 2, exact=True), chunk=7))
+        stores[-1].fill_prompt(torch.zeros(2, 3, 2, 4), torch.ones(2, 3, 2, 4), prompt_call())
+    new = torch.randn(2, 3, 2, 4)
+    shared = torch.tensor([[[3, 4]]] * 2)
+    stores[0].write(places(shared, stores[0].key.shape[:3]), new, -new)
+    stores[1].write(slice(3, 5), new, -new)
+    assert torch.equal(stores[0].key, stores[1].key)
+    assert torch.equal(stores[0].value, stores[1].value)
+
+
 @pytest.mark.parametrize("length", [50, 64, 69, 70, 201, 636])
 def test_little_is_allocated_beyond_what_is_stored(length):
     """At most 10 % behind a prompt and 15 % at any length, for few copies a token."""
