@@ -323,3 +323,29 @@ def test_cuda_equals_cpu(model):
     on_gpu.set_method("full")
     moved = {name: tensor.cuda() for name, tensor in inputs.items()}
     torch.testing.assert_close(logits(on_gpu, moved).cpu(), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["full", "fastv:k=2,keep_ratio=0.25", "dynamic_llava"])
+def test_no_logits_are_computed_for_tokens_that_are_gone(model, method):
+    """The head multiplies what is left; logits stand in the caller's columns all the same."""
+    model.set_method(method)
+    inputs = batch(prompts(), pixels())
+    rows = []
+    hook = model.lm_head.register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[1]))
+    columns = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        found = model(**inputs).logits
+        plain = model(**inputs, return_dict=False)[0]
+        # With labels the stock model takes the loss of all columns.
+        wanted = model(**inputs, labels=inputs["input_ids"]).logits
+        last = model(**inputs, logits_to_keep=2).logits
+    hook.remove()
+    left = max(model.last_report.layer_tokens[-1])
+    assert (left < columns) == (method != "full")
+    assert rows == [left, left, columns, 2]
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    assert torch.equal(found, plain)
+    torch.testing.assert_close(last, wanted[:, -2:], atol=1e-6, rtol=0)
+    gone = (wanted == 0).all(-1)
+    assert bool((found[gone] == 0).all())
+    assert int((~gone).sum()) == sum(model.last_report.layer_tokens[-1])
