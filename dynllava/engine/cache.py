@@ -350,12 +350,15 @@ class SparseCache(Cache):
         return self.seen
 
     def next_positions(self, count: int, device: Any) -> torch.Tensor:
-        """Return positions of the next ``count`` tokens a row: [B, count] or [4, B, count]."""
-        seen = self.fed()
-        text = seen[:, None] + torch.arange(count, device=seen.device)
-        if self.offset is None:
-            return text.to(device)
-        return torch.stack([text, *[text + self.offset[:, None]] * 3]).to(device)
+        """Return rotary positions of the next ``count`` tokens a row: [B, count] or [3, B, count].
+
+        Text moves along all axes at once, so the three are the same.
+        """
+        seen = self.fed() if self.offset is None else self.fed() + self.offset
+        text = seen[:, None]
+        if count > 1:
+            text = text + torch.arange(count, device=seen.device)
+        return text.to(device) if self.offset is None else text.to(device).expand(3, -1, -1)
 
     def _index(self, rows: torch.Tensor) -> None:
         for store in self.stores:
