@@ -97,7 +97,7 @@ def write_checkpoint(folder: Path, gigabytes: float) -> tuple[dict[str, Path], i
         torch.set_default_dtype(default)
     model.save_pretrained(folders["safetensors"], max_shard_size="400MB")
     del model
-    pickled, index = folders["bin"], {}
+    pickled, index = folders["bin"], dict[str, str]()
     pickled.mkdir()
     for file in folders["safetensors"].iterdir():
         if file.suffix != ".safetensors":

@@ -88,7 +88,8 @@ class DynamicTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         """Create the accelerator; FSDP that its launcher asked for holds on CPUs too."""
         super().create_accelerator_and_postprocess()
-        self.is_fsdp_enabled = shard_on_cpu(self.accelerator) or self.is_fsdp_enabled
+        if shard_on_cpu(self.accelerator):
+            self.is_fsdp_enabled = True
 
     @property
     def tau(self) -> float:
