@@ -57,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = []
         for kind, folder in folders.items():
             for label, dtype in LOADED.items():
-                found = compare(folder, dtype, args.repeats or 5, f"{kind}, {label}")
+                name = f"{kind}, {label}"
+                found = compare(folder, dtype, args.repeats or 5, name, args.threads)
                 record = as_record(found, f"loading-{kind}-{dtype}", dtype, layers, args.gigabytes)
                 RecordStore(args.store).append(record)
-                rows.append((f"{kind}, {label}", *cells(found)))
+                rows.append((name, *cells(found)))
     title = f"Loading {args.gigabytes:g} GB of {STORED} weights, ours / stock: median (IQR)"
     columns = ("", *(name.removeprefix("loading_").replace("_", " ") for name in QUANTITIES))
     print(as_text([Table(title, columns, rows)]), end="")
@@ -114,7 +115,7 @@ def write_checkpoint(folder: Path, gigabytes: float) -> tuple[dict[str, Path], i
     return folders, layers
 
 
-def load_once(who: str, folder: str, dtype: str) -> dict[str, float]:
+def load_once(who: str, folder: str, dtype: str, threads: int | None = None) -> dict[str, float]:
     """Load in this process and return what it took.
 
     Parameters
@@ -123,6 +124,8 @@ def load_once(who: str, folder: str, dtype: str) -> dict[str, float]:
         ``ours`` or ``stock``.
     folder, dtype : str
         The checkpoint, and what to load it into.
+    threads : int, optional
+        Of torch (stock reads with threads of its own beside them).
 
     Returns
     -------
@@ -135,7 +138,8 @@ def load_once(who: str, folder: str, dtype: str) -> dict[str, float]:
 
     from dynllava.models.loading import load_model
 
-    torch.set_num_threads(1)
+    if threads is not None:
+        torch.set_num_threads(threads)
     before, cpu, start = _resident(), _cpu(), time.perf_counter()
     if who == "ours":
         model: Any = load_model(folder, method=FULL, dtype=dtype)[0]
@@ -149,7 +153,7 @@ def load_once(who: str, folder: str, dtype: str) -> dict[str, float]:
 
 
 def compare(
-    folder: Path, dtype: str, repeats: int, label: str
+    folder: Path, dtype: str, repeats: int, label: str, threads: int | None = None
 ) -> dict[str, dict[str, list[float]]]:
     """Return who -> quantity -> one value a round.
 
@@ -164,7 +168,7 @@ def compare(
         for number in tqdm(range(repeats + 1), desc=label):
             # Turns are swapped each round.
             for who in sorted(found, reverse=bool(number % 2)):
-                taken = processes.submit(load_once, who, str(folder), dtype).result()
+                taken = processes.submit(load_once, who, str(folder), dtype, threads).result()
                 if number:
                     for name, value in taken.items():
                         found[who][name].append(value)

@@ -111,7 +111,7 @@ class DynamicLlava(lmms):
         """Return an adapter around a loaded model (sweeps load it once and switch methods).
 
         ``values`` are ``conv_template``, ``image_aspect``, ``batch_size``, ``max_batch_size``,
-        ``max_new_tokens``.
+        ``max_new_tokens``, ``picture_cache``.
         """
         adapter = cls.__new__(cls)
         adapter._set_up(model, processor, ModelArguments.parse(values), Accelerator())
@@ -132,6 +132,7 @@ class DynamicLlava(lmms):
             torch.device(model.device),
             auto=arguments.batch_size == "auto",
             image_aspect=arguments.image_aspect,
+            picture_cache=2**30 * arguments.picture_cache,
         )
         self.template = choose_template(arguments.conv_template, processor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,9 @@ class ModelArguments:
         A number, or ``auto``: starts at ``max_batch_size`` and halves when memory runs out.
     max_new_tokens : int
         For tasks that set none.
+    picture_cache : float
+        GiB of host memory for features of pictures that several prompts ask about; 0 = every
+        prompt's picture goes through the vision tower.
     code_version : str or None
         Must be this code's version if given; see :func:`check_cache`.
     parameters : dict
@@ -74,6 +78,7 @@ class ModelArguments:
     batch_size: int | str = 1
     max_batch_size: int = AUTO_BATCH_SIZE
     max_new_tokens: int = 1024
+    picture_cache: float = 1.0
     code_version: str | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -133,6 +138,9 @@ class ModelArguments:
             raise UserError(f"image_aspect={self.image_aspect}: accepted are {', '.join(ASPECTS)}")
         for name in ("batch_size", "max_batch_size", "max_new_tokens"):
             self._check_count(name)
+        size = self.picture_cache
+        if isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < math.inf:
+            raise UserError(f"picture_cache={size}: accepted is a number of GiB from 0")
         running = code_version()
         if self.code_version is not None and str(self.code_version) != running:
             raise UserError(f"code_version={self.code_version}: the code that runs is {running}")

@@ -18,6 +18,7 @@ from dynllava.models.encoding import encoder_of, image_tokens
 from dynllava.models.finite_logits import FiniteLogits
 
 from .efficiency import request_costs, scored_costs
+from .pictures import PictureCache
 from .prompts import GenerationArguments, Prompt
 from .stopping import StopStrings
 
@@ -68,6 +69,8 @@ class Engine:
         Halve a batch that does not fit into memory instead of failing.
     image_aspect : str, optional
         See :func:`dynllava.models.encoding.resolve_aspect`.
+    picture_cache : float
+        Bytes for features of pictures (:class:`~lmms_eval_dynllava.pictures.PictureCache`).
     """
 
     def __init__(
@@ -77,12 +80,14 @@ class Engine:
         device: torch.device,
         auto: bool = False,
         image_aspect: str | None = None,
+        picture_cache: float = 0,
     ) -> None:
         self.encoder = encoder_of(processor, image_aspect)
         self.model = model
         self.processor = processor
         self.device = device
         self.auto = auto
+        self.pictures = PictureCache(picture_cache)
         self.seconds = 0.0
         self._limit: int | None = None
         self._warned = False
@@ -155,7 +160,7 @@ class Engine:
         encoded: dict[str, torch.Tensor],
         arguments: GenerationArguments,
     ) -> list[Answer]:
-        inputs = self._to_device(prompts, encoded)
+        inputs, pixels = self._to_device(prompts, encoded)
         options = dict(arguments.options)
         width = inputs["input_ids"].shape[1]
         prompt_lengths = encoded["attention_mask"].sum(1).tolist()
@@ -168,6 +173,7 @@ class Engine:
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
+                **self._encoded(pixels),
                 **options,
                 logits_processor=finite.as_list(),
                 eos_token_id=sorted(self.end_ids),
@@ -239,10 +245,12 @@ class Engine:
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=ids.dtype)
             mask[row, : len(tokens)] = 1
         ids, mask = ids.to(self.device), mask.to(self.device)
+        inputs, pixels = self._to_device(prompts, encoded)
         start = time.perf_counter()
         with torch.inference_mode():
             logits = self.model.score(
-                **self._to_device(prompts, encoded),
+                **inputs,
+                **self._encoded(pixels),
                 continuation_ids=ids,
                 continuation_mask=mask,
                 return_logits=True,
@@ -262,8 +270,12 @@ class Engine:
 
     def _to_device(
         self, prompts: Sequence[Prompt], encoded: dict[str, torch.Tensor]
-    ) -> dict[str, Any]:
-        inputs: dict[str, Any] = {name: part.to(self.device) for name, part in encoded.items()}
+    ) -> tuple[dict[str, Any], torch.Tensor | None]:
+        """Return the inputs, and apart from them pixels that the cache looks up, on the host."""
+        given, pixels = dict(encoded), None
+        if "pixel_values" in given and self.pictures.serves(self.model):
+            pixels = given.pop("pixel_values")
+        inputs: dict[str, Any] = {name: part.to(self.device) for name, part in given.items()}
         for name, tensor in inputs.items():
             if tensor.is_floating_point():
                 inputs[name] = tensor.to(self.model.dtype)
@@ -271,7 +283,13 @@ class Engine:
             [prompt.source.sample_id for prompt in prompts], device=self.device
         )
         inputs["questions"] = [prompt.question for prompt in prompts]
-        return inputs
+        return inputs, pixels
+
+    def _encoded(self, pixels: torch.Tensor | None) -> dict[str, Any]:
+        """Return the model's argument for pictures whose features the cache may hold."""
+        if pixels is None:
+            return {}
+        return {"mm_encoder_outputs": self.pictures.encoded(self.model, pixels)}
 
     def _pad_id(self) -> int:
         pad = self.processor.tokenizer.pad_token_id
