@@ -17,6 +17,7 @@ from dynllava.evaluation.runner import ModelRunner
 from dynllava.methods import learned
 from dynllava.methods.presets import MEASURED
 from dynllava.output.tables import Table, as_text
+from dynllava.prompts import Turn, render
 from dynllava.records import MethodInfo, RecordStore, RunRecord, TaskInfo
 from dynllava.timing.bench import set_threads
 from dynllava.timing.bench_report import measured_rounds
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = options.parse_args(argv)
     set_threads(args.threads)
     runner = ModelRunner(args.model, device=args.device)
-    batches = in_batches(questions(args.pictures, args.questions), args.batch)
+    prompts = questions(runner, args.pictures, args.questions)
+    batches = in_batches(prompts, args.batch)
     count = args.pictures * args.questions
     rows = []
     for method in args.methods:
@@ -84,18 +86,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def questions(pictures: int, each: int) -> list[Any]:
+def questions(runner: ModelRunner, pictures: int, each: int) -> list[Any]:
     """Return prompts about embedded pictures, those of one picture far from each other."""
     from lmms_eval_dynllava.prompts import Prompt, Source
 
     samples = load_split("test", "attribute", limit=pictures)
-    texts = [samples[number % len(samples)]["question"] for number in range(each)]
-    return [
-        Prompt(Source("pictures", "test", number), f"USER: <image>\n{text} ASSISTANT:", [image])
-        for number, (text, image) in enumerate(
-            (text, sample["image"]) for text in texts for sample in samples
-        )
-    ]
+    template = runner.adapter(1).template
+    found = []
+    for number in range(each):
+        text = samples[number % len(samples)]["question"]
+        for sample in samples:
+            turns = [Turn("user", text, [sample["image"]])]
+            shown = render(template, turns, runner.processor)
+            source = Source("pictures", "test", len(found))
+            found.append(Prompt(source, shown, [sample["image"]], text))
+    return found
 
 
 def in_batches(prompts: Sequence[Any], rows: int) -> list[Sequence[Any]]:
