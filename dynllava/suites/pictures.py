@@ -92,7 +92,7 @@ def questions(runner: ModelRunner, pictures: int, each: int) -> list[Any]:
 
     samples = load_split("test", "attribute", limit=pictures)
     template = runner.adapter(1).template
-    found = []
+    found: list[Prompt] = []
     for number in range(each):
         text = samples[number % len(samples)]["question"]
         for sample in samples:
