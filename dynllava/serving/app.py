@@ -19,7 +19,7 @@ from dynllava._version import __version__
 from dynllava.errors import UserError
 
 from .cache import RowCache
-from .engine import Engine, EngineLost
+from .engine import BrokeOff, Engine, EngineLost
 from .limits import Limits
 from .metrics import Metrics
 from .prompt import Prompts
@@ -205,9 +205,8 @@ async def _answer(front: Front, request: Request, path: str, build: Any) -> Resp
     try:
         value = read_object(await _body(request, front.limits))
         body = await build(front, value)
-        sent = engine.client.build_request("POST", path, json=body)
         async with asyncio.timeout(front.limits.seconds) as timer:
-            reply = await engine.guard(engine.client.send(sent, stream=True))
+            reply = await _sent(engine, path, body)
             if body.get("stream") and reply.status_code == 200:
                 until = timer.when() or 0.0
                 return StreamingResponse(
@@ -231,6 +230,19 @@ async def _answer(front: Front, request: Request, path: str, build: Any) -> Resp
     if reply.status_code >= 400:
         return refusal(f"the engine refused ({_said(content)})", reply.status_code)
     return Response(content, reply.status_code, media_type="application/json")
+
+
+async def _sent(engine: Engine, path: str, body: dict[str, Any]) -> httpx.Response:
+    """Return the head of the engine's answer.
+
+    An idle connection that the engine closes just now breaks before any answer: asked once more.
+    """
+    try:
+        request = engine.client.build_request("POST", path, json=body)
+        return await engine.guard(engine.client.send(request, stream=True))
+    except BrokeOff:
+        request = engine.client.build_request("POST", path, json=body)
+        return await engine.guard(engine.client.send(request, stream=True))
 
 
 async def _body(request: Request, limits: Limits) -> bytes:

@@ -30,6 +30,8 @@ POLL = 0.5
 """Seconds between two looks at the process."""
 PATIENCE = 3.5
 """Seconds for an answer to /health; twice in a row missed, the engine counts as dead."""
+KEEP = 2.0
+"""Seconds that an idle connection is kept: fewer than the 5 after which servers close theirs."""
 RESTARTS, WITHIN = 5, 600.0
 """Starts after the first that are tried within so many seconds."""
 KV_BYTES = 2**30
@@ -40,6 +42,10 @@ T = TypeVar("T")
 
 class EngineLost(Exception):
     """The engine died, does not answer or is not there yet."""
+
+
+class BrokeOff(EngineLost):
+    """A connection to the engine broke; the engine itself may be well."""
 
 
 def free_port() -> int:
@@ -124,7 +130,7 @@ class Engine:
 
     async def start(self) -> None:
         """Start the process, where it is ours, and watch it; returns at once."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEP)
         # No proxies of the environment: the engine is on this machine.
         self._client = httpx.AsyncClient(
             base_url=self.url, timeout=None, limits=limits, trust_env=False
@@ -163,7 +169,7 @@ class Engine:
                 raise EngineLost(self.why)
             return task.result()
         except httpx.TransportError as error:
-            raise EngineLost(f"the engine broke off ({type(error).__name__})") from None
+            raise BrokeOff(f"the engine broke off ({type(error).__name__})") from None
         finally:
             task.cancel()
 

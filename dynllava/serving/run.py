@@ -107,5 +107,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _run(front: Front, listening: socket.socket) -> None:
-    config = uvicorn.Config(make_app(front), log_level="warning", timeout_graceful_shutdown=5)
+    # Clients keep idle connections for a while: one that is closed under them is a lost request.
+    config = uvicorn.Config(
+        make_app(front), log_level="warning", timeout_keep_alive=75, timeout_graceful_shutdown=5
+    )
     uvicorn.Server(config).run(sockets=[listening])

@@ -1,7 +1,7 @@
 """An engine that says what it was sent; for the front's manners alone.  Usage: PORT.
 
 Texts of the question steer it: ``wait`` answers after a minute, ``fail`` is answered with 500,
-``refuse`` with 400.
+``refuse`` with 400; ``drop`` breaks the connection the first time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+DROPPED: set[str] = set()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -33,7 +35,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = json.dumps(body)
-        if "refuse" in text or "fail" in text:
+        if "drop" in text and text not in DROPPED:
+            DROPPED.add(text)
+            self.close_connection = True
+        elif "refuse" in text or "fail" in text:
             status = 400 if "refuse" in text else 500
             error = {"error": {"message": "line one\nline two", "code": status}}
             self.say(status, json.dumps(error).encode())

@@ -205,6 +205,14 @@ def test_the_engines_refusal_passes_and_its_failure_is_a_503(front, picture):
     assert got == {"model": "model", "prompt": "hello", "max_tokens": 3}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_connection_that_breaks_before_an_answer_loses_no_request(front, picture, stream):
+    """As one does that the engine closes, idle, at the moment it is used again."""
+    reply = post(front[0], Prompt("", picture, f"drop {stream}").body("full", 5, stream=stream))
+    assert reply.status_code == 200
+    assert "[DONE]" in reply.text or "got" in reply.json()
+
+
 def test_metrics_are_the_engines_and_ours(front, prompt):
     post(front[0], prompt.body("full", 5))
     text = httpx.get(front[0] + "/metrics").text

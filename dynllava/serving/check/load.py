@@ -16,6 +16,7 @@ from dynllava.plan.names import FULL
 from dynllava.prompts.templates import IMAGE, Turn
 
 from ..app import CHAT
+from ..engine import KEEP
 from ..prompt import Prompts
 from .prompts import Prompt, data_url, fresh
 from .server import Server, at_most, stream_times
@@ -87,11 +88,12 @@ async def measure(
         Called after each subject of each round.
     """
     url, _ = server.engine
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEP)
     found: list[Timing] = []
     async with (
         server.client() as front,
         httpx.AsyncClient(
-            base_url=url, timeout=front.timeout, limits=httpx.Limits(), trust_env=False
+            base_url=url, timeout=front.timeout, limits=limits, trust_env=False
         ) as engine,
     ):
         for width in plan.concurrency:

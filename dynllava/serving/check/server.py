@@ -17,7 +17,7 @@ import httpx
 
 from dynllava.errors import UserError
 
-from ..engine import HOST, free_port
+from ..engine import HOST, KEEP, free_port
 
 START = 600.0
 """Seconds that an engine may take to start."""
@@ -113,7 +113,7 @@ class Server:
 
     def client(self) -> httpx.AsyncClient:
         """Return a client for many requests at a time."""
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEP)
         return httpx.AsyncClient(
             base_url=self.url, timeout=PATIENCE, limits=limits, trust_env=False
         )
