@@ -134,7 +134,7 @@ def _markdown(table: TableData, heading: bool) -> str:
         for index, cell in enumerate(row):
             value, rest = (escape(part) for part in cell_parts(cell, index in table.exploded))
             value = {1: f"**{value}**", 2: f"<u>{value}</u>"}.get(cell.rank, value)
-            shown.append(value + rest)
+            shown.append(f"{value} {rest.strip()}".strip())
         rows.append(shown)
     lines = heads if heading else []
     lines += markdown_lines([escape(name) for name in _headers(table)], rows)
@@ -168,7 +168,7 @@ def _latex(table: TableData, heading: bool) -> str:
         for index, cell in enumerate(row):
             value, rest = (escape(part) for part in cell_parts(cell, index in table.exploded))
             value = {1: rf"\textbf{{{value}}}", 2: rf"\underline{{{value}}}"}.get(cell.rank, value)
-            shown.append(value + rest)
+            shown.append(f"{value} {rest.strip()}".strip())
         lines.append(" & ".join(shown) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     notes = [*table.notes, *missing_notes(table)]

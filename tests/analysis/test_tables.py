@@ -1,5 +1,6 @@
 import csv
 import io
+import re
 
 import pytest
 from dynllava.analysis.points.measured import measured_points
@@ -150,6 +151,9 @@ def test_own_runs_table(small_store):
     assert "dynamic_llava 8" in text
     assert "± 5" in text
     assert "(n=40)" in text
+    # A value and its difference are two words.
+    assert re.search(r"± 5(</u>)? \(-30\.0\)", text)
+    assert "5 (-30.0)" in table_render.render(made[0], "latex").replace("}", "")
 
 
 def test_own_rows_join_a_published_table(store, record):
