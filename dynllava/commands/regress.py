@@ -68,5 +68,5 @@ def _history(args: argparse.Namespace) -> int:
     from dynllava.analysis.points.stores import read_results
 
     for path in draw(read_results(args.history), args.out):
-        print(path)
+        print(f"wrote {path}")
     return 0
