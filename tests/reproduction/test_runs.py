@@ -251,6 +251,18 @@ def test_pairs_count_once_and_by_the_pair(tmp_path):
     assert found.verdict == "undecided"
 
 
+def test_questions_on_one_image_count_together(tmp_path):
+    """200 images of ten questions, all right or all wrong: 200 answers, not 2,000."""
+    scores = [float(image < 116) for image in range(200) for _ in range(10)]
+    row = find("table1:full-7b")
+    store = stored(tmp_path / "together", "gqa", samples(scores, 10), 0.58)
+    (together,) = outcomes(row, ["gqa"], store, 1.0)
+    assert "from 200 independent units" in together.text
+    assert together.verdict == "undecided"
+    (apart,) = outcomes(row, ["gqa"], stored(tmp_path / "apart", "gqa", samples(scores), 0.58), 1.0)
+    assert apart.verdict == "differs"
+
+
 def test_several_benchmarks_are_corrected_together(tmp_path):
     """One score is off at p = 0.03: alone it differs, as one of four it does not."""
     row, tasks = find("table1:full-7b"), ["gqa", "sciqa", "realworldqa", "cvbench_2d"]

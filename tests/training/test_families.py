@@ -444,7 +444,10 @@ def test_an_interrupted_run_ends_with_the_bits_of_a_whole_one(
 
 def test_a_trained_folder_can_be_trained_on(trained, data, tmp_path):
     final, _, _ = trained
-    again = train(configured(final, data, tmp_path / "more", max_steps=1))
+    config = configured(final, data, tmp_path / "more", max_steps=1)
+    fewer = dataclasses.replace(config.sparsity, vision_keep_rate=0.25)
+    again = train(dataclasses.replace(config, sparsity=fewer))
+    assert load_model(again)[0].method.parameters()["vision_keep_rate"] == 0.25
     before, after = (load_file(item / "model.safetensors") for item in (final, again))
     assert before.keys() == after.keys()
     config = configured(final, data, tmp_path / "other")

@@ -100,6 +100,18 @@ def test_by_standard_error_the_level_holds_for_a_second_draw_of_samples(own_erro
         assert wrong[False].count(AGREES) / draws > LEVEL + slack, "print's own error matters"
 
 
+def test_mirrored_scores_give_the_mirrored_answer():
+    rng = np.random.default_rng(6)
+    (row,), clusters = shares(rng, 0.6, 80, 6, 1), [number // 6 for number in range(480)]
+    one = from_scores(row, PRINTED, MARGIN, clusters)
+    other = from_scores(1 - row, 1 - PRINTED, MARGIN, clusters)
+    assert (other.p_differs, other.p_agrees) == pytest.approx((one.p_differs, one.p_agrees))
+    assert other.interval == pytest.approx((1 - one.interval[1], 1 - one.interval[0]))
+    alone = from_scores(row, PRINTED, MARGIN)
+    widths = [found.interval[1] - found.interval[0] for found in (alone, one)]
+    assert widths[1] > 1.2 * widths[0], "clusters widen it"
+
+
 def test_too_little_is_undecided_and_a_margin_is_needed():
     assert from_scores([1.0] * 5, 0.2, 0.1).verdict() == NO_VERDICT
     assert from_error(0.9, 0.0, 50, 0.2, 0.1).verdict() == NO_VERDICT
