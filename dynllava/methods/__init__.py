@@ -7,6 +7,7 @@ dataclass with a ``name``.  Methods of other packages come with the entry-point 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from typing import Any
@@ -57,8 +58,9 @@ def registry() -> dict[str, type[Method]]:
     return dict(sorted({**installed(), **_EXTERNAL, **_own()}.items()))
 
 
+@functools.cache
 def _own() -> dict[str, type[Method]]:
-    """Return the methods of this package."""
+    """Return the methods of this package; looked up once, a report asks thousands of times."""
     from .plugins import methods_in
 
     modules = [
