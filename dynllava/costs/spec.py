@@ -170,7 +170,10 @@ LLAVA_15_13B = ModelSpec(
 MID_SIZE = ModelSpec("mid-size", ModelDims(8, 512, 8, 8, 64, 1376, 2000), None, 144)
 """Random-weight model of the CPU benchmarks (image embeddings are fed, no vision tower)."""
 
-PRESETS = {spec.name: spec for spec in (LLAVA_15_7B, LLAVA_15_13B, MID_SIZE)}
+LARGE_SIZE = ModelSpec("large-size", ModelDims(8, 1024, 16, 16, 64, 2816, 2000), None, 576)
+"""The same, large enough for arithmetic to rule on a CPU core."""
+
+PRESETS = {spec.name: spec for spec in (LLAVA_15_7B, LLAVA_15_13B, MID_SIZE, LARGE_SIZE)}
 """Models that weights can be made for (``dynllava bench``)."""
 
 

@@ -75,6 +75,8 @@ is the cost of judging. Every measurement, and the time of each class of operato
 [the log](LOG).
 
     python -m dynllava.suites.prefill --processes 8
+    python -m dynllava.suites.prefill --model large-size --processes 8 --repeats 8 \\
+      --methods full dynamic_llava fastv pyramiddrop h2o
     python -m dynllava.suites.decode --processes 8 --no-cache --compile
     python -m dynllava.suites.breakdown --mode prefill
     python -m dynllava.suites.evaluation

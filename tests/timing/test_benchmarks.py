@@ -99,6 +99,32 @@ def test_targets_take_their_own_records_only():
     assert summary.target_rows(AT_MOST, rows)[0][3] == "not measured"
 
 
+SLACK = Target("t", "speed-b1-*-o1", "fastv", SHARE, 0.80, True, slack=0.03)
+
+
+@pytest.mark.parametrize(
+    ("centre", "spread", "processes", "rounds", "says"),
+    [
+        (0.82, 0.02, 8, 8, "yes"),
+        (0.81, 0.06, 8, 8, "open: the interval misses the bound by more than 3% (median: yes)"),
+        (0.79, 0.02, 8, 8, "open: the interval misses the bound by more than 3% (median: no)"),
+        (0.75, 0.02, 8, 8, "**not reached**"),
+        (0.82, 0.01, 7, 8, "open: 7 processes of 8 rounds or more, 8 of 8 are needed"),
+        (0.82, 0.01, 8, 7, "open: 8 processes of 7 rounds or more, 8 of 8 are needed"),
+    ],
+)
+def test_a_target_with_a_slack_takes_its_median_and_an_end_close_by(
+    centre, spread, processes, rounds, says
+):
+    step = 2 * spread / (processes - 1)
+    medians = [centre - spread + step * number for number in range(processes)]
+    found = Measured(
+        centre, 0.01, processes * rounds, "1",
+        rounds={str(number): [value] * rounds for number, value in enumerate(medians)},
+    )  # fmt: skip
+    assert verdict(SLACK, found) == says
+
+
 def test_a_missed_target_names_the_class_that_costs_too_much():
     times = dict.fromkeys(breakdown.names(), (0.010, 0.0, 5))
     task = "breakdown-prefill-b1"
