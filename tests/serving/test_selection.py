@@ -9,10 +9,12 @@ import base64
 import io
 
 import pytest
+from clip_folder import save_clip
 import torch
 
 from dynllava import methods
 from dynllava.cli import main
+from dynllava.embedded import generate_scene
 from dynllava.errors import UserError
 from dynllava.images import open_image
 from dynllava.methods.parameters import parse
@@ -21,6 +23,7 @@ from dynllava.models.loading import load_model
 from dynllava.plan import Plan, PromptShape, Segment
 from dynllava.plan.plan import SERVED
 from dynllava.prompts.templates import Turn
+from dynllava.serving.check.prompts import png
 from dynllava.serving.check.run import at_budgets
 from dynllava.serving.prompt import Prompts
 from dynllava.serving.selection import Bundle, Selector, compacted
@@ -125,3 +128,26 @@ def test_a_folder_that_export_did_not_write_is_refused(tmp_path, capsys):
     assert main(["serve", str(tmp_path)]) == 2
     assert "accepted is a folder of dynllava export" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_each_picture_of_a_batch_is_chosen_from_by_its_own_question(side, loop, tmp_path):
+    width = side.model.config.vision_config.hidden_size
+    text = f"cdpruner:text_tower={save_clip(tmp_path / 'clip', width)},keep=9"
+    asked = ["red circle", "blue square", "red circle"]
+    pixels = torch.stack([side.pixels(png(generate_scene(seed).image)) for seed in (1, 1, 2)])
+    selector = Selector(side, text)
+    assert selector.served == "B"
+    together = selector.rows(pixels, asked)
+    for index, question in enumerate(asked):
+        alone = selector.rows(pixels[index : index + 1], [question])[0]
+        torch.testing.assert_close(together[index], alone, atol=1e-4, rtol=1e-5)
+    assert not torch.equal(together[0], together[1])
+    model, _ = loop
+    model.set_method(parse(text).create())
+    ids = torch.full((1, 150), model.config.image_token_id)
+    ids[0, :3], ids[0, 147:] = 7, 9
+    with torch.inference_mode():
+        model(input_ids=ids, pixel_values=pixels[1:2], questions=asked[1:2])
+    kept = model.last_report.kept_image_indices[0]
+    every = Selector(side, "full").rows(pixels[1:2])[0]
+    torch.testing.assert_close(together[1], every[kept], atol=1e-4, rtol=1e-5)
