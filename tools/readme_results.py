@@ -16,6 +16,7 @@ from pathlib import Path
 from dynllava.analysis.points.evidence import CAVEAT, caveat
 from dynllava.analysis.report.across import across
 from dynllava.analysis.report.beside_accuracy import beside_accuracy, key
+from dynllava.analysis.report.serving import serving_tables
 from dynllava.analysis.tables.render import markdown_caption, render
 
 from dynllava.methods.titles import Named, titles
@@ -25,6 +26,7 @@ from dynllava.records.reading import Stored, latest, read_stores
 ROOT = Path(__file__).parents[1]
 MARKERS = r"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)"
 RESULTS, POSITIONS = ROOT / "results" / "embedded", ROOT / "results" / "positions"
+SERVING = ROOT / "results" / "serving"
 SHORT = ("attribute", "counting", "digit", "existence", "multiple_choice", "relation")
 TASKS = tuple(f"embedded_{family}" for family in (*SHORT, "caption", "caption_ppl"))
 #: Order of the methods; within one the budgets fall, the ablation on tuned weights comes last.
@@ -147,6 +149,7 @@ def sections() -> dict[tuple[str, str], str]:
             APART, [text for name, text in rows.items() if name in apart]
         ),
         ("docs/methods.md", "positions"): positions(),
+        ("docs/serving.md", "serving"): served(),
     }
 
 
@@ -158,6 +161,13 @@ def positions() -> str:
     found = [item for folder in (RESULTS, POSITIONS) for item in read_stores(folder)[0]]
     tables = across(found, "positions")
     parts = [f"{markdown_caption(found)}\n\n{render(found, 'markdown')}" for found in tables]
+    return "\n".join(parts)
+
+
+def served() -> str:
+    """Return what a stock engine served, from its records."""
+    found = serving_tables(read_stores(SERVING)[0]) if SERVING.exists() else []
+    parts = [f"{markdown_caption(table)}\n\n{render(table, 'markdown')}" for table in found]
     return "\n".join(parts)
 
 

@@ -10,6 +10,7 @@ from dynllava.timing.intervals import interval
 
 from ..tables.cells import Cell, TableData
 
+FAULTS = "served faults"
 NOTE = (
     "Served by a stock engine behind dynllava serve; counts and our loop's answers beside it. "
     "Medians [95 % interval by order statistics, of one process]; ratios are taken within rounds. "
@@ -27,7 +28,24 @@ def serving_tables(stored: Iterable[Stored]) -> list[TableData]:
         found.append(_answers(answers))
     if timed:
         found.append(_times(timed))
+    found += [_faults(record) for record in records if record.task_name == FAULTS]
     return found
+
+
+def _faults(record: RunRecord) -> TableData:
+    counted = [
+        (name, _number(item.value, 0), Cell(item.unit)) for name, item in record.counted.items()
+    ]
+    measured = [
+        (name, _number(item.median, 2), Cell(item.unit)) for name, item in record.measured.items()
+    ]
+    rows = tuple((Cell(name), value, unit) for name, value, unit in (*counted, *measured))
+    note = (
+        "Requests by kind and HTTP status; then the engine was killed while clients waited: its "
+        "model's process (core), and its HTTP server."
+    )
+    title = f"Served faults ({record.model.name}, {_engine(record)})"
+    return TableData("ours", title, ("what", "value", "unit"), rows, (), (note,))
 
 
 def _answers(records: Sequence[RunRecord]) -> TableData:
@@ -44,7 +62,7 @@ def _answers(records: Sequence[RunRecord]) -> TableData:
         "model", "method", "prompts", "equal answers %", "prompt tokens, our loop",
         "prompt tokens, engine", "engine",
     )  # fmt: skip
-    return TableData("served", "Served answers", headers, tuple(rows), (), (NOTE,))
+    return TableData("ours", "Served answers", headers, tuple(rows), (), (NOTE,))
 
 
 def _times(records: Sequence[RunRecord]) -> TableData:
@@ -65,7 +83,7 @@ def _times(records: Sequence[RunRecord]) -> TableData:
         "model", "requests at a time", "method", "TTFT ms", "requests/s", "TTFT / full",
         "requests/s / full", "realised, TTFT %", "realised, requests %", "engine",
     )  # fmt: skip
-    return TableData("served load", "Served load", headers, tuple(rows), (), (NOTE,))
+    return TableData("ours", "Served load", headers, tuple(rows), (), (NOTE,))
 
 
 def _width(record: RunRecord) -> int:

@@ -75,6 +75,20 @@ def test_the_report_shows_every_method_at_every_concurrency(tmp_path):
         assert "Served load" in place
 
 
+def test_the_report_lists_what_became_of_requests_when_the_engine_died(tmp_path):
+    record = RunRecord(
+        "serving", MODEL, MethodInfo("full"), TaskInfo("served faults"),
+        counted={"good 200": Counted(190, "request", "counted", "mixed")},
+        measured={"core killed, health 503": Measured(1.01, None, 1, "s", False)},
+        environment=ENVIRONMENT,
+    )  # fmt: skip
+    RecordStore(tmp_path).append(record)
+    (faults,) = report_data.gather(tmp_path).serving
+    assert [[cell.text for cell in row] for row in faults.rows] == [
+        ["good 200", "190", "request"], ["core killed, health 503", "1.01", "s"],
+    ]  # fmt: skip
+
+
 def test_without_such_records_the_report_says_so(tmp_path):
     gathered = report_data.gather(tmp_path)
     assert gathered.serving == []
