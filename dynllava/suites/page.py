@@ -41,7 +41,14 @@ QUANTITIES = (
     "realised_share_step",
     "peak_memory",
 )
-RUNS = ("samples_per_second", "speedup_over_first_batch", "training_step", "time_ratio_training")
+RUNS = (
+    "samples_per_second",
+    "speedup_over_first_batch",
+    "speedup_over_when_due",
+    "training_step",
+    "time_ratio_training",
+)
+LOADING = ("loading_time_ratio", "loading_cpu_time_ratio", "loading_memory_ratio")
 MODES = {
     targets.SHARE: "prefill",
     targets.RATIO: "prefill",
@@ -80,6 +87,8 @@ is the cost of judging. Every measurement, and the time of each class of operato
     python -m dynllava.suites.decode --processes 8 --no-cache --compile
     python -m dynllava.suites.breakdown --mode prefill
     python -m dynllava.suites.evaluation
+    python -m dynllava.suites.pictures
+    python -m dynllava.suites.loading --threads 1
     python -m dynllava.suites.training
     python -m dynllava.suites.page
 
@@ -129,6 +138,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             newest,
             RUNS,
             "Evaluation: embedded model, one task, samples/s while generating.",
+        ),
+        measured_table(
+            "Loading a checkpoint / stock `from_pretrained`",
+            newest,
+            LOADING,
+            "Random weights in bfloat16, loaded into the data type that is named until every "
+            "weight was read; one thread. Memory: the process's peak above what it held before.",
         ),
     ]
     logged = [

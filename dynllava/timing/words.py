@@ -33,7 +33,7 @@ def task_in_words(name: str, *, outputs: bool = True) -> str:
             sizes[found[1]] = int(found[2])
         else:
             words.append(_MODES.get(part, part.removeprefix("embedded_").replace("_", " ")))
-    if "b" not in sizes or set(sizes) - set("btion"):
+    if "b" not in sizes or set(sizes) - set("btionq"):
         return name
     if kind not in ("speed", "step", "breakdown"):
         words.insert(0, kind)
@@ -43,6 +43,8 @@ def task_in_words(name: str, *, outputs: bool = True) -> str:
     ]
     if prompt:
         words.append(" + ".join(prompt) + " tokens")
+    if "q" in sizes:
+        words.append(f"{sizes['q']} questions each")
     if "n" in sizes:
         words.append(f"{sizes['n']:,} tokens")
     if outputs and "o" in sizes:
