@@ -17,7 +17,7 @@ from dynllava.plan import PerHead, Plan
 from dynllava.plan.stores import room
 
 from .attention import ExtendCall, LayerCall, PromptCall, StepCall, softmax_weights
-from .cache import LayerStore, Lengths, allocated, places
+from .cache import LayerStore, Lengths, allocated
 
 ABSENT = -1
 
@@ -177,23 +177,26 @@ class EvictingStore(LayerStore):
         call: StepCall,
     ) -> torch.Tensor:
         """Write one token into each head's free slot, attend, score, evict one entry a head."""
-        shape, at = key.shape[:2], places(self.free, self.ordinal.shape)
-        self.write(at, key, value)
-        self.ordinal.view(-1).index_copy_(0, at, self.seen[:, None].expand(shape).flatten())
-        self.score.view(-1).index_fill_(0, at, 0.0)
-        if self.place is not None:
-            place = call.position.to(at.device).expand(shape).flatten()
-            self.place.view(-1).index_copy_(0, at, place)
+        slot = self.free
+        at = slot[..., None].expand_as(key)
         keys, values = self.entries()
+        keys.scatter_(2, at, key)
+        values.scatter_(2, at, value)
+        self.ordinal.scatter_(2, slot, self.seen[:, None, None].expand_as(slot))
+        self.score.scatter_(2, slot, 0.0)
+        if self.place is not None:
+            place = call.position.to(slot.device)[:, None].expand_as(slot)
+            self.place.scatter_(2, slot, place)
         keys = self._rolled_keys(keys, self.ordinal, self.place, call)
         query = self._rolled_query(query, call)
 
         batch, heads, _, dim = query.shape
-        packed = query.reshape(*shape, heads // shape[1], dim)
+        groups = heads // key.shape[1]
+        packed = query.reshape(batch, heads // groups, groups, dim)
         mask = None if self.full else (self.ordinal >= 0)[:, :, None]
         weights = softmax_weights(packed, keys, scaling, mask=mask)
         out = (weights.to(value.dtype) @ values).reshape(batch, heads, 1, dim)
-        self.score += weights.sum(2)
+        self.score += weights.sum(2) if groups > 1 else weights[:, :, 0]
         self.seen = self.seen + 1
         self._evict_one()
         return out
