@@ -24,8 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--methods",
         "--method",
         nargs="+",
-        metavar="NAME[:PARAMETER=VALUE,...]",
-        help="of class A or B; the first is the default (default: the exported one)",
+        metavar="METHOD",
+        help="of class A or B, NAME or NAME:PARAMETER=VALUE,...; the first is the default "
+        "(default: the exported one)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on")

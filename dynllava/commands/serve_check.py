@@ -42,7 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="image tokens that a picture keeps (default: a half and a quarter)",
     )
     parser.add_argument(
-        "--only", nargs="+", choices=("answers", "load", "faults"), help="parts (default: all)"
+        "--only",
+        nargs="+",
+        metavar="PART",
+        choices=("answers", "load", "faults"),
+        help="answers, load, faults (default: all)",
     )
     parser.add_argument("--prompts", type=int, default=40, help="of each method")
     parser.add_argument("--tokens", type=int, default=32, help="most tokens of a compared answer")
