@@ -186,7 +186,8 @@ NAMES_ALLOWED: dict[str, dict[str, str]] = {
     },
     "dynllava.analysis.style": {"*": "colours, markers and printed names"},
     "dynllava.timing.targets": {
-        name: "targets are set for a method" for name in ("fastv", "sparsevlm", "h2o")
+        name: "targets are set for a method"
+        for name in ("fastv", "sparsevlm", "h2o", "pyramiddrop")
     },
     "dynllava.costs.conventions": {
         name: "how that paper counts" for name in ("fastv", "pyramiddrop")

@@ -588,7 +588,7 @@ def unsupported(**values):
         (lambda: wrap(stock_of("llava"), "fastervlm")(
             **without("llava", "pixel_values")), "pass pixel_values"),
         (lambda: wrap(stock_of("llava"), "fastervlm")(
-            **inputs_of("llava") | {"pixel_values": torch.zeros(1, 3, 32, 32)}), "1 images were"),
+            **inputs_of("llava") | {"pixel_values": torch.zeros(1, 3, 32, 32)}), "1 were given"),
         (lambda: wrap(stock_of("llava"), "fastervlm")(
             **without("llava", "pixel_values"), mm_encoder_outputs={"image": 1}), "not features"),
         (lambda: wrap(stock_of("llava_next"), "fastervlm")(
