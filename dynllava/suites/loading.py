@@ -76,7 +76,8 @@ def write_checkpoint(folder: Path, gigabytes: float) -> tuple[dict[str, Path], i
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
     from transformers import LlavaForConditionalGeneration as Llava
 
-    layers = max(1, round((gigabytes * 1e9 - 4 * VOCABULARY * 2048) / LAYER_BYTES))
+    # A default method of ours begins at layer 2.
+    layers = max(3, round((gigabytes * 1e9 - 4 * VOCABULARY * 2048) / LAYER_BYTES))
     vision = CLIPVisionConfig(
         hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
         image_size=56, patch_size=14,
