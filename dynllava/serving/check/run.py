@@ -107,16 +107,16 @@ def check(settings: Check) -> int:
             if "answers" in settings.parts:
                 agreements = _answers(settings, loop, server, methods, asked)
                 wrong += complaints(agreements)
-                made = [_recorder(settings, device).answers(item) for item in agreements]
+                made = [_recorder(settings, loop).answers(item) for item in agreements]
                 _tell(settings, results.answers_table(agreements), made)
             if "load" in settings.parts:
                 subjects = [*timed, *([STOCK] if settings.stock else [])]
                 timings = _load(settings, loop, server, subjects)
                 text = _text_tokens(loop)
-                made = _recorder(settings, device).load(timings, text, settings.plan.tokens)
+                made = _recorder(settings, loop).load(timings, text, settings.plan.tokens)
                 _tell(settings, results.load_table(made), made)
             if "faults" in settings.parts:
-                table, record, lines = _faults(settings, server, methods[-1], asked, device)
+                table, record, lines = _faults(settings, loop, server, methods[-1], asked)
                 wrong += lines
                 _tell(settings, table, [record])
     for line in wrong:
@@ -145,7 +145,7 @@ def _load(settings: Check, loop: Loop, server: Server, subjects: Sequence[str]) 
 
 
 def _faults(
-    settings: Check, server: Server, method: str, asked: Sequence[Prompt], device: str
+    settings: Check, loop: Loop, server: Server, method: str, asked: Sequence[Prompt]
 ) -> tuple[tables.Table, RunRecord, list[str]]:
     print("faults: malformed requests, then the engine is killed", file=sys.stderr)
     found = asyncio.run(
@@ -154,7 +154,7 @@ def _faults(
     deaths = [
         asyncio.run(killed(server, method, asked[:8], what, settings.width)) for what in KILLS
     ]
-    record = _recorder(settings, device).faults(found, deaths)
+    record = _recorder(settings, loop).faults(found, deaths)
     lines = [*found.wrong, *(line for item in deaths for line in item.wrong)]
     return results.faults_table(found, deaths), record, lines
 
@@ -170,9 +170,11 @@ def _text_tokens(loop: Loop) -> int:
     return len(prompts.ids(prompts.text([Turn("user", QUESTION, [b""])]), [one])) - 1
 
 
-def _recorder(settings: Check, device: str) -> results.Recorder:
+def _recorder(settings: Check, loop: Loop) -> results.Recorder:
     bundle = Bundle.read(settings.folder)
-    environment = capture(device, bundle.dtype, image_aspect="pad")
+    environment = capture(
+        loop.model.device, bundle.dtype, "sdpa", loop.processor, "pad", loop.template.name
+    )
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     environment = results.with_engine(environment, engine_version(), load)
     return results.Recorder(bundle.folder, hash_files(bundle.folder), environment)
@@ -189,7 +191,7 @@ def engine_version() -> str:
 
 
 def _tell(settings: Check, table: tables.Table, records: Sequence[RunRecord]) -> None:
-    print(tables.as_text([table], terminal.columns()))
+    print(tables.as_text([table], terminal.columns()), flush=True)
     if settings.store is None:
         return
     store = RecordStore(settings.store)
