@@ -152,6 +152,11 @@ def check_method(config: Any, method: Method, plan: Plan) -> None:
     reason = refusal(family, method, plan)
     if reason:
         raise UserError(f"{method.name} with {family.model_type}: {reason}")
+    if getattr(config, "token_packer", None) and any(cut.stage == "pixels" for cut in plan.cuts):
+        raise UserError(
+            f"{method.name} with TokenPacker: its queries stand for blocks of patches of one size; "
+            "accepted are methods that act behind the projector"
+        )
     check_class_token(config, method, plan)
 
 

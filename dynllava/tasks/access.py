@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,12 @@ JUDGE_KEY = "OPENAI_API_KEY"
 """lmms-eval reads the judge's key here, for MM-Vet even to load the task."""
 
 _LOGIN_ERRORS = ("LocalTokenNotFoundError", "GatedRepoError")
-_LOGIN_WORDS = ("token is required", "401", "gated", "must be authenticated")
+_LOGIN_TEXT = re.compile(
+    r"\b401 (client error|unauthorized)|\bgated (repo|dataset|model)|token is required"
+    r"|must be authenticated",
+    re.IGNORECASE,
+)
+"""What the hub and its libraries say; a path may hold any single one of these words."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def loading_problem(error: BaseException) -> str:
     cause = _cause(error)
     text = " ".join(str(cause).split())
     known = type(cause).__name__ in _LOGIN_ERRORS
-    if known or any(word in text.lower() for word in _LOGIN_WORDS):
+    if known or _LOGIN_TEXT.search(text):
         return f"its data need a login at the Hugging Face hub: run hf auth login ({_short(cause)})"
     return f"its data cannot be loaded ({_short(cause)})"
 

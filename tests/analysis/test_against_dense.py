@@ -112,7 +112,10 @@ def test_plan_samples_without_a_store(capsys):
     assert main(["plan-samples", "--discordance", "0.1", "--margin", "0.02"]) == 0
     alone = capsys.readouterr().out
     assert main(["plan-samples", "--discordance", "0.1", "--per-image", "10", "--icc", "0.3"]) == 0
-    assert "10 an image, ICC 0.3" in capsys.readouterr().out
+    clustered = capsys.readouterr().out
+    # The label is wrapped in its column.
+    assert "10 an image, ICC" in clustered
+    assert clustered.split()[-1] == "0.3"
     one, twelve, many = (int(cell.replace(",", "")) for cell in alone.split()[-3:])
     # (1.645 + 0.842)**2 x 0.1 / 0.02**2 = 1,546.
     assert one == pytest.approx(1546, rel=0.02)

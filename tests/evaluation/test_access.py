@@ -84,6 +84,8 @@ def test_lists_of_images_are_accepted():
     [
         ("LocalTokenNotFoundError('Token is required (`token=True`)')", "run hf auth login"),
         ("OSError('401 Client Error: Unauthorized')", "run hf auth login"),
+        ("OSError('Cannot access gated repo for url x')", "run hf auth login"),
+        ("FileNotFoundError('no file part401/aggregated.parquet')", "its data cannot be loaded"),
         ("FileNotFoundError('no such file')", "its data cannot be loaded (FileNotFoundError"),
     ],
 )

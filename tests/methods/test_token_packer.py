@@ -167,8 +167,11 @@ def test_methods_behind_the_projector_work_and_those_before_it_are_refused():
             model.set_method(name, **parameters_)
             model(ids, pixel_values=pixels)
             assert model.last_report.layer_tokens[-1][0] == last + 6
-        model.set_method("downsample", rows=12, columns=12)
-        with pytest.raises(UserError):
+        for name in ("downsample", "pool"):
+            with pytest.raises(UserError, match="stand for blocks of patches"):
+                model.set_method(name, rows=6, columns=6)
+        model.set_method("fastervlm", keep_ratio=0.5)
+        with pytest.raises(UserError, match="no method may drop patches before it"):
             model(ids, pixel_values=pixels)
 
 
