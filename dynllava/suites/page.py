@@ -41,6 +41,7 @@ QUANTITIES = (
     "realised_share_step",
     "peak_memory",
 )
+FAMILY = "family-"
 RUNS = (
     "samples_per_second",
     "speedup_over_first_batch",
@@ -90,6 +91,7 @@ is the cost of judging. Every measurement, and the time of each class of operato
     python -m dynllava.suites.pictures
     python -m dynllava.suites.loading --threads 1
     python -m dynllava.suites.training
+    python -m dynllava.suites.families --processes 8
     python -m dynllava.suites.page
 
 Targets at 7B shape need a GPU (LLaVA-1.5-7B, random weights, bfloat16). One command measures them
@@ -128,7 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     speed = [one for one in records if one.kind == "bench" and one.task and one.status == "ok"]
-    newest = latest(pooled(speed))
+    everything = latest(pooled(speed))
+    families = [one for one in everything if one.task_name.startswith(FAMILY)]
+    newest = [one for one in everything if not one.task_name.startswith(FAMILY)]
     tables = [
         target_table(newest),
         length_table(newest, "time_ratio_decode", LENGTH_TITLE, LENGTH_NOTE),
@@ -139,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             RUNS,
             "Evaluation: embedded model, one task, samples/s while generating.",
         ),
+        family_table(families),
         measured_table(
             "Loading a checkpoint / stock `from_pretrained`",
             newest,
@@ -264,6 +269,25 @@ def length_table(records: Sequence[RunRecord], quantity: str, title: str, note: 
         rows.append([*group, *cells, faster_from(steps)])
     columns = ("model", "device", "batch", "method", *map(str, lengths), "faster from")
     return Table(title, columns, rows, [note], 4)
+
+
+def family_table(records: Sequence[RunRecord]) -> Table:
+    """Return what our loop costs in other families."""
+    rows = [
+        [
+            record.model.name,
+            shown(record.measured["time_ratio_prefill"]),
+            shown(record.measured["time_ratio_step"]),
+            where(record),
+        ]
+        for record in records
+    ]
+    note = (
+        "`full` against the stock model on the same random weights (8 layers, hidden 512), batch "
+        "1, process CPU time; a step is the mean over 32."
+    )
+    title = "Our loop / stock transformers in other families"
+    return Table(title, ("model", "prefill", "step", "where"), rows, [note], 4)
 
 
 def bounded(item: Measured) -> str:
