@@ -24,8 +24,9 @@ UNITS = {
     "realworldqa": 765,
     "cvbench_2d": 1_438,
 }
-"""Questions (MMBench: without their rotations; MMVP: pairs) of the split that is run here, as its
-authors state them; a record says how many a run really had."""
+"""Questions (MMBench: without their rotations; MMVP: pairs) of the split that is run here, as
+usually stated for it (not counted here: the data were not at hand); a record says how many a run
+really had."""
 GENERATED = 1_000
 """Samples of a generation benchmark, the paper's and ours; not the same ones."""
 _AGREEMENT = 1.645 / 1.96
