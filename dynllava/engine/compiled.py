@@ -69,3 +69,9 @@ def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:
 
 COMPILER_ERRORS = ("BackendCompilerFailed", "InductorError")
 """What ``torch.compile`` raises if a backend fails, e.g. without a C++ compiler."""
+
+
+def refuse_compiling(kernel: str) -> None:
+    """Refuse to compile around a kernel that the compiler cannot see into."""
+    if kernel == "flash_attention_2":
+        raise UserError("compile=True with flash_attention_2: accepted are sdpa and eager")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dynllava.engine import attention, flash
+from dynllava.engine.compiled import refuse_compiling
 from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.base import Method
@@ -26,7 +27,6 @@ from .modeling import DynamicLlavaForConditionalGeneration
 from .processors import check_backend
 from .processors import load_processor as processor_of
 from .sanity import build_config, check_finite
-from .sparse import refuse_compiling
 from .stock import UNTRAINED, load_stock
 from .tensors import Reader, outlines, stream
 

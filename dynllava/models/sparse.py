@@ -10,7 +10,7 @@ from torch import nn
 
 from dynllava.engine import attention
 from dynllava.engine.cache import DEFAULT_CHUNK, SparseCache
-from dynllava.engine.compiled import CompiledSteps
+from dynllava.engine.compiled import CompiledSteps, refuse_compiling
 from dynllava.engine.per_thread import PerThread
 from dynllava.engine.program import Program
 from dynllava.engine.report import CallReport
@@ -34,6 +34,7 @@ from .inputs import check_call, check_continuation, learned_positions
 from .layout import check_llava_images, image_map
 from .limits import Limited, limited
 from .mixin import Stock
+from .scoring import chosen_scores, logits_on_cache, logits_without_cache
 
 OWN_ARGUMENTS = (
     "prompt_length",
@@ -362,47 +363,14 @@ class SparseGeneration(Limited, Stock):
         prompt = {"attention_mask": prompt_mask, "sample_ids": sample_ids, **images}
         if not self.program.plan.uses_cache:
             with remembering(self._take_images(input_ids, prompt)):
-                logits = self._logits_without_cache(input_ids, continuation_ids, prompt)
+                logits = logits_without_cache(self, input_ids, continuation_ids, prompt)
         else:
             cache = self.new_cache()
             first = self(input_ids, past_key_values=cache, logits_to_keep=1, **prompt).logits
-            logits = torch.cat([first, *self._fed(continuation_ids[:, :-1], mask, cache)], 1)
-        return logits if return_logits else chosen_scores(logits, continuation_ids, mask)
-
-    def _fed(self, fed: torch.Tensor, mask: torch.Tensor, cache: SparseCache) -> list[torch.Tensor]:
-        """Return the logits behind each token of ``fed`` [B, T - 1] on a cache."""
-        columns = range(fed.shape[1])
-        if self.program.plan.stepwise:
-            tokens = [fed[:, column : column + 1] for column in columns]
-            return [self(ids, past_key_values=cache, logits_to_keep=1).logits for ids in tokens]
-        if not fed.shape[1]:
-            return []
-        out = self(fed, attention_mask=mask[:, :-1], past_key_values=cache, outputs_fed=True)
-        return [out.logits]
-
-    def _logits_without_cache(
-        self, input_ids: torch.Tensor, continuation_ids: torch.Tensor, prompt: dict[str, Any]
-    ) -> torch.Tensor:
-        """Return the logits [B, T, V] that predict the continuation, one whole pass a token."""
-        prompt = dict(prompt)
-        prompt_mask = prompt.pop("attention_mask")
-        kinds = prompt.pop("mm_token_type_ids", None)
-        logits = []
-        for count in range(continuation_ids.shape[1]):
-            fed = continuation_ids[:, :count]
-            if kinds is not None:
-                text = torch.zeros_like(fed, dtype=kinds.dtype)
-                prompt["mm_token_type_ids"] = torch.cat([kinds, text], 1)
-            out = self(
-                torch.cat([input_ids, fed], 1),
-                attention_mask=torch.cat([prompt_mask, torch.ones_like(fed)], 1),
-                prompt_length=prompt_mask.long().sum(1),
-                use_cache=False,
-                logits_to_keep=1,
-                **prompt,
+            logits = torch.cat(
+                [first, *logits_on_cache(self, continuation_ids[:, :-1], mask, cache)], 1
             )
-            logits.append(out.logits)
-        return torch.cat(logits, 1)
+        return logits if return_logits else chosen_scores(logits, continuation_ids, mask)
 
     @limited
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -539,16 +507,3 @@ def _in_columns(out: Any, left: TokenStream, columns: int) -> Any:
         return (logits, *out[1:])
     out.logits = logits
     return out
-
-
-def refuse_compiling(kernel: str) -> None:
-    """Refuse to compile around a kernel that the compiler cannot see into."""
-    if kernel == "flash_attention_2":
-        raise UserError("compile=True with flash_attention_2: accepted are sdpa and eager")
-
-
-def chosen_scores(logits: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return float32 [B, T]: log-probabilities of ``ids`` under ``logits``, 0 where masked."""
-    scores = logits.float().log_softmax(-1)
-    chosen = scores.gather(2, ids[..., None].to(scores.device))[..., 0]
-    return chosen.masked_fill(~mask.bool().to(chosen.device), 0.0)

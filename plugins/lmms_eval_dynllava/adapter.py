@@ -67,8 +67,8 @@ class DynamicLlava(lmms):
     def __init__(self, **values: Any) -> None:
         arguments = ModelArguments.parse(values)
         check_cache(arguments.code_version)
+        from dynllava.engine.compiled import refuse_compiling
         from dynllava.models.loading import default_dtype, load_model
-        from dynllava.models.sparse import refuse_compiling
 
         accelerator = Accelerator()
         device = _device(arguments, accelerator)
