@@ -216,6 +216,18 @@ def test_an_unknown_kernel_is_refused(model):
         attention.check_kernel("flex_attention")
 
 
+def test_another_kernel_can_be_chosen_for_a_wrapped_model():
+    """The layers stay ours: stock attention would ignore what they are told."""
+    wrapped = dynllava.wrap(stock_model(), "fastv", k=2, keep_ratio=0.25)
+    inputs = batch(prompts(), pixels())
+    expected = logits(wrapped, inputs)
+    rows = wrapped.last_report.layer_tokens
+    wrapped.set_attn_implementation("eager")
+    assert wrapped.kernel == "eager"
+    torch.testing.assert_close(logits(wrapped, inputs), expected, atol=1e-5, rtol=0)
+    assert wrapped.last_report.layer_tokens == rows
+
+
 def test_sliding_windows_are_refused():
     text = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
     windows = {"layer_types": ["full_attention", "sliding_attention"]}
