@@ -151,8 +151,9 @@ def make_app(front: Front) -> FastAPI:
             try:
                 own = await front.engine.guard(front.engine.client.get("/metrics", timeout=5.0))
                 text += own.text if own.status_code == 200 else ""
-            except (EngineLost, httpx.HTTPError):
-                pass
+            except (EngineLost, httpx.HTTPError) as error:
+                # Ours are worth having without the engine's; a comment says what is missing.
+                text += f"# the engine's metrics are missing: {type(error).__name__}\n"
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     @app.get("/v1/models")

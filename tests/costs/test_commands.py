@@ -5,12 +5,10 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dynllava.cli import main
-from dynllava.embedded import model_path
 from dynllava.output import tables as render
 from dynllava.records import RecordStore
 
@@ -99,9 +97,6 @@ def test_published_comparison(capsys):
     assert "measured / estimated" in out
 
 
-@pytest.mark.skipif(
-    not Path(model_path(), "config.json").is_file(), reason="the embedded checkpoint is not built"
-)
 def test_bench_on_the_embedded_model(capsys, tmp_path):
     arguments = "bench --model embedded --methods dynamic_llava --output-tokens 4 --repeats 1"
     store = str(tmp_path)

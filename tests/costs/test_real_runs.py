@@ -1,7 +1,5 @@
 """What the ledger declares against what the real model did: KV bytes and matrix products."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from embedding_methods import FROM_EMBEDDINGS
@@ -10,7 +8,6 @@ from dynllava import methods
 from dynllava.costs import flops, kv, ledger
 from dynllava.costs.counters import flop_counter
 from dynllava.costs.spec import load_spec
-from dynllava.embedded import model_path
 from dynllava.timing import speed
 from dynllava.timing.bench_model import build_bench
 from dynllava.timing.speed import STOCK, Subject
@@ -51,9 +48,6 @@ def test_kv_bytes_of_a_real_run_equal_the_ledger(name, tiny_bench, tiny_spec):
         assert cache.stored_bytes() == stored
 
 
-@pytest.mark.skipif(
-    not Path(model_path(), "config.json").is_file(), reason="the embedded checkpoint is not built"
-)
 def test_kv_bytes_of_the_embedded_model_equal_the_ledger():
     spec = load_spec("embedded")
     bench = build_bench("embedded", spec, "cpu", "float32", "sdpa")
