@@ -84,7 +84,7 @@ class DynamicLlava(Method):
         hidden, mask = view.take(order), None
         if min(host_counts) != most:
             mask = torch.arange(most, device=counts.device) < counts.clamp(min=1)[:, None]
-        logits = view.predictor("image")(hidden, mask)
+        logits = view.predictor("image")(hidden, mask, rate=self.vision_keep_rate)
         view.record.update(image_predictor_input=hidden, image_predictor_logits=logits)
         scores = logits.float().log_softmax(-1)[..., 0]
         return scores.new_full(is_image.shape, float("-inf")).scatter(1, order, scores)
@@ -109,12 +109,12 @@ class DynamicLlava(Method):
 
         predictor = view.predictor("output")
         if view.stream.size == 1:
-            return predictor(view.hidden)
+            return predictor(view.hidden, rate=self.output_keep_rate)
         # A call without a cache has the prompt in front of them: judge output tokens only.
         is_output = view.is_output
         most = int(is_output.sum(1).max())
         order = torch.argsort((~is_output).to(torch.uint8), dim=1, stable=True)[:, :most]
-        judged = predictor(view.take(order))
+        judged = predictor(view.take(order), rate=self.output_keep_rate)
         logits = judged.new_zeros(*is_output.shape, 2)
         return logits.scatter(1, order[..., None].expand(-1, -1, 2).to(judged.device), judged)
 

@@ -69,6 +69,24 @@ class PredictorBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class RateShift(nn.Module):
+    """Adds what a predictor is told about the keep rate: ``rate * w0 + log(rate) * w1``.
+
+    Beyond the paper (``elastic: condition``).  Zero at first, and elementwise: no product of
+    matrices is added.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, dim))
+
+    def forward(self, x: torch.Tensor, rate: float | torch.Tensor) -> torch.Tensor:
+        """Shift [B, ..., dim] by a rate, or by one for each of B rows."""
+        told = torch.as_tensor(rate, dtype=torch.float32, device=x.device)
+        told = told.reshape(-1, *[1] * (x.dim() - 1))
+        return x + (told * self.weight[0] + told.log() * self.weight[1]).to(x.dtype)
+
+
 class ImagePredictor(nn.Module):
     """Scores the image tokens jointly.
 
@@ -78,6 +96,8 @@ class ImagePredictor(nn.Module):
         Width of the language model.
     d_model, nhead, dim_feedforward, num_layers : int
         Sizes of the predictor's transformer.
+    told_rate : bool
+        Whether it is told the keep rate.
     """
 
     def __init__(
@@ -87,6 +107,7 @@ class ImagePredictor(nn.Module):
         nhead: int = 8,
         dim_feedforward: int = 2048,
         num_layers: int = 2,
+        told_rate: bool = False,
     ) -> None:
         super().__init__()
         self.down_mlp = nn.Sequential(
@@ -102,8 +123,14 @@ class ImagePredictor(nn.Module):
             nn.GELU(),
             nn.Linear(d_model // 4, 2),
         )
+        self.rate_shift = RateShift(d_model) if told_rate else None
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        rate: float | torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return keep/drop logits.
 
         Parameters
@@ -112,6 +139,8 @@ class ImagePredictor(nn.Module):
             Image tokens at the input of the sparse layer.
         mask : Tensor [B, P] bool, optional
             False = no token (rows with fewer image tokens than P).
+        rate : float or Tensor [B], optional
+            Wanted keep rate; read by predictors that are told it.
 
         Returns
         -------
@@ -119,6 +148,8 @@ class ImagePredictor(nn.Module):
             Index 0 = keep, 1 = drop.
         """
         x = self.down_mlp(hidden)
+        if self.rate_shift is not None:
+            x = self.rate_shift(x, _told(rate))
         for block in self.transformer:
             x = block(x, mask)
         half = x.shape[-1] // 2
@@ -140,9 +171,11 @@ class OutputPredictor(nn.Module):
         Width of the language model.
     d_model : int
         Width of the first hidden layer.
+    told_rate : bool
+        Whether it is told the keep rate.
     """
 
-    def __init__(self, hidden_size: int, d_model: int = 512) -> None:
+    def __init__(self, hidden_size: int, d_model: int = 512, told_rate: bool = False) -> None:
         super().__init__()
         self.output_mlp = nn.Sequential(
             nn.LayerNorm(hidden_size),
@@ -155,15 +188,29 @@ class OutputPredictor(nn.Module):
             nn.Linear(d_model // 4, 2),
         )
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map [..., hidden_size] to keep/drop logits [..., 2]."""
-        return self.output_mlp(hidden)
+        self.rate_shift = RateShift(d_model) if told_rate else None
+
+    def forward(
+        self, hidden: torch.Tensor, rate: float | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Map [..., hidden_size] to keep/drop logits [..., 2]; ``rate`` as the image predictor's."""
+        if self.rate_shift is None:
+            return self.output_mlp(hidden)
+        down, rest = self.output_mlp[:2], self.output_mlp[2:]
+        return rest(self.rate_shift(down(hidden), _told(rate)))
+
+
+def _told(rate: float | torch.Tensor | None) -> float | torch.Tensor:
+    if rate is None:
+        raise ValueError("this predictor is told the keep rate: give it one")
+    return rate
 
 
 def build_predictors(sparsity: SparsityConfig, text_config: Any) -> dict[str, nn.Module]:
     """Return fresh predictors for a text model's hidden size: ``image`` and ``output`` as asked."""
     hidden = text_config.hidden_size
     found: dict[str, nn.Module] = {}
+    told = sparsity.elastic == "condition"
     if sparsity.use_vision_predictor:
         found["image"] = ImagePredictor(
             hidden,
@@ -171,9 +218,12 @@ def build_predictors(sparsity: SparsityConfig, text_config: Any) -> dict[str, nn
             sparsity.nhead,
             sparsity.dim_feedforward,
             sparsity.num_layers,
+            told and sparsity.vision_keep_rates is not None,
         )
     if sparsity.use_output_text_predictor:
-        found["output"] = OutputPredictor(hidden, sparsity.d_model)
+        found["output"] = OutputPredictor(
+            hidden, sparsity.d_model, told and sparsity.output_text_keep_rates is not None
+        )
     return found
 
 

@@ -37,6 +37,11 @@ class SparsityConfig:
         LEN_OT: shorter answers do not train the output predictor.
     output_threshold : float or None
         Calibrated margin on logit0 - logit1, if any.
+    elastic : str
+        ``"rank"`` or ``"condition"`` where the predictors were trained for every rate of a range
+        (beyond the paper), see :mod:`dynllava.training.elastic`.
+    vision_keep_rates, output_text_keep_rates : list of float or None
+        Lowest and highest rate of that range.
     """
 
     sparse_layer: int = 2
@@ -51,6 +56,9 @@ class SparsityConfig:
     mask_loss_weight: float = 100.0
     output_text_len_for_training: int = 50
     output_threshold: float | None = None
+    elastic: str = "none"
+    vision_keep_rates: list[float] | None = None
+    output_text_keep_rates: list[float] | None = None
 
     def __post_init__(self) -> None:
         check_fraction("vision_keep_rate", self.vision_keep_rate)

@@ -86,3 +86,7 @@ class RecordedNoise:
         if noise.shape[1] != count:
             raise ValueError(f"recorded {name} noise has {noise.shape[1]} tokens, not {count}")
         return noise.to(device)
+
+    def uniform(self, name: str) -> np.ndarray:
+        """Return the recorded numbers of the draw ``name``, [B]."""
+        return self.draws[name].double().numpy()

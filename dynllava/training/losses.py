@@ -12,7 +12,7 @@ IGNORED = -100
 def keep_rate_loss(
     mask: torch.Tensor,
     counted: torch.Tensor,
-    rate: float,
+    rate: float | torch.Tensor,
     rows: torch.Tensor,
 ) -> torch.Tensor:
     """Squared distance of the realised from the wanted keep rate, per sample (Eq. 10).
@@ -24,7 +24,7 @@ def keep_rate_loss(
     counted : Tensor [B, N] bool
         Tokens that were decided.  A row without any costs nothing but stays in the mean, as the
         official code has it for short answers.
-    rate : float
+    rate : float or Tensor [B]
         Wanted share of kept tokens.
     rows : Tensor [B] bool
         Rows that train the predictor; the others leave the mean.

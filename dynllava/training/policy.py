@@ -12,12 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from dynllava.engine.stream import Segment, take_rows
 from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
 
+from .elastic import ELASTIC, check_range, drawn_rates, top_share
 from .gumbel import gumbel_keep
 from .losses import IGNORED, keep_rate_loss
 
@@ -44,6 +46,12 @@ class SparsityTargets:
     masking : str
         ``"softmax"`` is the masked softmax; ``"zero"`` multiplies hidden states by the mask
         and attends plainly (the ablation of the paper's table 7).
+    elastic : str
+        ``"rank"`` or ``"condition"`` train for every rate of a range, see
+        :mod:`dynllava.training.elastic`; ``"none"`` for the two rates above, which stay what the
+        checkpoint uses where nobody names a rate.
+    vision_keep_rates, output_keep_rates : list of float or None
+        The range, lowest and highest; None: that predictor has its one rate.
     """
 
     vision_keep_rate: float = 0.2
@@ -53,6 +61,9 @@ class SparsityTargets:
     answers: str = "last"
     dense_share: float = 0.0
     masking: str = "softmax"
+    elastic: str = "none"
+    vision_keep_rates: list[float] | None = None
+    output_keep_rates: list[float] | None = None
 
     def validate(self) -> None:
         """Raise :class:`UserError` naming the first value that is not accepted."""
@@ -62,6 +73,20 @@ class SparsityTargets:
         for name, known in (("answers", ANSWERS), ("masking", MASKINGS)):
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(known)}")
+        if self.elastic not in ELASTIC:
+            raise UserError(f"elastic={self.elastic!r}: accepted are {', '.join(ELASTIC)}")
+        ranges = {
+            "vision_keep_rates": self.vision_keep_rates,
+            "output_keep_rates": self.output_keep_rates,
+        }
+        for name, rates in ranges.items():
+            if rates is not None:
+                check_range(name, rates)
+        if (self.elastic != "none") != any(rates is not None for rates in ranges.values()):
+            raise UserError(
+                f"elastic={self.elastic}: accepted are rank and condition together with a range "
+                "(vision_keep_rates, output_keep_rates), none without"
+            )
         for name in ("mask_loss_weight", "min_answer_length"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
@@ -73,6 +98,9 @@ class Noise(Protocol):
 
     def gumbel(self, name: str, count: int, device: torch.device) -> torch.Tensor:
         """Return noise [B, count, 2] of the draw ``name`` (``image`` or ``output``)."""
+
+    def uniform(self, name: str) -> np.ndarray:
+        """Return one number in [0, 1) a row, float64 [B], of the draw ``name``."""
 
 
 @dataclass
@@ -168,45 +196,60 @@ class TrainingPolicy:
         hidden = take_rows(view.stream.hidden, order)
         # A row without image would mask every key of the predictor: let it see what is there.
         seen = present | ~present.any(1, keepdim=True)
-        logits = view.predictor("image")(hidden, None if bool(present.all()) else seen)
+        targets = self.targets
+        rate = self._rates("image", targets.vision_keep_rate, targets.vision_keep_rates, hidden)
+        mask = None if bool(present.all()) else seen
+        logits = view.predictor("image")(hidden, mask, rate=rate)
         decided = present & rows[:, None]
-        rate = self.targets.vision_keep_rate
-        return self._decision("image", logits, order, present, decided, rows, rate, policy)
+        decision = self._decision("image", logits, decided, rows, rate, targets.vision_keep_rates)
+        return decision, spread(policy, order, present, decision.mask)
 
     def _decide_output(
         self, view: Any, policy: torch.Tensor, rows: torch.Tensor
     ) -> tuple[Decision, torch.Tensor]:
         spans = self._answers(view.stream)
-        if self.targets.answers == "last":
+        targets = self.targets
+        if targets.answers == "last":
             spans = spans * (spans == spans.amax(1, keepdim=True))
         order, present = gather_order(spans > 0)
-        logits = view.predictor("output")(take_rows(view.stream.hidden, order))
-        long = answer_lengths(spans) >= max(1, self.targets.min_answer_length)
+        hidden = take_rows(view.stream.hidden, order)
+        rate = self._rates("output", targets.output_keep_rate, targets.output_keep_rates, hidden)
+        logits = view.predictor("output")(hidden, rate=rate)
+        long = answer_lengths(spans) >= max(1, targets.min_answer_length)
         decided = present & long.gather(1, order) & rows[:, None]
-        rate = self.targets.output_keep_rate
-        return self._decision("output", logits, order, present, decided, rows, rate, policy)
+        decision = self._decision("output", logits, decided, rows, rate, targets.output_keep_rates)
+        return decision, spread(policy, order, present, decision.mask)
+
+    def _rates(
+        self, name: str, rate: float, rates: list[float] | None, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the keep rate of each row, float32 [B]."""
+        if rates is None:
+            return torch.full(hidden.shape[:1], rate, device=hidden.device)
+        return drawn_rates(rates, self.noise.uniform(f"{name} rate")).to(hidden.device)
 
     def _decision(
         self,
         name: str,
         logits: torch.Tensor,
-        order: torch.Tensor,
-        present: torch.Tensor,
         decided: torch.Tensor,
         rows: torch.Tensor,
-        rate: float,
-        policy: torch.Tensor,
-    ) -> tuple[Decision, torch.Tensor]:
-        noise = self.noise.gumbel(name, order.shape[1], logits.device)
-        sample = gumbel_keep(logits, noise, self.tau)
+        rate: torch.Tensor,
+        rates: list[float] | None,
+    ) -> Decision:
+        noise = self.noise.gumbel(name, logits.shape[1], logits.device)
+        ranks = self.targets.elastic == "rank" and rates is not None
+        if ranks:
+            sample = top_share(logits, noise, decided, rate, self.tau)
+        else:
+            sample = gumbel_keep(logits, noise, self.tau)
         # Multiplying instead of selecting keeps the predictor in the graph of every batch, with
         # a gradient of zero where nothing was decided: sharded runs need all parameters.
         chosen = decided.to(sample.dtype)
         mask = sample * chosen + (1 - chosen)
-        loss = keep_rate_loss(mask, decided, rate, rows)
-        # Absent tokens point at columns of others: they write back what stands there.
-        policy = policy.scatter(1, order, torch.where(present, mask, policy.gather(1, order)))
-        return Decision(logits, mask, decided, loss), policy
+        # A share that is exact by construction needs no loss.
+        loss = 0 * mask.sum() if ranks else keep_rate_loss(mask, decided, rate, rows)
+        return Decision(logits, mask, decided, loss)
 
     def _answers(self, stream: Any) -> torch.Tensor:
         """Return [B, L] int64: 1-based number of the answer a token belongs to, else 0."""
@@ -236,6 +279,14 @@ def gather_order(member: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     width = max(int(count.max()), 1)
     order = torch.argsort((~member).to(torch.uint8), dim=1, stable=True)[:, :width]
     return order, torch.arange(width, device=member.device) < count[:, None]
+
+
+def spread(
+    policy: torch.Tensor, order: torch.Tensor, present: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """Return the policy [B, L] with a mask [B, K] at its tokens (see :func:`gather_order`)."""
+    # Absent tokens point at columns of others: they write back what stands there.
+    return policy.scatter(1, order, torch.where(present, mask, policy.gather(1, order)))
 
 
 def answer_lengths(spans: torch.Tensor) -> torch.Tensor:

@@ -112,6 +112,9 @@ def sparsify(model: Any, config: TrainingConfig) -> None:
         "mask_loss_weight": targets.mask_loss_weight,
         "output_text_len_for_training": targets.min_answer_length,
         "output_threshold": None,
+        "elastic": targets.elastic,
+        "vision_keep_rates": targets.vision_keep_rates,
+        "output_text_keep_rates": targets.output_keep_rates,
     }
     existing = {"vision": model.image_predictor, "output_text": model.output_predictor}
     if all(predictor is None for predictor in existing.values()):
@@ -138,6 +141,12 @@ def _check_sizes(stored: SparsityConfig, config: TrainingConfig) -> None:
                 f"predictor.{name}={value}: {config.model} has predictors of "
                 f"{name}={getattr(stored, name)}"
             )
+    told = {elastic == "condition" for elastic in (stored.elastic, config.sparsity.elastic)}
+    if len(told) > 1:
+        raise UserError(
+            f"sparsity.elastic={config.sparsity.elastic}: {config.model} has predictors of "
+            f"elastic={stored.elastic}; only predictors of condition are told the rate"
+        )
 
 
 def picture_tokens(model: Any) -> int | None:
