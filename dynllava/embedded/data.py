@@ -25,7 +25,10 @@ from dynllava.errors import UserError
 from .questions import FAMILIES, Question, ask
 from .scenes import Scene, generate_scene, seeded_random
 
-SPLITS = {"val": 100, "test": 250, "fresh": 250}
+SPLITS = {"val": 100, "test": 250, "fresh": 250, "holdout": 2000}
+"""Samples a family."""
+CAPTIONS = {"holdout": 1000}
+"""Samples of the caption family, where they are fewer."""
 _SOURCES = ("scenes.py", "questions.py", "data.py", "tokenizer.py")
 
 
@@ -60,13 +63,20 @@ def split_questions(split: str, family: str, count: int) -> Iterator[tuple[Scene
         yield scene, question
 
 
+def split_size(split: str, family: str) -> int:
+    """Return how many samples of a family a split has."""
+    most = SPLITS[split]
+    return CAPTIONS.get(split, most) if family == "caption" else most
+
+
 def ensure_split(name: str = "test", folder: str | os.PathLike | None = None) -> Path:
     """Folder of a split with one ``<family>.parquet`` each; generated on first use.
 
     Parameters
     ----------
-    name : {"test", "val", "fresh"}
-        ``fresh`` is a second test split with seeds of its own.
+    name : {"test", "val", "fresh", "holdout"}
+        ``fresh`` is a second test split with seeds of its own, ``holdout`` a large one (12,000 short
+        questions, 1,000 captions) for verdicts within a point.
     folder : path, optional
         Parent folder; default ``~/.cache/dynllava/embedded``.
 
@@ -96,7 +106,7 @@ def ensure_split(name: str = "test", folder: str | os.PathLike | None = None) ->
             rows = [
                 _row(scene, question, f"{name}-{family}-{index}")
                 for index, (scene, question) in enumerate(
-                    split_questions(name, family, SPLITS[name])
+                    split_questions(name, family, split_size(name, family))
                 )
             ]
             _write_parquet(rows, scratch / f"{family}.parquet")

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from .alignment import image_tokens, pixel_batch
-from .data import SPLITS, split_questions
+from .data import SPLITS, split_questions, split_size
 from .language import run_layers
 from .packing import attention_masks, pack
 from .questions import FAMILIES, Question
@@ -93,7 +93,7 @@ def evaluate(
     model = model.float().eval()
     table: dict[str, dict[str, Any]] = {}
     for family in families:
-        pairs = list(split_questions(split, family, limit or SPLITS[split]))
+        pairs = list(split_questions(split, family, limit or split_size(split, family)))
         entry: dict[str, Any] = {"n": len(pairs)}
         if family != "caption":
             answers = Counter(question.answer for _, question in pairs)

@@ -96,6 +96,8 @@ class PromptCall:
         What to observe, and what was observed.
     policy : Tensor [B, L] float or None
         Training's key policy (masked softmax, paper Eq. 7).
+    bounded : bool
+        Whether the policy's gradient is bounded.
     """
 
     kernel: str
@@ -106,6 +108,7 @@ class PromptCall:
     mask: torch.Tensor | None = None
     probe: Probe | None = None
     policy: torch.Tensor | None = None
+    bounded: bool = False
     observed: Observed | None = None
 
     def received(self) -> torch.Tensor:
@@ -248,7 +251,8 @@ def _prompt(
         # Training imports inference nowhere; the seam is this one lazily imported function.
         from .masked_softmax import policy_attention
 
-        return policy_attention(query, key, value, call.policy.to(query.device), scaling)
+        policy = call.policy.to(query.device)
+        return policy_attention(query, key, value, policy, scaling, bounded=call.bounded)
     if call.probe is not None:
         own_mask = call.mask is not None or (call.store is not None and call.store.masks_prompt)
         call.observed = observe(

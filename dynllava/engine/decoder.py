@@ -53,11 +53,13 @@ class PolicyHook:
     """Training's entry: builds the key policy at the input of layer ``layer``.
 
     ``build(view) -> Tensor [B, L]`` gets the :class:`View` of that layer; all layers from
-    there on use the masked softmax with the policy, and nothing is dropped.
+    there on use the masked softmax with the policy, and nothing is dropped.  ``bounded`` bounds
+    the policy's gradient (:func:`~dynllava.engine.masked_softmax.policy_attention`).
     """
 
     layer: int
     build: Callable[[View], torch.Tensor | None]
+    bounded: bool = False
 
 
 class Pass:
@@ -163,6 +165,7 @@ class Pass:
                 self._hiding_mask(),
                 None if policy_hook is not None else program.probe(index, view),
                 policy,
+                policy_hook is not None and policy_hook.bounded,
             )
             self.result.layer_tokens.append(stream.length)
             self._run_layer(index, layer, call)

@@ -39,6 +39,7 @@ def policy_attention(
     policy: torch.Tensor,
     scaling: float,
     block_size: int | None = None,
+    bounded: bool = False,
 ) -> torch.Tensor:
     """Causal attention whose keys are weighted by a policy, the own key always by 1.
 
@@ -59,6 +60,11 @@ def policy_attention(
     block_size : int, optional
         Queries per block; chosen from the shape and device by default.  The result does not
         depend on it beyond rounding.
+    bounded : bool
+        Give a dropped key the gradient of what keeping it would change, instead of the slope at
+        0: ``sigmoid(s_ij - lse_i)``, the weight that it would have, in place of
+        ``exp(s_ij - lse_i)``.  The slope says up to 1e6 for a key that the others need, which
+        drowns all the rest; the change is at most 1.  Beyond the paper.
 
     Returns
     -------
@@ -72,7 +78,7 @@ def policy_attention(
         raise ValueError(f"policy {tuple(policy.shape)} does not fit {batch} rows of {length} keys")
     if block_size is None:
         block_size = default_block_size(batch * heads * length, query.device)
-    return _PolicyAttention.apply(query, key, value, policy, scaling, block_size)
+    return _PolicyAttention.apply(query, key, value, policy, scaling, block_size, bounded)
 
 
 def default_block_size(scores_per_query: int, device: torch.device) -> int:
@@ -93,6 +99,7 @@ class _PolicyAttention(torch.autograd.Function):
         policy: torch.Tensor,
         scaling: float,
         block_size: int,
+        bounded: bool,
     ) -> torch.Tensor:
         grouped = _grouped(query, key.shape[1])
         dtype = _compute_dtype(query.dtype)
@@ -111,7 +118,7 @@ class _PolicyAttention(torch.autograd.Function):
             output[..., start:stop, :] = block.to(value.dtype)
             lse[..., start:stop] = (highest + total.log()).squeeze(-1)
         ctx.save_for_backward(query, key, value, policy, output, lse)
-        ctx.scaling, ctx.block_size = scaling, block_size
+        ctx.scaling, ctx.block_size, ctx.bounded = scaling, block_size, bounded
         return output.view_as(query)
 
     @staticmethod
@@ -131,10 +138,17 @@ class _PolicyAttention(torch.autograd.Function):
             ratio = _scores(rows, keys[..., :stop, :], ctx.scaling)
             ratio = ratio.sub_(lse[..., start:stop, None]).clamp_(max=EXPONENT_LIMIT).exp_()
             # dP_ij - D_i, then times exp(s_ij - lse_i): the policy's gradient per score.
-            centred = _scores(upstream, values[..., :stop, :], 1.0).sub_(dot).mul_(ratio)
-            per_key = centred.sum((1, 2)).tril_(start - 1).sum(1)  # the own key has no policy
-            grad_policy[:, :stop] += per_key
+            centred = _scores(upstream, values[..., :stop, :], 1.0).sub_(dot)
             weight = _block_weights(weights, start, stop)
+            if ctx.bounded:
+                # For a dropped key exp(x) / (1 + exp(x)) instead of exp(x).
+                share = torch.where(weight == 0, ratio / (1 + ratio), ratio)
+                per_key = (centred * share).sum((1, 2)).tril_(start - 1).sum(1)
+                centred.mul_(ratio)
+            else:
+                centred.mul_(ratio)
+                per_key = centred.sum((1, 2)).tril_(start - 1).sum(1)  # the own key has no policy
+            grad_policy[:, :stop] += per_key
             grad_scores = centred.mul_(weight).mul_(ctx.scaling)
             grad_query[..., start:stop, :] = _times_values(grad_scores, keys[..., :stop, :])
             grad_key[..., :stop, :] += _transposed_times(grad_scores, rows)
@@ -144,6 +158,7 @@ class _PolicyAttention(torch.autograd.Function):
             grad_key.to(key.dtype),
             grad_value.to(value.dtype),
             grad_policy.to(policy.dtype),
+            None,
             None,
             None,
         )

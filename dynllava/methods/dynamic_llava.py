@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from dynllava.errors import UserError
-from dynllava.plan import Cut, ModelDims, Operation, Plan, Predictor, Segment, Shape, Share, Stage
+from dynllava.plan import (
+    Cut,
+    ModelDims,
+    Operation,
+    Plan,
+    Predictor,
+    Rule,
+    Segment,
+    Shape,
+    Share,
+    Stage,
+)
 
 from .base import Method, check_fraction, check_layer, share
 
@@ -20,6 +31,8 @@ if TYPE_CHECKING:
     import torch
 
     from dynllava.engine.view import View
+
+    from .calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -33,10 +46,16 @@ class DynamicLlava(Method):
     vision_keep_rate : float
         Share of image tokens kept, ``int(n * rate)`` of them; 1.0 switches the image predictor off.
     output_keep_rate : float
-        What the output predictor was trained for; 1.0 switches it off.  It decides by
-        logit0 > logit1, so any other value than the trained one needs ``output_threshold``.
+        Share of output tokens kept; 1.0 switches the output predictor off.  A calibrated
+        checkpoint has a threshold for any rate; else accepted is the trained rate, at which
+        logit0 > logit1 decides as in the official code, or ``output_threshold`` says the rule.
     output_threshold : float or None
-        Keep an output token if logit0 - logit1 exceeds this margin (default 0).
+        Keep an output token if logit0 - logit1 exceeds this margin (default: the checkpoint's
+        calibrated one for the rate, 0 without).
+    per_image : bool
+        Spend the image budget where it is needed: keep the image tokens whose margin exceeds the
+        calibrated threshold of ``vision_keep_rate``, at least one, so that pictures differ and
+        their mean share is the rate.  Beyond the paper.
     strict_official : bool
         Without a cache, choose kept output tokens as the official code does: as many as
         decide to stay, but the ones with the highest raw logit0.
@@ -52,6 +71,7 @@ class DynamicLlava(Method):
     vision_keep_rate: float = share(0.2)
     output_keep_rate: float = 0.5
     output_threshold: float | None = None
+    per_image: bool = False
     strict_official: bool = False
 
     def plan(self, layers: int) -> Plan:
@@ -64,8 +84,12 @@ class DynamicLlava(Method):
             raise UserError(f"output_threshold={threshold!r}: accepted is a finite number")
         cuts = []
         if self.vision_keep_rate < 1:
-            keep = Share(self.vision_keep_rate, rounding="truncate")
-            cuts.append(Cut(self.sparse_layer, keep, by=Predictor("image")))
+            share = Share(self.vision_keep_rate, rounding="truncate")
+            cut = Cut(self.sparse_layer, share, by=Predictor("image"))
+            if self.per_image:
+                by = Predictor("image", self.vision_keep_rate, calibrated=True)
+                cut = Cut(self.sparse_layer, Rule(self._above_threshold, self._declared), by=by)
+            cuts.append(cut)
         if output < 1:
             # With a threshold of its own the predictor may be used at any rate.
             look = Predictor("output", output if threshold is None else None)
@@ -74,6 +98,13 @@ class DynamicLlava(Method):
 
     def score(self, view: View) -> torch.Tensor:
         """Return the image predictor's log-probability of keeping a token."""
+        return self._image_logits(view).log_softmax(-1)[..., 0]
+
+    def _image_logits(self, view: View) -> torch.Tensor:
+        """Return float32 logits [B, L, 2] of the image predictor; (-inf, 0) at other tokens."""
+        return view.memo("image logits", lambda: self._judge_images(view))
+
+    def _judge_images(self, view: View) -> torch.Tensor:
         import torch
 
         is_image = view.is_image
@@ -86,22 +117,36 @@ class DynamicLlava(Method):
             mask = torch.arange(most, device=counts.device) < counts.clamp(min=1)[:, None]
         logits = view.predictor("image")(hidden, mask, rate=self.vision_keep_rate)
         view.record.update(image_predictor_input=hidden, image_predictor_logits=logits)
-        scores = logits.float().log_softmax(-1)[..., 0]
-        return scores.new_full(is_image.shape, float("-inf")).scatter(1, order, scores)
+        spread = logits.new_zeros((*is_image.shape, 2), dtype=torch.float32)
+        spread[..., 0] = float("-inf")
+        return spread.scatter(1, order[..., None].expand(-1, -1, 2), logits.float())
+
+    def _above_threshold(self, view: View) -> torch.Tensor:
+        """Return [B] int64: image tokens whose margin exceeds the calibrated threshold."""
+        logits = self._image_logits(view)
+        threshold = view.predictor("image").calibration.threshold(self.vision_keep_rate)
+        above = logits[..., 0] - logits[..., 1] > threshold
+        return (above & view.is_image.to(above.device)).sum(1).clamp(min=1)
+
+    def _declared(self, shape: Shape, present: int) -> int:
+        return int(present * self.vision_keep_rate)
 
     def choose(self, view: View) -> torch.Tensor:
         """Keep the output tokens that the output predictor keeps."""
         logits = self._judge_outputs(view)
         view.record["output_predictor_logits"] = logits
-        stays = self.decide(logits)
+        calibration = view.predictor("output").calibration
+        stays = self.decide(logits, calibration)
         if self.strict_official and not view.decoding:
             stays = official_nocache_choice(logits, stays, view.stream.length, view.is_output)
         return stays
 
-    def decide(self, logits: torch.Tensor) -> torch.Tensor:
+    def decide(self, logits: torch.Tensor, calibration: Calibration | None = None) -> torch.Tensor:
         """Return bool [...] from output predictor logits [..., 2]; a tie drops."""
-        margin = logits[..., 0].float() - logits[..., 1].float()
-        return margin > (self.output_threshold or 0.0)
+        threshold = self.output_threshold
+        if threshold is None:
+            threshold = calibration.threshold(self.output_keep_rate) if calibration else 0.0
+        return logits[..., 0].float() - logits[..., 1].float() > threshold
 
     def _judge_outputs(self, view: View) -> torch.Tensor:
         """Return output predictor logits [B, L, 2]; zero for tokens that are no output tokens."""
@@ -128,7 +173,7 @@ class DynamicLlava(Method):
         linear = [("down", dims.hidden, d), *head]
         inner = [("qkv", d, 3 * d), ("proj", d, d), ("fc1", d, deep), ("fc2", deep, d)]
         for stage in stages:
-            if stage.cut.looks != (Predictor("image"),):
+            if not isinstance(stage.cut.by, Predictor) or stage.cut.by.name != "image":
                 continue
             n, where = stage.before, ("image_predictor", self.sparse_layer, "prefill")
             for count, parts in ((1, linear), (blocks, inner)):

@@ -16,9 +16,15 @@ from torch.nn import functional as F
 from dynllava.errors import UserError
 from dynllava.plan import Predictor
 
+from .calibration import Calibration
+
 if TYPE_CHECKING:
     from dynllava.models.config import SparsityConfig
     from dynllava.plan import Plan
+
+
+KEEP_RATES = {"image": "vision_keep_rate", "output": "output_keep_rate"}
+"""The method's parameter that says how much a predictor keeps."""
 
 
 class PredictorAttention(nn.Module):
@@ -124,6 +130,7 @@ class ImagePredictor(nn.Module):
             nn.Linear(d_model // 4, 2),
         )
         self.rate_shift = RateShift(d_model) if told_rate else None
+        self.calibration: Calibration | None = None
 
     def forward(
         self,
@@ -189,6 +196,7 @@ class OutputPredictor(nn.Module):
         )
 
         self.rate_shift = RateShift(d_model) if told_rate else None
+        self.calibration: Calibration | None = None
 
     def forward(
         self, hidden: torch.Tensor, rate: float | torch.Tensor | None = None
@@ -206,10 +214,12 @@ def _told(rate: float | torch.Tensor | None) -> float | torch.Tensor:
     return rate
 
 
-def build_predictors(sparsity: SparsityConfig, text_config: Any) -> dict[str, nn.Module]:
+def build_predictors(
+    sparsity: SparsityConfig, text_config: Any
+) -> dict[str, ImagePredictor | OutputPredictor]:
     """Return fresh predictors for a text model's hidden size: ``image`` and ``output`` as asked."""
     hidden = text_config.hidden_size
-    found: dict[str, nn.Module] = {}
+    found: dict[str, ImagePredictor | OutputPredictor] = {}
     told = sparsity.elastic == "condition"
     if sparsity.use_vision_predictor:
         found["image"] = ImagePredictor(
@@ -224,18 +234,45 @@ def build_predictors(sparsity: SparsityConfig, text_config: Any) -> dict[str, nn
         found["output"] = OutputPredictor(
             hidden, sparsity.d_model, told and sparsity.output_text_keep_rates is not None
         )
+    for name, calibration in calibrations_of(sparsity).items():
+        if name in found:
+            found[name].calibration = calibration
     return found
 
 
 def check_predictors(plan: Plan, sparsity: SparsityConfig) -> None:
-    """Refuse an output keep rate that the checkpoint's predictor was not trained for."""
-    trained = sparsity.output_text_keep_rate
+    """Refuse keep rates that the checkpoint's predictors were not trained or calibrated for."""
+    calibrations = calibrations_of(sparsity)
     for look in plan.looks:
         if not isinstance(look, Predictor) or look.rate is None:
             continue
-        if sparsity.use_output_text_predictor and look.rate != trained:
+        calibration = calibrations[look.name]
+        what = f"{KEEP_RATES[look.name]}={look.rate:g}"
+        if calibration is not None:
+            if not calibration.covers(look.rate):
+                raise UserError(
+                    f"{what}: the checkpoint's {look.name} predictor is calibrated for "
+                    f"{calibration.lowest:g} to {calibration.highest:g}; accepted are these, or "
+                    "1.0 (predictor off)"
+                )
+        elif look.calibrated:
             raise UserError(
-                f"output_keep_rate={look.rate}: the checkpoint's output predictor was trained for "
-                f"{trained}; accepted are {trained}, 1.0 (predictor off), or any rate together "
-                "with a calibrated output_threshold"
+                f"{what} with per_image: the checkpoint's {look.name} predictor is not calibrated; "
+                "accepted is a checkpoint behind dynllava calibrate"
             )
+        elif look.name == "output" and sparsity.use_output_text_predictor:
+            trained = sparsity.output_text_keep_rate
+            if look.rate != trained:
+                raise UserError(
+                    f"{what}: the checkpoint's output predictor was trained for {trained}; "
+                    f"accepted are {trained}, 1.0 (predictor off), any rate together with a "
+                    "calibrated output_threshold, or any rate behind dynllava calibrate"
+                )
+
+
+def calibrations_of(sparsity: SparsityConfig) -> dict[str, Calibration | None]:
+    """Return what the checkpoint stores of each predictor's thresholds."""
+    return {
+        "image": Calibration.from_dict(sparsity.vision_calibration),
+        "output": Calibration.from_dict(sparsity.output_calibration),
+    }

@@ -42,6 +42,8 @@ class SparsityConfig:
         (beyond the paper), see :mod:`dynllava.training.elastic`.
     vision_keep_rates, output_text_keep_rates : list of float or None
         Lowest and highest rate of that range.
+    vision_calibration, output_calibration : dict or None
+        Thresholds for any rate, see :class:`dynllava.methods.calibration.Calibration`.
     """
 
     sparse_layer: int = 2
@@ -59,6 +61,8 @@ class SparsityConfig:
     elastic: str = "none"
     vision_keep_rates: list[float] | None = None
     output_text_keep_rates: list[float] | None = None
+    vision_calibration: dict[str, Any] | None = None
+    output_calibration: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_fraction("vision_keep_rate", self.vision_keep_rate)

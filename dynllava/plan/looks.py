@@ -42,11 +42,14 @@ class Predictor(Nothing):
     name : str
         ``"image"`` or ``"output"``.
     rate : float or None
-        Keep rate that the checkpoint must have been trained for; None = any.
+        Keep rate that the checkpoint must have been trained or calibrated for; None = any.
+    calibrated : bool
+        Whether it must be a calibrated one.
     """
 
     name: str
     rate: float | None = None
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from .losses import IGNORED, keep_rate_loss
 
 ANSWERS = ("last", "all")
 MASKINGS = ("softmax", "zero")
+GRADIENTS = ("slope", "bounded")
+CHOICES = {"answers": ANSWERS, "masking": MASKINGS, "gradient": GRADIENTS, "elastic": ELASTIC}
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class SparsityTargets:
     masking : str
         ``"softmax"`` is the masked softmax; ``"zero"`` multiplies hidden states by the mask
         and attends plainly (the ablation of the paper's table 7).
+    gradient : str
+        Of the policy at dropped keys: ``"slope"`` (the masked softmax's derivative at 0, the
+        paper's) or ``"bounded"`` (what keeping the key would change).
     elastic : str
         ``"rank"`` or ``"condition"`` train for every rate of a range, see
         :mod:`dynllava.training.elastic`; ``"none"`` for the two rates above, which stay what the
@@ -61,6 +66,7 @@ class SparsityTargets:
     answers: str = "last"
     dense_share: float = 0.0
     masking: str = "softmax"
+    gradient: str = "slope"
     elastic: str = "none"
     vision_keep_rates: list[float] | None = None
     output_keep_rates: list[float] | None = None
@@ -70,11 +76,9 @@ class SparsityTargets:
         check_fraction("vision_keep_rate", self.vision_keep_rate)
         check_fraction("output_keep_rate", self.output_keep_rate)
         check_fraction("dense_share", self.dense_share, low_open=False)
-        for name, known in (("answers", ANSWERS), ("masking", MASKINGS)):
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name}={getattr(self, name)!r}: accepted are {', '.join(known)}")
-        if self.elastic not in ELASTIC:
-            raise UserError(f"elastic={self.elastic!r}: accepted are {', '.join(ELASTIC)}")
         ranges = {
             "vision_keep_rates": self.vision_keep_rates,
             "output_keep_rates": self.output_keep_rates,

@@ -115,6 +115,8 @@ def sparsify(model: Any, config: TrainingConfig) -> None:
         "elastic": targets.elastic,
         "vision_keep_rates": targets.vision_keep_rates,
         "output_text_keep_rates": targets.output_keep_rates,
+        "vision_calibration": None,
+        "output_calibration": None,
     }
     existing = {"vision": model.image_predictor, "output_text": model.output_predictor}
     if all(predictor is None for predictor in existing.values()):

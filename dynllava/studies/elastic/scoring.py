@@ -1,0 +1,202 @@
+"""Answers to the study's questions and captions, one score a sample.
+
+Short questions are teacher-forced: greedy decoding gives exactly the answer if and only if every
+token of it is the most likely one.  Captions are generated (METEOR) and teacher-forced (PPL).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dynllava.embedded.questions import FAMILIES
+from dynllava.prompts import PLAIN_QUESTION
+from dynllava.studies.predictors import CAPTION, family_rows
+
+QUESTIONS = tuple(family for family in FAMILIES if family != CAPTION)
+BATCH = 50
+CAPTION_TOKENS = 160
+
+
+@dataclass
+class Batch:
+    """Samples of similar length, ready for the model.
+
+    Attributes
+    ----------
+    rows : list of int
+        Their numbers in the task.
+    inputs : dict
+        ``input_ids``, ``attention_mask``, ``pixel_values``.
+    ids, mask : Tensor [B, T]
+        Answer tokens with the end token, right-padded.
+    """
+
+    rows: list[int]
+    inputs: dict[str, torch.Tensor]
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass
+class Answers:
+    """What one setting scored, in the order of the task's samples.
+
+    Attributes
+    ----------
+    values : list of float
+        1 or 0 for exact answers; METEOR of a caption.
+    nll : list of float
+        Negative log-likelihood of the answer, in nats.
+    tokens : list of int
+        Answer tokens, the end included.
+    image_share, output_share : list of float
+        Share of image tokens kept, and of judged output tokens.
+    """
+
+    values: list[float] = field(default_factory=list)
+    nll: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    image_share: list[float] = field(default_factory=list)
+    output_share: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Task:
+    """One family's samples, prepared once for all models of the study (same processor)."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    batches: list[Batch]
+
+    @classmethod
+    def load(cls, family: str, split: str, processor: Any, limit: int | None = None) -> Task:
+        """Return a family of a split, in batches of similar length."""
+        rows = family_rows(split, family, limit)
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]["question"]), i))
+        parts = [order[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+        return cls(family, rows, [prepared(rows, part, processor) for part in parts])
+
+    @property
+    def objects(self) -> list[int]:
+        """Objects in each sample's scene, the digit included."""
+        scenes = (json.loads(row["scene"]) for row in self.rows)
+        return [len(scene["objects"]) + (scene["digit"] is not None) for scene in scenes]
+
+
+def prepared(rows: Sequence[dict[str, Any]], part: list[int], processor: Any) -> Batch:
+    """Return some samples as model inputs."""
+    tokenizer = processor.tokenizer
+    inputs = processor(
+        images=[rows[index]["image"] for index in part],
+        text=[PLAIN_QUESTION.format(rows[index]["question"]) for index in part],
+        padding=True,
+        return_tensors="pt",
+    )
+    answers = tokenizer(
+        [f"{rows[index]['answer']}{tokenizer.eos_token}" for index in part],
+        add_special_tokens=False,
+        padding=True,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    return Batch(part, dict(inputs), answers["input_ids"], answers["attention_mask"])
+
+
+@torch.inference_mode()
+def teacher_forced(model: Any, task: Task) -> Answers:
+    """Return exact answers (1 or 0), likelihoods and realised shares."""
+    found = _empty(task)
+    for batch in task.batches:
+        logits = model.score(
+            batch.inputs["input_ids"],
+            batch.ids,
+            pixel_values=batch.inputs["pixel_values"].to(model.dtype),
+            attention_mask=batch.inputs["attention_mask"],
+            continuation_mask=batch.mask,
+            sample_ids=torch.tensor(batch.rows),
+            return_logits=True,
+        ).float()
+        losses = -logits.log_softmax(-1).gather(2, batch.ids[..., None])[..., 0] * batch.mask
+        right = ((logits.argmax(-1) == batch.ids) | (batch.mask == 0)).all(1)
+        report = model.last_report
+        first, last = torch.tensor(report.kv_lengths[0]), torch.tensor(report.kv_lengths[-1])
+        kept = torch.tensor(report.image_tokens)
+        images = model.config.image_seq_length
+        # The last answer token is never fed, so it is not judged.
+        fed = batch.mask.sum(1) - 1
+        gone = (first - last) - (images - kept)
+        columns = {
+            "values": right.float(),
+            "nll": losses.sum(1),
+            "tokens": batch.mask.sum(1),
+            "image_share": kept / images,
+            "output_share": 1 - gone / fed.clamp(min=1),
+        }
+        _put(found, batch.rows, columns)
+    return found
+
+
+@torch.inference_mode()
+def generated(model: Any, processor: Any, task: Task) -> Answers:
+    """Return METEOR of greedy captions, with the realised shares of that generation."""
+    from dynllava.tasks.text_metrics import METEOR, meteor
+
+    found = _empty(task)
+    for batch in task.batches:
+        prompt = batch.inputs["input_ids"].shape[1]
+        out = model.generate(
+            batch.inputs["input_ids"],
+            pixel_values=batch.inputs["pixel_values"].to(model.dtype),
+            attention_mask=batch.inputs["attention_mask"],
+            max_new_tokens=CAPTION_TOKENS,
+            do_sample=False,
+        )
+        new = out[:, prompt:]
+        texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+        report = model.last_report
+        images = model.config.image_seq_length
+        kept = torch.tensor(report.image_tokens)
+        judged, stayed = judged_tokens(report, new, processor.tokenizer.eos_token_id)
+        columns = {
+            "values": torch.tensor(
+                [
+                    meteor(task.rows[row]["answer"], text)[METEOR]
+                    for row, text in zip(batch.rows, texts, strict=True)
+                ]
+            ),
+            "tokens": judged,
+            "image_share": kept / images,
+            "output_share": stayed / judged.clamp(min=1),
+        }
+        _put(found, batch.rows, columns)
+    return found
+
+
+def judged_tokens(report: Any, new: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how many generated tokens of each row were judged, and how many of them stayed.
+
+    A row that has ended is fed on until the batch has; these tokens do not count, nor does its end
+    token, after which nothing is generated.
+    """
+    ended = (new == end).int()
+    lengths = torch.where(ended.any(1), ended.argmax(1), new.shape[1] - 1)
+    steps = torch.tensor(report.output_kept, dtype=torch.bool)
+    within = torch.arange(steps.shape[1]) < lengths[:, None]
+    return lengths, (steps & within).sum(1)
+
+
+def _empty(task: Task) -> Answers:
+    count = len(task.rows)
+    return Answers([0.0] * count, [0.0] * count, [0] * count, [1.0] * count, [1.0] * count)
+
+
+def _put(found: Answers, rows: list[int], columns: dict[str, torch.Tensor]) -> None:
+    for name, column in columns.items():
+        target = getattr(found, name)
+        for row, value in zip(rows, column.tolist(), strict=True):
+            target[row] = value
