@@ -57,7 +57,9 @@ def top_share(
 
     With s the noisy margin and t midway between the last kept and the first dropped one, the
     decision is ``s > t`` and its gradient that of ``sigmoid((s - t) / tau)``: Gumbel-softmax with
-    the drop logit moved to where exactly the wanted share stays.
+    the drop logit moved to where exactly the wanted share stays.  Raising every margin of a row
+    changes nothing, so its gradient has no such part: left in, it moved all margins by thousands
+    and turned the order around.
 
     Parameters
     ----------
@@ -74,9 +76,11 @@ def top_share(
     Tensor [B, K] float32
         Exactly 0 or 1 forward; what undecided tokens hold means nothing.
     """
-    margin = (logits[..., 0] - logits[..., 1]).float() + noise[..., 0] - noise[..., 1]
-    ranked = margin.detach().masked_fill(~decided, -math.inf).sort(1, descending=True)
+    margin = (logits[..., 0] - logits[..., 1]).float()
     count = decided.sum(1)
+    mean = (margin * decided).sum(1, keepdim=True) / count.clamp(min=1)[:, None]
+    margin = margin - (mean - mean.detach()) + noise[..., 0] - noise[..., 1]
+    ranked = margin.detach().masked_fill(~decided, -math.inf).sort(1, descending=True)
     kept = (rate.to(margin.device) * count).round().long().clamp(min=1)
     kept = torch.minimum(kept, count)
     last = _at(ranked.values, kept - 1)
@@ -88,6 +92,18 @@ def top_share(
     place = ranked.indices.argsort(1)
     hard = (place < kept[:, None]).to(soft.dtype)
     return hard + (soft - soft.detach())
+
+
+def anchor_loss(logits: torch.Tensor, decided: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Return the squared mean margin of a row, mean over ``rows`` [B] bool.
+
+    An order does not say where margins lie; held near 0 they can be compared between samples, as
+    one threshold for all must.
+    """
+    margin = (logits[..., 0] - logits[..., 1]).float()
+    count = decided.sum(1)
+    mean = (margin * decided).sum(1) / count.clamp(min=1)
+    return (mean**2 * ((count > 0) & rows)).sum() / rows.sum().clamp(min=1)
 
 
 def _at(values: torch.Tensor, column: torch.Tensor) -> torch.Tensor:

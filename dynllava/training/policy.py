@@ -19,13 +19,15 @@ from dynllava.engine.stream import Segment, take_rows
 from dynllava.errors import UserError
 from dynllava.methods.base import check_fraction
 
-from .elastic import ELASTIC, check_range, drawn_rates, top_share
+from .elastic import ELASTIC, anchor_loss, check_range, drawn_rates, top_share
 from .gumbel import gumbel_keep
 from .losses import IGNORED, keep_rate_loss
 
 ANSWERS = ("last", "all")
 MASKINGS = ("softmax", "zero")
 GRADIENTS = ("slope", "bounded")
+ANCHOR = 1e-4
+"""Weight of :func:`~dynllava.training.elastic.anchor_loss`, times lambda."""
 CHOICES = {"answers": ANSWERS, "masking": MASKINGS, "gradient": GRADIENTS, "elastic": ELASTIC}
 
 
@@ -120,7 +122,7 @@ class Decision:
     decided : Tensor [B, K] bool
         Tokens that were really decided.
     loss : Tensor []
-        Unweighted keep-rate loss.
+        Unweighted keep-rate loss (of ranks: what holds their margins near 0).
     """
 
     logits: torch.Tensor
@@ -251,9 +253,10 @@ class TrainingPolicy:
         # a gradient of zero where nothing was decided: sharded runs need all parameters.
         chosen = decided.to(sample.dtype)
         mask = sample * chosen + (1 - chosen)
-        # A share that is exact by construction needs no loss.
-        loss = 0 * mask.sum() if ranks else keep_rate_loss(mask, decided, rate, rows)
-        return Decision(logits, mask, decided, loss)
+        if ranks:
+            # The share is exact by construction; what needs a loss is where margins lie.
+            return Decision(logits, mask, decided, ANCHOR * anchor_loss(logits, decided, rows))
+        return Decision(logits, mask, decided, keep_rate_loss(mask, decided, rate, rows))
 
     def _answers(self, stream: Any) -> torch.Tensor:
         """Return [B, L] int64: 1-based number of the answer a token belongs to, else 0."""

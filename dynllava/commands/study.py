@@ -1,0 +1,54 @@
+"""Run a study of the embedded model: train, score, and say what follows."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dynllava.errors import UserError
+
+HELP = "run a study of the embedded model (train, score, say what follows)"
+EXAMPLE = "dynllava study elastic --work runs --out results/elastic --seeds 0"
+RESUMES = True
+"""Started again, it trains and scores what is missing."""
+STAGES = ("train", "score", "tell")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("study", choices=("elastic",), help="which one")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="folder of the models")
+    parser.add_argument("--out", default="results/elastic", help="folder of the records")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--variant", default="low", help="which elastic training")
+    parser.add_argument("--split", default="holdout", help="of the embedded data")
+    parser.add_argument("--limit", type=int, help="samples a family")
+    parser.add_argument("--quiet", action="store_true", help="no bars")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the stages asked for."""
+    from dynllava.studies.elastic import models, page, runs
+    from dynllava.studies.elastic.verdicts import Study
+
+    if args.variant not in models.ELASTIC:
+        known = ", ".join(models.ELASTIC)
+        raise UserError(f"--variant {args.variant}: accepted are {known}")
+    elastic = models.ELASTIC[args.variant]
+    if min(args.seeds) < 0:
+        raise UserError(f"--seeds {min(args.seeds)}: accepted are numbers from 0")
+    if args.limit is not None and args.limit < 6:
+        raise UserError(f"--limit {args.limit}: accepted is a number from 6")
+    if "train" in args.stages:
+        for seed in args.seeds:
+            for variant in [*models.fixed_variants(), elastic]:
+                folder = models.trained(variant, seed, args.work)
+                if not args.quiet:
+                    print(f"seed {seed}: {folder}")
+    if "score" in args.stages:
+        bars = not args.quiet
+        runs.score_all(elastic, args.seeds, args.work, args.out, args.split, args.limit, bars)
+    if "tell" in args.stages:
+        print(page.text(Study(args.out)))
+    return 0

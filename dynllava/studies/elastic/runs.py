@@ -1,0 +1,318 @@
+"""What is scored with each trained model, and the records of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynllava.errors import UserError
+from dynllava.methods import create
+from dynllava.models.loading import load_model, resolve
+from dynllava.plan.names import FULL, LEARNED
+from dynllava.records import (
+    MethodInfo,
+    ModelInfo,
+    RecordStore,
+    RunRecord,
+    Score,
+    TaskInfo,
+    hash_files,
+)
+from dynllava.records.environment import capture
+from dynllava.studies.predictors import CAPTION
+
+from .models import (
+    OUTPUT_RATE,
+    OUTPUT_RATES,
+    TRAINED_RATE,
+    VISION_RATES,
+    Variant,
+    dense,
+    fixed,
+    trained,
+)
+from .scoring import QUESTIONS, Answers, Task, generated, teacher_forced
+
+SUITE = "elastic study"
+SHORT, CAPTIONS = "embedded_short_answers", "embedded_captions"
+PER_IMAGE_RATES = (0.1, 0.2, 0.35)
+
+OWN = "trained for the rate"
+ELASTIC = "elastic"
+OFF_RATE = "trained for 0.2"
+PER_IMAGE = "elastic, per image"
+OFFICIAL = "trained for the rate, logit rule"
+FULL_ELASTIC = "elastic weights, nothing dropped"
+FULL_DENSE = "dense weights, nothing dropped"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One setting to score.
+
+    Attributes
+    ----------
+    role : str
+        What it stands for in the tables.
+    variant : Variant or None
+        The model; None: the dense weights.
+    task : str
+        :data:`SHORT` or :data:`CAPTIONS`.
+    vision, output : float
+        Keep rates; 1 and 1 drop nothing.
+    per_image : bool
+    logit_rule : bool
+        Decide output tokens by logit0 > logit1, as the official code does.
+    """
+
+    role: str
+    variant: Variant | None
+    task: str
+    vision: float = 1.0
+    output: float = 1.0
+    per_image: bool = False
+    logit_rule: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name within a seed."""
+        return f"{self.role}: {self.task}, vision {self.vision:g}, output {self.output:g}"
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the method's parameters."""
+        return {
+            "vision_keep_rate": self.vision,
+            "output_keep_rate": self.output,
+            "per_image": self.per_image,
+            **({"output_threshold": 0.0} if self.logit_rule else {}),
+        }
+
+
+def runs(elastic: Variant) -> Iterator[Run]:
+    """Yield what is scored for each seed."""
+    for rate in VISION_RATES:
+        yield Run(OWN, fixed(vision=rate), SHORT, rate, OUTPUT_RATE)
+        yield Run(ELASTIC, elastic, SHORT, rate, OUTPUT_RATE)
+    for rate in OUTPUT_RATES:
+        yield Run(OWN, fixed(output=rate), CAPTIONS, TRAINED_RATE, rate)
+        yield Run(ELASTIC, elastic, CAPTIONS, TRAINED_RATE, rate)
+        yield Run(OFFICIAL, fixed(output=rate), CAPTIONS, TRAINED_RATE, rate, logit_rule=True)
+    for rate in VISION_RATES:
+        if rate != TRAINED_RATE:
+            yield Run(OFF_RATE, fixed(), SHORT, rate, OUTPUT_RATE)
+    for rate in PER_IMAGE_RATES:
+        yield Run(PER_IMAGE, elastic, SHORT, rate, OUTPUT_RATE, per_image=True)
+    for task in (SHORT, CAPTIONS):
+        yield Run(FULL_ELASTIC, elastic, task)
+        yield Run(FULL_DENSE, None, task)
+
+
+def known(store: RecordStore) -> set[tuple[str, int]]:
+    """Return (label, seed) of the records that are there."""
+    if not store.path.is_file():
+        return set()
+    return {
+        (record.method.label, record.method.parameters["seed"])
+        for record in store.read()[0]
+        if record.task.suite == SUITE
+    }
+
+
+class Scorer:
+    """Scores settings of one seed, and appends their records.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the models are trained.
+    store : RecordStore
+    split : str
+    limit : int or None
+        Samples a family.
+    """
+
+    def __init__(self, folder: Path, store: RecordStore, split: str, limit: int | None) -> None:
+        self.folder, self.store, self.split, self.limit = folder, store, split, limit
+        self.tasks: dict[str, Task] = {}
+        self.hashes: dict[str, str] = {}
+        self.loaded: tuple[str, Any, Any] | None = None
+
+    def task(self, family: str, processor: Any) -> Task:
+        """Return a family's samples, prepared at the first call."""
+        if family not in self.tasks:
+            self.tasks[family] = Task.load(family, self.split, processor, self.limit)
+        return self.tasks[family]
+
+    def model(self, name: str) -> tuple[Any, Any]:
+        """Return a model and its processor; the last one stays loaded."""
+        if self.loaded is None or self.loaded[0] != name:
+            self.loaded = (name, *load_model(name, method=FULL))
+        return self.loaded[1], self.loaded[2]
+
+    def score(self, run: Run, seed: int) -> RunRecord:
+        """Score one setting and append its record."""
+        if run.variant is None:
+            name = dense(seed, self.folder)
+        else:
+            name = str(trained(run.variant, seed, self.folder))
+        model, processor = self.model(name)
+        drops = run.vision < 1 or run.output < 1
+        model.set_method(create(LEARNED, **run.parameters()) if drops else create(FULL))
+        if run.task == CAPTIONS:
+            task = self.task(CAPTION, processor)
+            found = {CAPTION: generated(model, processor, task)}
+            forced = teacher_forced(model, task)
+            found[CAPTION].nll = forced.nll
+            rows = [caption_row(found[CAPTION], forced)]
+            scores = caption_scores(found[CAPTION], forced)
+        else:
+            tasks = [self.task(family, processor) for family in QUESTIONS]
+            found = {task.name: teacher_forced(model, task) for task in tasks}
+            rows = [question_row(task, found[task.name]) for task in tasks]
+            scores = question_scores(found)
+        method = model.method
+        record = RunRecord(
+            kind="training",
+            model=ModelInfo(
+                f"embedded, seed {seed}",
+                hash_files(resolve(name)),
+                model.config.text_config.num_hidden_layers,
+                model.config.text_config.hidden_size,
+                model.config.image_seq_length,
+            ),
+            method=MethodInfo(
+                method.name,
+                run.label,
+                {
+                    **method.parameters(),
+                    "seed": seed,
+                    "role": run.role,
+                    "trained": "dense" if run.variant is None else run.variant.name,
+                    "vision": run.vision,
+                    "output": run.output,
+                },
+            ),
+            task=TaskInfo(
+                run.task,
+                suite=SUITE,
+                split=self.split,
+                dataset_hash=self._hash(run.task),
+                metric="exact_match" if run.task == SHORT else "meteor_exact_stem",
+                higher_is_better=True,
+                scale=1.0,
+                samples=sum(len(answers.values) for answers in found.values()),
+            ),
+            scores=scores,
+            environment=capture(model.device, model.dtype, model.kernel),
+        )
+        return self.store.append(record, rows)
+
+    def _hash(self, task: str) -> str:
+        from dynllava.embedded.data import content_hash
+
+        if task not in self.hashes:
+            families = (CAPTION,) if task == CAPTIONS else QUESTIONS
+            rows = [row for family in families for row in self.tasks[family].rows]
+            self.hashes[task] = content_hash(rows)
+        return self.hashes[task]
+
+
+def question_row(task: Task, answers: Answers) -> dict[str, Any]:
+    """Return a family's sample row: a digit a question, and its scene's objects."""
+    return {
+        "family": task.name,
+        "exact": "".join(str(int(value)) for value in answers.values),
+        "objects": "".join(str(count) for count in task.objects),
+        "kept": [round(share * 144) for share in answers.image_share],
+    }
+
+
+def caption_row(answers: Answers, forced: Answers) -> dict[str, Any]:
+    """Return the sample row of all captions."""
+    return {
+        "family": CAPTION,
+        "meteor": [round(value, 4) for value in answers.values],
+        "nll": [round(value, 3) for value in forced.nll],
+        "tokens": forced.tokens,
+        "judged": answers.tokens,
+        "output_share": [round(value, 4) for value in answers.output_share],
+        "output_share_forced": [round(value, 4) for value in forced.output_share],
+    }
+
+
+def question_scores(found: dict[str, Answers]) -> dict[str, Score]:
+    """Return the pooled scores, and each family's."""
+    values = [value for answers in found.values() for value in answers.values]
+    kept = [share for answers in found.values() for share in answers.image_share]
+    scores = {"exact_match": _share(values)}
+    scores |= {f"exact_match_{name}": _share(answers.values) for name, answers in found.items()}
+    return scores | {"kept_image_share": Score(sum(kept) / len(kept), None, len(kept))}
+
+
+def caption_scores(answers: Answers, forced: Answers) -> dict[str, Score]:
+    """Return METEOR, perplexity, and the realised shares (over all judged tokens)."""
+    count = len(answers.values)
+    mean = sum(answers.values) / count
+    spread = math.sqrt(sum((value - mean) ** 2 for value in answers.values) / max(1, count - 1))
+    judged = sum(answers.tokens)
+    stayed = sum(a * b for a, b in zip(answers.tokens, answers.output_share, strict=True))
+    fed = [tokens - 1 for tokens in forced.tokens]
+    kept = sum(a * b for a, b in zip(fed, forced.output_share, strict=True))
+    return {
+        "meteor_exact_stem": Score(mean, spread / math.sqrt(count), count),
+        "perplexity": Score(math.exp(sum(forced.nll) / sum(forced.tokens)), None, count),
+        "kept_output_share": Score(stayed / max(1, judged), None, count),
+        "kept_output_share_forced": Score(kept / max(1, sum(fed)), None, count),
+        "kept_image_share": Score(sum(answers.image_share) / count, None, count),
+    }
+
+
+def _share(values: list[float]) -> Score:
+    mean = sum(values) / len(values)
+    return Score(mean, math.sqrt(mean * (1 - mean) / len(values)), len(values))
+
+
+def score_all(
+    elastic: Variant,
+    seeds: list[int],
+    folder: Path,
+    out: str,
+    split: str,
+    limit: int | None,
+    progress: bool = True,
+) -> None:
+    """Score what the store lacks."""
+    from tqdm import tqdm
+
+    store = RecordStore(out)
+    scorer = Scorer(folder, store, split, limit)
+    left = [(run, seed) for seed in seeds for run in runs(elastic)]
+    done = known(store)
+    left = [(run, seed) for run, seed in left if (run.label, seed) not in done]
+    # Models in turn: each is loaded once.
+    left.sort(key=lambda item: (item[1], "" if item[0].variant is None else item[0].variant.name))
+    for run, seed in tqdm(left, desc="elastic", disable=not progress):
+        scorer.score(run, seed)
+
+
+def records_of(out: str) -> list[RunRecord]:
+    """Return the study's records, the newest of each setting.
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
+    store = RecordStore(out)
+    found = store.read()[0] if store.path.is_file() else []
+    newest = {
+        (record.method.label, record.method.parameters["seed"]): record
+        for record in found
+        if record.task.suite == SUITE
+    }
+    if not newest:
+        raise UserError(f"{out}: no records of this study", 1)
+    return list(newest.values())

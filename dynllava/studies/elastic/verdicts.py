@@ -1,0 +1,235 @@
+"""What the records say: each seed by itself, corrected over the eight rates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dynllava.errors import UserError
+from dynllava.records import RecordStore, RunRecord
+from dynllava.uncertainty import Comparison, compare_paired
+from dynllava.uncertainty.families import holm_adjusted
+
+from .models import OUTPUT_RATES, VISION_RATES
+from .runs import CAPTIONS, ELASTIC, OFF_RATE, OWN, PER_IMAGE, SHORT, records_of
+
+MARGIN = 0.01
+"""A point, of exact answers and of METEOR."""
+ALPHA = 0.05
+WORSE = "worse"
+NOT_WORSE = "not worse by more than 1 point"
+UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Elastic against trained for the rate, at one rate and seed.
+
+    Attributes
+    ----------
+    seed : int
+    task : str
+    rate : float
+    own, elastic : float
+        Mean scores, from 0 to 1.
+    comparison : Comparison
+        Elastic - own; its interval is of one comparison.
+    verdict : str
+        Corrected over the seed's rates (Holm), each direction by itself at 5 %.
+    """
+
+    seed: int
+    task: str
+    rate: float
+    own: float
+    elastic: float
+    comparison: Comparison
+    verdict: str
+
+
+class Study:
+    """The study's records with their samples.
+
+    Parameters
+    ----------
+    out : str
+        Folder of the records.
+    """
+
+    def __init__(self, out: str) -> None:
+        self.store = RecordStore(out)
+        self.records = {
+            (
+                item.method.parameters["role"],
+                item.task.name,
+                item.method.parameters["vision"],
+                item.method.parameters["output"],
+                item.method.parameters["seed"],
+            ): item
+            for item in records_of(out)
+        }
+        self._samples: dict[str, list[dict[str, Any]]] = {}
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the records."""
+        return sorted({key[4] for key in self.records})
+
+    def find(self, role: str, task: str, rate: float, seed: int) -> RunRecord | None:
+        """Return a record by its role and the rate that varies in its task."""
+        for (name, kind, vision, output, number), record in self.records.items():
+            varies = vision if task == SHORT else output
+            if (name, kind, varies, number) == (role, task, rate, seed):
+                return record
+        return None
+
+    def samples(self, record: RunRecord) -> list[dict[str, Any]]:
+        """Return the sample rows of a record."""
+        if record.record_id not in self._samples:
+            self._samples[record.record_id] = list(self.store.samples(record))
+        return self._samples[record.record_id]
+
+    def values(self, record: RunRecord) -> np.ndarray:
+        """Return one score a sample, in the order of the task."""
+        rows = self.samples(record)
+        if record.task.name == CAPTIONS:
+            return np.array(rows[0]["meteor"])
+        return np.array([int(digit) for row in rows for digit in row["exact"]], float)
+
+    def of_questions(self, record: RunRecord, name: str) -> np.ndarray:
+        """Return ``family``, ``objects`` or ``kept`` of each question."""
+        rows = self.samples(record)
+        if name == "family":
+            return np.array([row["family"] for row in rows for _ in row["exact"]])
+        return np.array([int(item) for row in rows for item in row[name]])
+
+
+def paired(study: Study, first: RunRecord, second: RunRecord, margin: float = 0.0) -> Comparison:
+    """Return ``second - first`` over the same samples.
+
+    Raises
+    ------
+    UserError
+        If they did not answer the same samples.
+    """
+    if first.task.dataset_hash != second.task.dataset_hash:
+        raise UserError(
+            f"{first.method.label} and {second.method.label}: answered other samples", 1
+        )
+    return compare_paired(study.values(first), study.values(second), margin=margin, alpha=ALPHA)
+
+
+def decided(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return a verdict each, corrected over all of them (Holm, each direction by itself)."""
+    worse = holm_adjusted([item.p_worse for item in comparisons])
+    fine = holm_adjusted([item.p_not_inferior for item in comparisons])
+    return [
+        WORSE if one <= ALPHA else NOT_WORSE if two <= ALPHA else UNDECIDED
+        for one, two in zip(worse, fine, strict=True)
+    ]
+
+
+def verdicts(study: Study, seed: int) -> list[Verdict]:
+    """Return the verdicts of a seed, of the rates that were scored both ways."""
+    cells = [(SHORT, rate) for rate in VISION_RATES] + [(CAPTIONS, rate) for rate in OUTPUT_RATES]
+    pairs = []
+    for task, rate in cells:
+        own, elastic = (study.find(role, task, rate, seed) for role in (OWN, ELASTIC))
+        if own is not None and elastic is not None:
+            pairs.append((task, rate, own, elastic, paired(study, own, elastic, MARGIN)))
+    names = decided([pair[4] for pair in pairs])
+    return [
+        Verdict(seed, task, rate, _mean(own), _mean(elastic), found, name)
+        for (task, rate, own, elastic, found), name in zip(pairs, names, strict=True)
+    ]
+
+
+def off_rate(study: Study, seed: int) -> list[tuple[float, float, Comparison]]:
+    """Return (rate, mean, difference from the one trained for it) of the checkpoint for 0.2."""
+    found = []
+    for rate in VISION_RATES:
+        own, other = (study.find(role, SHORT, rate, seed) for role in (OWN, OFF_RATE))
+        if own is not None and other is not None:
+            found.append((rate, _mean(other), paired(study, own, other, MARGIN)))
+    return found
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Budgets by score against the same share of every picture, at one mean rate.
+
+    Attributes
+    ----------
+    rate : float
+        Asked.
+    realised : float
+        Mean share that the threshold kept; the fixed budget keeps ``int(144 rate)`` tokens.
+    spread : tuple of float
+        10th and 90th percentile of a picture's share.
+    fixed, per_image : float
+        Mean scores.
+    comparison : Comparison
+        Per image - fixed.
+    parts : dict
+        (``family`` or ``objects``, value) -> the same comparison there.
+    """
+
+    rate: float
+    realised: float
+    spread: tuple[float, float]
+    fixed: float
+    per_image: float
+    comparison: Comparison
+    parts: dict[tuple[str, Any], Comparison]
+
+
+def per_image(study: Study, seed: int) -> list[PerImage]:
+    """Return the comparisons of budgets of a seed."""
+    found = []
+    for rate in VISION_RATES:
+        one, two = (study.find(role, SHORT, rate, seed) for role in (ELASTIC, PER_IMAGE))
+        if one is None or two is None:
+            continue
+        first, second = study.values(one), study.values(two)
+        kept = study.of_questions(two, "kept") / 144
+        parts = {}
+        for name in ("family", "objects"):
+            groups = study.of_questions(one, name)
+            for value in dict.fromkeys(groups.tolist()):
+                inside = groups == value
+                parts[name, value] = compare_paired(first[inside], second[inside])
+        low, high = np.quantile(kept, (0.1, 0.9))
+        found.append(
+            PerImage(
+                rate,
+                float(kept.mean()),
+                (float(low), float(high)),
+                _mean(one),
+                _mean(two),
+                paired(study, one, two),
+                parts,
+            )
+        )
+    return found
+
+
+def realised(study: Study, seed: int) -> list[tuple[float, float, float]]:
+    """Return (asked, realised while generating, realised teacher-forced) output rates."""
+    found = []
+    for rate in OUTPUT_RATES:
+        record = study.find(ELASTIC, CAPTIONS, rate, seed)
+        if record is not None:
+            scores = record.scores
+            shares = (scores[name].value for name in (
+                "kept_output_share", "kept_output_share_forced"))  # fmt: skip
+            found.append((rate, *shares))
+    return found
+
+
+def _mean(record: RunRecord) -> float:
+    return record.scores[record.task.metric or ""].value
+
+
