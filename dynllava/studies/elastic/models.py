@@ -58,15 +58,18 @@ def fixed_variants() -> list[Variant]:
 LONGER = ("run.max_steps=600", "data.path=embedded:{data}:9600")
 """Twice the steps, on twice the records."""
 
+LOW = ("sparsity.vision_keep_rate=0.1", "sparsity.output_keep_rate=0.3")
+FROZEN = "optim.train_language=false"
+
 ELASTIC = {
+    "low": Variant("elastic-low", "embedded", LOW),
+    "low-longer": Variant("elastic-low-longer", "embedded", (*LOW, *LONGER)),
+    "low-frozen": Variant("elastic-low-frozen", "embedded", (*LOW, FROZEN)),
     "rank": Variant("elastic-rank", "embedded-elastic"),
     "condition": Variant("elastic-condition", "embedded-elastic", ("sparsity.elastic=condition",)),
-    "rank-longer": Variant("elastic-rank-longer", "embedded-elastic", LONGER),
-    "rank-frozen": Variant(
-        "elastic-rank-frozen", "embedded-elastic", ("optim.train_language=false",)
-    ),
 }
-"""Elastic predictors by what is done; ``frozen`` trains predictors only."""
+"""One checkpoint for every rate: the paper's recipe at the lowest rates, one ranking head at drawn
+rates, a predictor that is told the drawn rate; ``frozen`` trains predictors only."""
 
 
 def configuration(variant: Variant, seed: int, folder: Path) -> TrainingConfig:
