@@ -6,12 +6,15 @@ token of it is the most likely one.  Captions are generated (METEOR) and teacher
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dynllava.embedded.questions import FAMILIES
 from dynllava.prompts import PLAIN_QUESTION
@@ -19,6 +22,7 @@ from dynllava.studies.predictors import CAPTION, family_rows
 
 QUESTIONS = tuple(family for family in FAMILIES if family != CAPTION)
 BATCH = 50
+_TOWERS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 CAPTION_TOKENS = 160
 
 
@@ -34,12 +38,32 @@ class Batch:
         ``input_ids``, ``attention_mask``, ``pixel_values``.
     ids, mask : Tensor [B, T]
         Answer tokens with the end token, right-padded.
+    features : dict
+        Projected pictures [B, tokens, D] by the hash of the tower that made them.
     """
 
     rows: list[int]
     inputs: dict[str, torch.Tensor]
     ids: torch.Tensor
     mask: torch.Tensor
+    features: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def given(self, model: Any) -> dict[str, Any]:
+        """Return the prompt as ``model`` takes it; its tower sees the pictures once.
+
+        The study trains no tower: all models of a seed have the same one.
+        """
+        tower = tower_hash(model)
+        if tower not in self.features:
+            pixels = self.inputs["pixel_values"].to(model.dtype)
+            out = model.model.get_image_features(pixel_values=pixels, return_dict=True)
+            self.features = {tower: torch.stack(list(out.pooler_output))}
+        found = BaseModelOutputWithPooling(pooler_output=list(self.features[tower]))
+        return {
+            "input_ids": self.inputs["input_ids"],
+            "attention_mask": self.inputs["attention_mask"],
+            "mm_encoder_outputs": {"image": found},
+        }
 
 
 @dataclass
@@ -113,10 +137,8 @@ def teacher_forced(model: Any, task: Task) -> Answers:
     found = _empty(task)
     for batch in task.batches:
         logits = model.score(
-            batch.inputs["input_ids"],
-            batch.ids,
-            pixel_values=batch.inputs["pixel_values"].to(model.dtype),
-            attention_mask=batch.inputs["attention_mask"],
+            continuation_ids=batch.ids,
+            **batch.given(model),
             continuation_mask=batch.mask,
             sample_ids=torch.tensor(batch.rows),
             return_logits=True,
@@ -150,9 +172,7 @@ def generated(model: Any, processor: Any, task: Task) -> Answers:
     for batch in task.batches:
         prompt = batch.inputs["input_ids"].shape[1]
         out = model.generate(
-            batch.inputs["input_ids"],
-            pixel_values=batch.inputs["pixel_values"].to(model.dtype),
-            attention_mask=batch.inputs["attention_mask"],
+            **batch.given(model),
             max_new_tokens=CAPTION_TOKENS,
             do_sample=False,
         )
@@ -175,6 +195,17 @@ def generated(model: Any, processor: Any, task: Task) -> Answers:
         }
         _put(found, batch.rows, columns)
     return found
+
+
+def tower_hash(model: Any) -> str:
+    """Return a hash of what pictures go through; computed once a model."""
+    if model not in _TOWERS:
+        digest = hashlib.sha256()
+        for part in (model.model.vision_tower, model.model.multi_modal_projector):
+            for tensor in part.state_dict().values():
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        _TOWERS[model] = digest.hexdigest()
+    return _TOWERS[model]
 
 
 def judged_tokens(report: Any, new: torch.Tensor, end: int) -> tuple[torch.Tensor, torch.Tensor]:
