@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="results/elastic", help="folder of the records")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--variant", default="low", help="which elastic training")
+    parser.add_argument("--variant", default="rank", help="which elastic training")
     parser.add_argument("--split", default="holdout", help="of the embedded data")
     parser.add_argument("--limit", type=int, help="samples a family")
     parser.add_argument("--quiet", action="store_true", help="no bars")

@@ -51,8 +51,8 @@ class SparsityTargets:
         ``"softmax"`` is the masked softmax; ``"zero"`` multiplies hidden states by the mask
         and attends plainly (the ablation of the paper's table 7).
     gradient : str
-        Of the policy at dropped tokens: ``"slope"`` (the derivative at 0, the paper's) or
-        ``"bounded"`` (what keeping the token would change).
+        Of the masked softmax at dropped keys: ``"slope"`` (the derivative at 0, the paper's) or
+        ``"bounded"`` (what keeping the key would change).
     elastic : str
         ``"rank"`` or ``"condition"`` train for every rate of a range, see
         :mod:`dynllava.training.elastic`; ``"none"`` for the two rates above, which stay what the
@@ -92,6 +92,10 @@ class SparsityTargets:
             raise UserError(
                 f"elastic={self.elastic}: accepted are rank and condition together with a range "
                 "(vision_keep_rates, output_keep_rates), none without"
+            )
+        if self.gradient == "bounded" and self.masking != "softmax":
+            raise UserError(
+                f"gradient=bounded with masking={self.masking}: accepted is masking=softmax"
             )
         for name in ("mask_loss_weight", "min_answer_length"):
             value = getattr(self, name)
@@ -148,8 +152,6 @@ class TrainingPolicy:
     noise : Noise
     dense : Tensor [B] bool, optional
         Rows that run without masking.
-    norm_eps : float
-        Epsilon of the model's RMS norms.
     """
 
     def __init__(
@@ -159,9 +161,7 @@ class TrainingPolicy:
         labels: torch.Tensor,
         noise: Noise,
         dense: torch.Tensor | None = None,
-        norm_eps: float = 1e-6,
     ) -> None:
-        self.norm_eps = norm_eps
         self.targets = targets
         self.tau = tau
         self.labels = labels
@@ -190,10 +190,7 @@ class TrainingPolicy:
         self.policy = policy
         if self.targets.masking == "softmax":
             return policy
-        factor = policy
-        if self.targets.gradient == "bounded":
-            factor = secant(policy, stream.hidden, self.norm_eps)
-        hidden = stream.hidden * factor[..., None].to(stream.hidden.dtype)
+        hidden = stream.hidden * policy[..., None].to(stream.hidden.dtype)
         view.stream = replace(stream, hidden=hidden)
         return None
 
@@ -293,19 +290,6 @@ def gather_order(member: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     width = max(int(count.max()), 1)
     order = torch.argsort((~member).to(torch.uint8), dim=1, stable=True)[:, :width]
     return order, torch.arange(width, device=member.device) < count[:, None]
-
-
-def secant(policy: torch.Tensor, hidden: torch.Tensor, eps: float) -> torch.Tensor:
-    """Return the policy [B, L], its gradient at dropped tokens made that of really keeping them.
-
-    The next layer's RMS norm turns ``m h`` into ``m h / sqrt(m^2 mean(h^2) + eps)``: from m = 0 to 1
-    it grows by ``h / sqrt(mean(h^2) + eps)``, but its slope at 0 is ``h / sqrt(eps)``, a thousand
-    times as much at the usual epsilon.
-    """
-    size = hidden.detach().float().pow(2).mean(-1)
-    damping = torch.where(policy == 0, (eps / (size + eps)).sqrt(), torch.ones_like(size))
-    fixed = policy.detach()
-    return fixed + (policy - fixed) * damping
 
 
 def spread(

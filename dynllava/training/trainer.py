@@ -154,8 +154,7 @@ class DynamicTrainer(Trainer):
         dense = None
         if targets.dense_share > 0:
             dense = torch.from_numpy(noise.uniform("dense") < targets.dense_share)
-        eps = getattr(self.model.config.text_config, "rms_norm_eps", 1e-6)
-        return TrainingPolicy(targets, self.tau, inputs["labels"], noise, dense, eps)
+        return TrainingPolicy(targets, self.tau, inputs["labels"], noise, dense)
 
     def _check_finite(self, result: StepResult, inputs: dict[str, Any]) -> None:
         if torch.isfinite(result.loss):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynllava.engine.masked_softmax import policy_attention
 from dynllava.errors import UserError
 from dynllava.methods.predictors import ImagePredictor, OutputPredictor, RateShift
 from dynllava.models.loading import load_model
 from dynllava.training.config import read_config
 from dynllava.training.elastic import anchor_loss, drawn_rates, top_share
 from dynllava.training.gumbel import SampleNoise
-from dynllava.training.policy import SparsityTargets, secant
+from dynllava.training.policy import SparsityTargets
 from dynllava.training.run import train
 
 RANGES = {"vision_keep_rates": [0.1, 0.8], "output_keep_rates": [0.3, 0.7]}
@@ -111,6 +110,8 @@ def test_a_told_rate_changes_nothing_at_first_and_shifts_rows_by_themselves():
         ({"elastic": "rank", "vision_keep_rates": [0.8, 0.1]}, "0 < low < high < 1"),
         ({"elastic": "rank", "vision_keep_rates": [0.1]}, "0 < low < high < 1"),
         ({"elastic": "rank", "vision_keep_rates": ["a", "b"]}, "0 < low < high < 1"),
+        ({"gradient": "steep"}, "accepted are slope, bounded"),
+        ({"gradient": "bounded", "masking": "zero"}, "accepted is masking=softmax"),
     ],
 )
 def test_ranges_that_make_no_sense_are_refused(values, message):
@@ -133,23 +134,32 @@ def test_a_run_of_drawn_rates_trains_and_loads(tiny_config, elastic):
         assert model.image_predictor.rate_shift.weight.abs().max() > 0
 
 
-def test_the_secant_is_the_slope_times_what_the_norm_does():
-    hidden = torch.randn(1, 3, 16, dtype=torch.float64)
-    eps = 1e-6
-    policy = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    normed = SimpleNamespace(
-        run=lambda m: (m[..., None] * hidden)
-        / ((m[..., None] * hidden).pow(2).mean(-1, keepdim=True) + eps).sqrt()
-    )
-    upstream = torch.randn(1, 3, 16, dtype=torch.float64)
-    (normed.run(secant(policy, hidden, eps)) * upstream).sum().backward()
-    change = ((normed.run(torch.ones(1, 3).double()) - 0) * upstream).sum(-1)
-    torch.testing.assert_close(policy.grad[:, 1:], change[:, 1:], rtol=1e-4, atol=0)
-    assert torch.equal(secant(policy, hidden, eps), policy)
+def test_the_bounded_gradient_is_what_keeping_a_key_changes():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 9, 4, dtype=torch.float64) for _ in range(3))
+    key[:, :, 3] *= 40  # a key that would win whole rows
+    upstream = torch.randn(1, 2, 9, 4, dtype=torch.float64)
+    policy = torch.ones(1, 9, dtype=torch.float64)
+    policy[0, [1, 3]] = 0
+    slopes = {}
+    for bounded in (False, True):
+        leaf = policy.clone().requires_grad_()
+        out = policy_attention(query, key, value, leaf, 0.5, bounded=bounded)
+        (out * upstream).sum().backward()
+        slopes[bounded] = leaf.grad[0]
+    before = policy_attention(query, key, value, policy, 0.5)
+    for token in (1, 3):
+        kept = policy.clone()
+        kept[0, token] = 1
+        change = ((policy_attention(query, key, value, kept, 0.5) - before) * upstream).sum()
+        assert slopes[True][token].item() == pytest.approx(change.item(), rel=1e-5)
+    assert slopes[False][3].abs() > 100 * slopes[True][3].abs()
+    rest = [0, 2, 4, 5, 6, 7, 8]
+    torch.testing.assert_close(slopes[True][rest], slopes[False][rest])
 
 
 def test_the_shipped_configuration_is_the_recipe_but_for_its_rates():
     elastic, fixed = read_config("embedded-elastic"), read_config("embedded")
     assert elastic.optim == fixed.optim
-    assert elastic.run.max_steps == fixed.run.max_steps
-    assert elastic.sparsity.elastic == "rank"
+    assert elastic.run.max_steps == 2 * fixed.run.max_steps
+    assert (elastic.sparsity.elastic, elastic.sparsity.gradient) == ("rank", "bounded")

@@ -55,21 +55,27 @@ def fixed_variants() -> list[Variant]:
     return vision + [fixed(output=rate) for rate in OUTPUT_RATES if rate != OUTPUT_RATE]
 
 
-LONGER = ("run.max_steps=600", "data.path=embedded:{data}:9600")
-"""Twice the steps, on twice the records."""
-
-LOW = ("sparsity.vision_keep_rate=0.1", "sparsity.output_keep_rate=0.3")
-FROZEN = "optim.train_language=false"
+TWICE = "data.path=embedded:{data}:9600"
+"""Records for twice the steps."""
 
 ELASTIC = {
-    "low": Variant("elastic-low", "embedded", LOW),
-    "low-longer": Variant("elastic-low-longer", "embedded", (*LOW, *LONGER)),
-    "low-frozen": Variant("elastic-low-frozen", "embedded", (*LOW, FROZEN)),
-    "rank": Variant("elastic-rank", "embedded-elastic"),
-    "condition": Variant("elastic-condition", "embedded-elastic", ("sparsity.elastic=condition",)),
+    "rank": Variant("elastic-rank", "embedded-elastic", (TWICE,)),
+    "rank-frozen": Variant(
+        "elastic-rank-frozen", "embedded-elastic", (TWICE, "optim.train_language=false")
+    ),
+    "condition": Variant(
+        "elastic-condition",
+        "embedded-elastic",
+        (TWICE, "sparsity.elastic=condition", "sparsity.gradient=slope"),
+    ),
+    "lowest": Variant(
+        "elastic-lowest",
+        "embedded",
+        ("sparsity.vision_keep_rate=0.1", "sparsity.output_keep_rate=0.3"),
+    ),
 }
-"""One checkpoint for every rate: the paper's recipe at the lowest rates, one ranking head at drawn
-rates, a predictor that is told the drawn rate; ``frozen`` trains predictors only."""
+"""One checkpoint for every rate: one ranking head at drawn rates (``frozen``: predictors only), a
+predictor that is told the drawn rate, and the paper's recipe at the lowest rates."""
 
 
 def configuration(variant: Variant, seed: int, folder: Path) -> TrainingConfig:
