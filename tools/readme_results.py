@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from dynllava.analysis.elastic.tables import elastic_tables
 from dynllava.analysis.points.evidence import CAVEAT, caveat
 from dynllava.analysis.report.across import across
 from dynllava.analysis.report.beside_accuracy import beside_accuracy, key
@@ -26,6 +27,7 @@ from dynllava.records.reading import Stored, latest, read_stores
 ROOT = Path(__file__).parents[1]
 MARKERS = r"(<!-- {name}:start -->\n).*?(<!-- {name}:end -->)"
 RESULTS, POSITIONS = ROOT / "results" / "embedded", ROOT / "results" / "positions"
+ELASTIC = ROOT / "results" / "elastic"
 SERVING = ROOT / "results" / "serving"
 SHORT = ("attribute", "counting", "digit", "existence", "multiple_choice", "relation")
 TASKS = tuple(f"embedded_{family}" for family in (*SHORT, "caption", "caption_ppl"))
@@ -150,6 +152,7 @@ def sections() -> dict[tuple[str, str], str]:
         ),
         ("docs/methods.md", "positions"): positions(),
         ("docs/serving.md", "serving"): served(),
+        ("docs/beyond_the_paper.md", "elastic"): elastic(),
     }
 
 
@@ -167,6 +170,13 @@ def positions() -> str:
 def served() -> str:
     """Return what a stock engine served, from its records."""
     found = serving_tables(read_stores(SERVING)[0]) if SERVING.exists() else []
+    parts = [f"{markdown_caption(table)}\n\n{render(table, 'markdown')}" for table in found]
+    return "\n".join(parts)
+
+
+def elastic() -> str:
+    """Return what the study of elastic predictors found, from its records."""
+    found = elastic_tables(read_stores(ELASTIC)[0]) if ELASTIC.exists() else []
     parts = [f"{markdown_caption(table)}\n\n{render(table, 'markdown')}" for table in found]
     return "\n".join(parts)
 

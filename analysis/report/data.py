@@ -14,6 +14,7 @@ from dynllava.published import tables as published
 from dynllava.records.reading import Stored, read_stores
 
 from .. import style
+from ..elastic.tables import elastic_tables
 from ..pareto.data import Mark, benchmark_names, panel
 from ..pareto.kv_growth import Crossover, Growth, crossovers, growth
 from ..pareto.plot import score_label
@@ -49,7 +50,7 @@ class ReportData:
     own : list of Point
     pages : dict
         (source, model) to points, see :func:`pareto_report.collections`.
-    tables, own_tables, verdicts, serving : list of TableData
+    tables, own_tables, verdicts, serving, elastic : list of TableData
     shares : list of Share
     growth, crossovers : list
     overlays : list of Overlay
@@ -64,6 +65,7 @@ class ReportData:
     own_tables: list[TableData]
     verdicts: list[TableData]
     serving: list[TableData]
+    elastic: list[TableData]
     shares: list[Share]
     growth: list[Growth]
     crossovers: list[Crossover]
@@ -93,6 +95,7 @@ def gather(folder: str | os.PathLike[str]) -> ReportData:
         [*tables.ours(own), *([strata] if strata is not None else [])],
         verdict_tables(own),
         serving_tables(stored),
+        elastic_tables(stored),
         measured_shares(stored) + published_shares(),
         curves,
         crossovers(curves),

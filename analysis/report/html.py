@@ -28,6 +28,7 @@ _SECTIONS = (
     ("own", "Own runs"),
     ("realised", "Savings in cost and in time"),
     ("serving", "Served by an engine"),
+    ("elastic", "One checkpoint, any budget"),
     ("kv", "KV cache over output length"),
     ("samples", "Kept tokens"),
     ("tables", "Tables of the paper"),
@@ -51,6 +52,7 @@ def page(data: ReportData) -> str:
         "own": _own(data),
         "realised": _realised(data),
         "serving": _serving(data),
+        "elastic": _elastic(data),
         "kv": _kv(data),
         "samples": _samples(data.overlays),
         "tables": _tables(data),
@@ -193,6 +195,12 @@ def _serving(data: ReportData) -> str:
     if not data.serving:
         return "<p>There are no records of <code>dynllava serve-check</code>.</p>"
     return "".join(table_render.render(table, "html") for table in data.serving)
+
+
+def _elastic(data: ReportData) -> str:
+    if not data.elastic:
+        return "<p>There are no records of <code>dynllava study elastic</code>.</p>"
+    return "".join(table_render.render(table, "html") for table in data.elastic)
 
 
 def _kv(data: ReportData) -> str:

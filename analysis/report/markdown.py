@@ -22,7 +22,7 @@ def markdown(data: ReportData) -> str:
     parts += [
         f"- **{escape_markdown(figure)}** {escape_markdown(text)}" for figure, text in facts(data)
     ]
-    for table in (*data.verdicts, *data.own_tables, *data.serving):
+    for table in (*data.verdicts, *data.own_tables, *data.serving, *data.elastic):
         title = table_render.markdown_caption(table)
         parts += ["", f"## {title}", "", table_render.render(table, "markdown")]
     parts += ["", "## Fronts, prefill compute", ""]

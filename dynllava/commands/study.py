@@ -29,8 +29,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the stages asked for."""
-    from dynllava.studies.elastic import models, page, runs
-    from dynllava.studies.elastic.verdicts import Study
+    from dynllava.analysis.elastic.tables import elastic_tables
+    from dynllava.analysis.tables.render import render
+    from dynllava.records.reading import read_stores
+    from dynllava.studies.elastic import models, runs
 
     if args.variant not in models.ELASTIC:
         known = ", ".join(models.ELASTIC)
@@ -50,5 +52,6 @@ def run(args: argparse.Namespace) -> int:
         bars = not args.quiet
         runs.score_all(elastic, args.seeds, args.work, args.out, args.split, args.limit, bars)
     if "tell" in args.stages:
-        print(page.text(Study(args.out)))
+        for table in elastic_tables(read_stores(args.out)[0]):
+            print(render(table, "markdown", heading=True))
     return 0

@@ -75,8 +75,8 @@ def ensure_split(name: str = "test", folder: str | os.PathLike | None = None) ->
     Parameters
     ----------
     name : {"test", "val", "fresh", "holdout"}
-        ``fresh`` is a second test split with seeds of its own, ``holdout`` a large one (12,000 short
-        questions, 1,000 captions) for verdicts within a point.
+        ``fresh`` is a second test split with seeds of its own, ``holdout`` a large one (12,000
+        short questions, 1,000 captions) for verdicts within a point.
     folder : path, optional
         Parent folder; default ``~/.cache/dynllava/embedded``.
 

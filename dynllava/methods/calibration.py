@@ -1,7 +1,8 @@
 """Thresholds for asked keep rates, measured on held-out samples and stored in the checkpoint.
 
-A predictor keeps a token if its margin logit0 - logit1 exceeds a threshold.  Training sets the share
-that *sampled* decisions keep; which threshold keeps a share without sampling has to be measured.
+A predictor keeps a token if its margin logit0 - logit1 exceeds a threshold.  Training sets the
+share that *sampled* decisions keep; which threshold keeps a share without sampling has to be
+measured.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ class OutputPredictor(nn.Module):
     def forward(
         self, hidden: torch.Tensor, rate: float | torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Map [..., hidden_size] to keep/drop logits [..., 2]; ``rate`` as the image predictor's."""
+        """Map [..., hidden_size] to keep/drop logits [..., 2]; ``rate`` as for images."""
         if self.rate_shift is None:
             return self.output_mlp(hidden)
         down, rest = self.output_mlp[:2], self.output_mlp[2:]

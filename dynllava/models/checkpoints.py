@@ -387,7 +387,16 @@ def synthesised_official_config(config: dict[str, Any]) -> dict[str, Any]:
         if key not in ("model_type", "dtype", "layer_types", "head_dim")
     }
     sparse = SparsityConfig.from_dict(config.get("sparse_config")).to_dict()
-    sparse.pop("output_threshold")
+    if sparse["elastic"] == "condition":
+        raise UserError(
+            "predictors that are told the keep rate (elastic: condition) have no official format"
+        )
+    # The official program has no key for these; calibrations that were measured stay.
+    for name in ("output_threshold", "elastic", "vision_keep_rates", "output_text_keep_rates"):
+        sparse.pop(name)
+    for name in ("vision_calibration", "output_calibration"):
+        if sparse[name] is None:
+            sparse.pop(name)
     official.update(
         architectures=["DynamicLlavaLlamaForCausalLM"],
         model_type="dynamic_llava_llama",

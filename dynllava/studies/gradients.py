@@ -1,4 +1,4 @@
-"""Does the gradient of the policy point where keeping a token leads?
+"""The gradient of the policy against what really keeping a token changes.
 
 ``python -m dynllava.studies.gradients`` drops all but a random share of the image tokens, asks the
 training step for the gradient of the language loss at dropped tokens, and compares it with what

@@ -278,7 +278,8 @@ def calibrate_keep_rate(subject: Subject, inputs: Inputs, outputs: int) -> Subje
     if method is None or outputs < 2 or not hasattr(method, "output_threshold"):
         return subject
     looks = method.plan(subject.bench.spec.dims.layers).looks
-    rates = [look.rate for look in looks if isinstance(look, Predictor) and look.rate is not None]
+    outputs_look = [look for look in looks if isinstance(look, Predictor) and look.name == "output"]
+    rates = [look.rate for look in outputs_look if look.rate is not None]
     if not rates:
         return subject
     margins = []

@@ -84,7 +84,7 @@ def calibrated(tmp_path_factory):
         config["sparse_config"].pop(name, None)
     config["sparse_config"]["output_text_keep_rate"] = 0.5
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="was trained for 0.5; accepted are"):
+    with pytest.raises(UserError, match=r"was trained for 0\.5; accepted are"):
         load_model(str(folder))[0].set_method("dynamic_llava", output_keep_rate=0.37)
     assert cli.main(["calibrate", str(folder), "--data", "embedded:1007:160", "--quiet"]) == 0
     return folder

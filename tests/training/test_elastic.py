@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +81,8 @@ def test_the_anchor_holds_the_mean_margin_of_the_rows_that_train():
 def test_rates_are_log_uniform_within_their_range():
     uniform = (np.arange(10_000) + 0.5) / 10_000
     rates = drawn_rates([0.1, 0.8], uniform)
-    assert 0.1 <= rates.min() and rates.max() <= 0.8
+    assert rates.min() >= 0.1
+    assert rates.max() <= 0.8
     assert rates.median().item() == pytest.approx((0.1 * 0.8) ** 0.5, rel=1e-3)
 
 

@@ -1,5 +1,5 @@
 """One checkpoint for every keep rate against one trained for each, on the embedded model.
 
-``dynllava study elastic`` trains (:mod:`.models`), scores (:mod:`.scoring`) and says what follows
-(:mod:`.verdicts`); what is there already is not made again.
+``dynllava study elastic`` trains (:mod:`.models`), scores (:mod:`.runs`) and says what follows
+(:mod:`dynllava.analysis.elastic`); what is there already is not made again.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynllava.analysis.elastic.names import OUTPUT_RATES, VISION_RATES
 from dynllava.errors import UserError
 from dynllava.models.loading import load_model
 from dynllava.plan.names import FULL
@@ -14,8 +15,6 @@ from dynllava.training.config import TrainingConfig, read_config
 from dynllava.training.prepare import picture_tokens, prepare_data
 from dynllava.training.run import FINAL, train
 
-VISION_RATES = (0.1, 0.2, 0.35, 0.5, 0.8)
-OUTPUT_RATES = (0.3, 0.5, 0.7)
 TRAINED_RATE = 0.2
 """Vision keep rate of the paper's recipe; its output keep rate is 0.5."""
 OUTPUT_RATE = 0.5

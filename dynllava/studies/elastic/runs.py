@@ -8,7 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynllava.errors import UserError
+from dynllava.analysis.elastic.names import (
+    CAPTIONS,
+    ELASTIC,
+    FULL_DENSE,
+    FULL_ELASTIC,
+    OFF_RATE,
+    OFFICIAL,
+    OUTPUT_RATES,
+    OWN,
+    PER_IMAGE,
+    SHORT,
+    SUITE,
+    VISION_RATES,
+)
 from dynllava.methods import create
 from dynllava.models.loading import load_model, resolve
 from dynllava.plan.names import FULL, LEARNED
@@ -22,13 +35,11 @@ from dynllava.records import (
     hash_files,
 )
 from dynllava.records.environment import capture
-from dynllava.studies.predictors import CAPTION
 
+from ..predictors import CAPTION
 from .models import (
     OUTPUT_RATE,
-    OUTPUT_RATES,
     TRAINED_RATE,
-    VISION_RATES,
     Variant,
     dense,
     fixed,
@@ -36,17 +47,7 @@ from .models import (
 )
 from .scoring import QUESTIONS, Answers, Task, generated, teacher_forced
 
-SUITE = "elastic study"
-SHORT, CAPTIONS = "embedded_short_answers", "embedded_captions"
 PER_IMAGE_RATES = (0.1, 0.2, 0.35)
-
-OWN = "trained for the rate"
-ELASTIC = "elastic"
-OFF_RATE = "trained for 0.2"
-PER_IMAGE = "elastic, per image"
-OFFICIAL = "trained for the rate, logit rule"
-FULL_ELASTIC = "elastic weights, nothing dropped"
-FULL_DENSE = "dense weights, nothing dropped"
 
 
 @dataclass(frozen=True)
@@ -296,23 +297,3 @@ def score_all(
     left.sort(key=lambda item: (item[1], "" if item[0].variant is None else item[0].variant.name))
     for run, seed in tqdm(left, desc="elastic", disable=not progress):
         scorer.score(run, seed)
-
-
-def records_of(out: str) -> list[RunRecord]:
-    """Return the study's records, the newest of each setting.
-
-    Raises
-    ------
-    UserError
-        If there are none.
-    """
-    store = RecordStore(out)
-    found = store.read()[0] if store.path.is_file() else []
-    newest = {
-        (record.method.label, record.method.parameters["seed"]): record
-        for record in found
-        if record.task.suite == SUITE
-    }
-    if not newest:
-        raise UserError(f"{out}: no records of this study", 1)
-    return list(newest.values())

@@ -18,7 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dynllava.embedded.questions import FAMILIES
 from dynllava.prompts import PLAIN_QUESTION
-from dynllava.studies.predictors import CAPTION, family_rows
+
+from ..predictors import CAPTION, family_rows
 
 QUESTIONS = tuple(family for family in FAMILIES if family != CAPTION)
 BATCH = 50

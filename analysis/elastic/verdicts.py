@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,21 @@ import numpy as np
 
 from dynllava.errors import UserError
 from dynllava.records import RecordStore, RunRecord
+from dynllava.records.reading import Stored
 from dynllava.uncertainty import Comparison, compare_paired
 from dynllava.uncertainty.families import holm_adjusted
 
-from .models import OUTPUT_RATES, VISION_RATES
-from .runs import CAPTIONS, ELASTIC, OFF_RATE, OWN, PER_IMAGE, SHORT, records_of
+from .names import (
+    CAPTIONS,
+    ELASTIC,
+    OFF_RATE,
+    OUTPUT_RATES,
+    OWN,
+    PER_IMAGE,
+    SHORT,
+    SUITE,
+    VISION_RATES,
+)
 
 MARGIN = 0.01
 """A point, of exact answers and of METEOR."""
@@ -51,27 +61,42 @@ class Verdict:
 
 
 class Study:
-    """The study's records with their samples.
+    """The study's records with their samples, the newest of each setting.
 
     Parameters
     ----------
-    out : str
-        Folder of the records.
+    stored : iterable of Stored
+        Others' records are left out.
     """
 
-    def __init__(self, out: str) -> None:
-        self.store = RecordStore(out)
-        self.records = {
-            (
-                item.method.parameters["role"],
-                item.task.name,
-                item.method.parameters["vision"],
-                item.method.parameters["output"],
-                item.method.parameters["seed"],
-            ): item
-            for item in records_of(out)
-        }
+    def __init__(self, stored: Iterable[Stored]) -> None:
+        self.records: dict[tuple[str, str, float, float, int], RunRecord] = {}
+        self._stores: dict[str, RecordStore] = {}
+        for item in stored:
+            record = item.record
+            if record.task is None or record.task.suite != SUITE:
+                continue
+            own = record.method.parameters
+            key = (own["role"], record.task.name, own["vision"], own["output"], own["seed"])
+            self.records[key] = record
+            self._stores[record.record_id] = item.store
         self._samples: dict[str, list[dict[str, Any]]] = {}
+
+    @classmethod
+    def read(cls, folder: str) -> Study:
+        """Return what the records of a folder say.
+
+        Raises
+        ------
+        UserError
+            If it holds none of this study.
+        """
+        store = RecordStore(folder)
+        found = store.read()[0] if store.path.is_file() else []
+        study = cls(Stored(record, store) for record in found)
+        if not study.records:
+            raise UserError(f"{folder}: no records of this study", 1)
+        return study
 
     @property
     def seeds(self) -> list[int]:
@@ -89,7 +114,7 @@ class Study:
     def samples(self, record: RunRecord) -> list[dict[str, Any]]:
         """Return the sample rows of a record."""
         if record.record_id not in self._samples:
-            self._samples[record.record_id] = list(self.store.samples(record))
+            self._samples[record.record_id] = list(self._stores[record.record_id].samples(record))
         return self._samples[record.record_id]
 
     def values(self, record: RunRecord) -> np.ndarray:
@@ -231,5 +256,3 @@ def realised(study: Study, seed: int) -> list[tuple[float, float, float]]:
 
 def _mean(record: RunRecord) -> float:
     return record.scores[record.task.metric or ""].value
-
-
