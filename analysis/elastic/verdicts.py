@@ -120,7 +120,7 @@ class Study:
     def values(self, record: RunRecord) -> np.ndarray:
         """Return one score a sample, in the order of the task."""
         rows = self.samples(record)
-        if record.task.name == CAPTIONS:
+        if record.task_name == CAPTIONS:
             return np.array(rows[0]["meteor"])
         return np.array([int(digit) for row in rows for digit in row["exact"]], float)
 
@@ -140,7 +140,7 @@ def paired(study: Study, first: RunRecord, second: RunRecord, margin: float = 0.
     UserError
         If they did not answer the same samples.
     """
-    if first.task.dataset_hash != second.task.dataset_hash:
+    if _data(first) != _data(second):
         raise UserError(
             f"{first.method.label} and {second.method.label}: answered other samples", 1
         )
@@ -248,11 +248,15 @@ def realised(study: Study, seed: int) -> list[tuple[float, float, float]]:
         record = study.find(ELASTIC, CAPTIONS, rate, seed)
         if record is not None:
             scores = record.scores
-            shares = (scores[name].value for name in (
-                "kept_output_share", "kept_output_share_forced"))  # fmt: skip
-            found.append((rate, *shares))
+            free, forced = scores["kept_output_share"], scores["kept_output_share_forced"]
+            found.append((rate, free.value, forced.value))
     return found
 
 
 def _mean(record: RunRecord) -> float:
-    return record.scores[record.task.metric or ""].value
+    metric = None if record.task is None else record.task.metric
+    return record.scores[metric or ""].value
+
+
+def _data(record: RunRecord) -> str | None:
+    return None if record.task is None else record.task.dataset_hash

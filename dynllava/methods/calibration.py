@@ -101,9 +101,9 @@ class Calibration:
         if values is None:
             return None
         try:
-            made = {name: tuple(values[name]) for name in CURVES}
-            rest = {name: values[name] for name in ("data", "samples", "tokens") if name in values}
-            return cls(**made, **rest)
+            rates, thresholds, realised = (tuple(values[name]) for name in CURVES)
+            told = values.get("data", ""), values.get("samples", 0), values.get("tokens", 0)
+            return cls(rates, thresholds, realised, *told)
         except (KeyError, TypeError) as error:
             raise UserError(f"calibration: not rates, thresholds and realised ({error})") from None
 

@@ -118,7 +118,7 @@ def known(store: RecordStore) -> set[tuple[str, int]]:
     return {
         (record.method.label, record.method.parameters["seed"])
         for record in store.read()[0]
-        if record.task.suite == SUITE
+        if record.task is not None and record.task.suite == SUITE
     }
 
 
