@@ -18,9 +18,11 @@ from dynllava.plan import Segment
 from dynllava.plan.stores import DEFAULT_CHUNK, room
 
 from . import flash
+from .buffers import LayerBuffers
 from .attention import ExtendCall, PromptCall, StepCall, attend, observe_cached
 
 if TYPE_CHECKING:
+    from .buffers import Buffers
     from .decoder import DecoderResult
     from .stream import TokenStream
 
@@ -85,6 +87,7 @@ class LayerStore:
         self.chunk = chunk
         self.key: torch.Tensor | None = None
         self.value: torch.Tensor | None = None
+        self.buffers: LayerBuffers | None = None
 
     def entries(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return K and V of a store that holds a prompt."""
@@ -99,6 +102,11 @@ class LayerStore:
 
     def fill_prompt(self, key: torch.Tensor, value: torch.Tensor, call: PromptCall) -> None:
         """Store the first tokens, [B, Hkv, L, d]; entries past a row's length get overwritten."""
+        if self.buffers is not None:
+            capacity = key.shape[2] + self.buffers.behind
+            self.key = self.buffers.placed("key", key, capacity)
+            self.value = self.buffers.placed("value", value, capacity)
+            return
         capacity = room(key.shape[2] + 1, self.chunk, grown=False)
         self.key, self.value = allocated(key, capacity), allocated(value, capacity)
 
@@ -211,6 +219,13 @@ class LayerStore:
 class SparseCache(Cache):
     """The cache of one batch: a :class:`LayerStore` a layer and what must survive between calls.
 
+    Parameters
+    ----------
+    chunk : int or None
+        How it grows, see :func:`dynllava.plan.stores.room`.
+    buffers : Buffers or None
+        Taken by the prompt if no other cache holds them.
+
     Attributes
     ----------
     stores : list of LayerStore
@@ -229,9 +244,12 @@ class SparseCache(Cache):
         One a fed output token: stored or not in the layers that drop.
     """
 
-    def __init__(self, chunk: int | None = DEFAULT_CHUNK) -> None:
+    def __init__(
+        self, chunk: int | None = DEFAULT_CHUNK, buffers: Buffers | None = None
+    ) -> None:
         super().__init__(layers=[])
         self.chunk = chunk
+        self.buffers = buffers
         self.stores: list[LayerStore] = []
         self.groups: list[Lengths] = []
         self.columns = 0
@@ -270,6 +288,15 @@ class SparseCache(Cache):
         group = Lengths(length, bound, exact)
         self.groups.append(group)
         return group
+
+    def add(self, store: LayerStore, prompt: int) -> LayerStore:
+        """Add the next layer's store, of a prompt whose longest row has ``prompt`` tokens there."""
+        if not self.stores and self.buffers is not None and not self.buffers.lend(self, prompt):
+            self.buffers = None
+        if self.buffers is not None:
+            store.buffers = LayerBuffers(self.buffers, len(self.stores))
+        self.stores.append(store)
+        return store
 
     def make_room(self, count: int) -> None:
         """Let every layer prepare for ``count`` further tokens a row, before they are fed."""

@@ -16,6 +16,7 @@ import torch
 
 from dynllava.errors import UserError
 
+from .buffers import Buffers
 from .decoder import Pass
 from .program import Program
 
@@ -28,10 +29,13 @@ class CompiledSteps:
     backend : str
         Backend of ``torch.compile``; ``"inductor"`` generates kernels (on a CPU it needs a C++
         compiler).
+    capacity : int or None
+        Tokens of a row that K/V buffers with fixed addresses have room for; None = no such buffers.
     """
 
-    def __init__(self, backend: str = "inductor") -> None:
+    def __init__(self, backend: str = "inductor", capacity: int | None = None) -> None:
         self.backend = backend
+        self.buffers = None if capacity is None else Buffers(capacity)
         self._steps: dict[str, Callable[..., Any]] = {}
 
     def of(self, program: Program) -> Callable[..., Any] | None:

@@ -234,8 +234,7 @@ class Pass:
             store = EvictingStore.of(plan, self.stream.host_lengths, group.compact, cache.chunk)
         elif isinstance(plan.store, Span):
             store = SpanStore(group, first_seen(self.stream), cache.chunk)
-        cache.stores.append(store)
-        return store
+        return cache.add(store, max(self.stream.host_lengths))
 
     def _continue(self, phase: str) -> DecoderResult:
         size = self.stream.size

@@ -283,6 +283,10 @@ class EvictingStore(LayerStore):
             return pad(tensor[(*row_and_head(tensor), order)], (0, 0, 0, more))
 
         self.key, self.value = vectors(key), vectors(value)
+        if self.buffers is not None:
+            capacity = width + more
+            self.key = self.buffers.placed("key", self.key, capacity)
+            self.value = self.buffers.placed("value", self.value, capacity)
         self.ordinal = entries(ordinal.masked_fill(~keep, ABSENT), ABSENT)
         self.score = entries(score)
         self.place = None if place is None else entries(place)
@@ -290,6 +294,8 @@ class EvictingStore(LayerStore):
 
     def _room(self, needed: int, *, grown: bool) -> int:
         """Return the capacity for ``needed`` entries: if that will do, the budget and one."""
+        if self.buffers is not None:
+            return max(needed, self.limit + 1)
         return max(needed, min(room(needed, self.chunk, grown=grown), self.limit + 1))
 
     def grow(self, needed: int) -> None:

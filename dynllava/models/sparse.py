@@ -158,7 +158,8 @@ class SparseGeneration(Limited, Stock):
 
     def new_cache(self) -> SparseCache:
         """Return an empty cache for one batch."""
-        return SparseCache(self.kv_chunk)
+        steps = self.compiled_steps
+        return SparseCache(self.kv_chunk, None if steps is None else steps.buffers)
 
     def cache_for(self, cache: Any, use_cache: bool | None) -> SparseCache | None:
         """Return the cache of a call: the given one, a new one, or none."""
@@ -298,7 +299,9 @@ class SparseGeneration(Limited, Stock):
                     "(positions of image tokens cannot be found without it)"
                 )
 
-    def set_compile(self, enabled: bool = True, backend: str = "inductor") -> None:
+    def set_compile(
+        self, enabled: bool = True, backend: str = "inductor", capacity: int | None = None
+    ) -> None:
         """Compile decode steps with ``torch.compile``, or stop doing so.
 
         The first steps of a method, a batch size and a cache size take seconds to minutes; it pays
@@ -310,15 +313,21 @@ class SparseGeneration(Limited, Stock):
             Whether steps are compiled.
         backend : str
             Backend of ``torch.compile``.
+        capacity : int or None
+            Tokens of a row, prompt and output, for which K and V lie in buffers that batches of
+            one shape use one after the other, at fixed addresses; the memory stays taken.  A step
+            is then compiled for one size.  None: each batch has room of its own, which grows.
 
         Raises
         ------
         UserError
-            If the attention kernel is FlashAttention's.
+            If the attention kernel is FlashAttention's, or the capacity is no number from 2.
         """
         if enabled:
             refuse_compiling(self.kernel)
-        self.compiled_steps = CompiledSteps(backend) if enabled else None
+        if capacity is not None and (isinstance(capacity, bool) or capacity < 2):
+            raise UserError(f"capacity={capacity!r}: accepted is a number of tokens from 2")
+        self.compiled_steps = CompiledSteps(backend, capacity) if enabled else None
 
     @limited
     @torch.no_grad()
