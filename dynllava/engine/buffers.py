@@ -1,7 +1,7 @@
 """K/V buffers that batches of one shape take one after the other, at fixed addresses.
 
-A captured graph (CUDA graphs) replays on the addresses that it saw.  One cache holds the buffers at a
-time: a second one that lives beside it gets room of its own.
+A captured graph (CUDA graphs) replays on the addresses that it saw.  One cache holds the buffers at
+a time: a second one that lives beside it gets room of its own.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from dynllava.plan import Segment
 from dynllava.plan.stores import DEFAULT_CHUNK, room
 
 from . import flash
-from .buffers import LayerBuffers
 from .attention import ExtendCall, PromptCall, StepCall, attend, observe_cached
+from .buffers import LayerBuffers
 
 if TYPE_CHECKING:
     from .buffers import Buffers
@@ -244,9 +244,7 @@ class SparseCache(Cache):
         One a fed output token: stored or not in the layers that drop.
     """
 
-    def __init__(
-        self, chunk: int | None = DEFAULT_CHUNK, buffers: Buffers | None = None
-    ) -> None:
+    def __init__(self, chunk: int | None = DEFAULT_CHUNK, buffers: Buffers | None = None) -> None:
         super().__init__(layers=[])
         self.chunk = chunk
         self.buffers = buffers

@@ -13,7 +13,7 @@ from dynllava.plan import Segment, Tower
 
 from .family import Family
 from .program import Program
-from .rows import ImageView, Picture, Rows, decide_picture, decide_rows
+from .rows import ImageView, Picture, Rows, decide_all, decide_pictures
 from .stream import TokenStream
 
 #: Per stream row, the patch tokens of each of its images in order.
@@ -86,7 +86,8 @@ def cut_features(
         if isinstance(look, Tower) and (several or not look.several)
     )
     found = family.features(crops, looks)
-    rows, first = [], 0
+    seen_of: list[tuple[list[ImageView], Picture]] = []
+    first = 0
     for number, picture in enumerate(pictures):
         asked = questions[number] if questions is not None else None
         views = [
@@ -101,11 +102,25 @@ def cut_features(
             for index in range(first, first + picture.crops)
         ]
         first += picture.crops
-        chosen = decide_picture(decision.method, views, picture)
-        place = chosen.places(tokens_of(picture, views))
-        features = family.project(chosen.features[None])[0]
-        rows.append(replace(chosen, features=features, place=place))
-    return rows
+        seen_of.append((views, picture))
+    rows = decide_pictures(decision.method, seen_of)
+    features = projected(family, [chosen.features for chosen in rows])
+    return [
+        replace(chosen, features=part, place=chosen.places(tokens_of(picture, views)))
+        for chosen, part, (views, picture) in zip(rows, features, seen_of, strict=True)
+    ]
+
+
+def projected(family: Family, rows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return pictures' rows [K, C] behind the projector, as many at once as have as many rows."""
+    alike: dict[int, list[int]] = {}
+    for number, part in enumerate(rows):
+        alike.setdefault(len(part), []).append(number)
+    found: dict[int, torch.Tensor] = {}
+    for numbers in alike.values():
+        behind = family.project(torch.stack([rows[number] for number in numbers]))
+        found |= zip(numbers, behind, strict=True)
+    return [found[number] for number in range(len(rows))]
 
 
 def tokens_of(picture: Picture, crops: Sequence[ImageView]) -> int:
@@ -116,16 +131,18 @@ def tokens_of(picture: Picture, crops: Sequence[ImageView]) -> int:
 def cut_embedded(
     program: Program, stream: TokenStream, images: Images, record: dict[str, Any]
 ) -> TokenStream:
-    """Return the stream behind the cut between projector and layer 0, one image at a time."""
+    """Return the stream behind the cut between projector and layer 0."""
     decision = program.embedded
     if decision is None:
         return stream
-    found: list[list[Rows]] = []
-    for row, parts in enumerate(images_of(stream, images)):
-        found.append([])
-        for where in parts:
-            view = ImageView(stream.hidden[row, where], decision.cut, record=record)
-            found[-1].append(decide_rows(decision.method, view))
+    places = images_of(stream, images)
+    views = [
+        ImageView(stream.hidden[row, where], decision.cut, record=record)
+        for row, parts in enumerate(places)
+        for where in parts
+    ]
+    rows = iter(decide_all(decision.method, views))
+    found = [[next(rows) for _ in parts] for parts in places]
     return replace_images(stream, images, found, compact=decision.cut.positions == "compact")
 
 

@@ -167,6 +167,33 @@ def decide_rows(method: Any, view: ImageView) -> Rows:
     raise UserError(f"{method.name}: a cut before layer 0 needs rows, score or choose")
 
 
+def decide_all(method: Any, views: Sequence[ImageView]) -> list[Rows]:
+    """Return the rows of several images, those that are alike chosen from together."""
+    if method.has("rows") or method.has("score") or not method.has("choose"):
+        return [decide_rows(method, view) for view in views]
+    alike: dict[tuple[int, int], list[int]] = {}
+    for number, view in enumerate(views):
+        alike.setdefault((view.features.shape[0], view.count()), []).append(number)
+    found: dict[int, Rows] = {}
+    for numbers in alike.values():
+        chosen = method.choose_all([views[number] for number in numbers])
+        for number, mask in zip(numbers, chosen, strict=True):
+            found[number] = views[number].take(mask.nonzero().flatten())
+    return [found[number] for number in range(len(views))]
+
+
+def decide_pictures(
+    method: Any, pictures: Sequence[tuple[Sequence[ImageView], Picture]]
+) -> list[Rows]:
+    """Return the rows of several pictures; those of one crop are chosen from together."""
+    single = [crops[0] for crops, picture in pictures if picture.packed is None]
+    found = iter(decide_all(method, single))
+    return [
+        next(found) if picture.packed is None else decide_picture(method, crops, picture)
+        for crops, picture in pictures
+    ]
+
+
 def decide_picture(method: Any, crops: Sequence[ImageView], picture: Picture) -> Rows:
     """Return the rows of one picture from what the tower saw of its crops.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,6 +88,13 @@ class Method:
         Columns of other than the cut's tokens are ignored.
         """
         raise NotImplementedError
+
+    def choose_all(self, views: Sequence[ImageView]) -> Sequence[torch.Tensor]:
+        """Return what :meth:`choose` does for each of several images before layer 0.
+
+        They have as many patches and as large a budget, so that a method may take them together.
+        """
+        return [self.choose(view) for view in views]
 
     def merge(self, view: View, dropped: Dropped) -> torch.Tensor:
         """Return [B, C, D]: ``dropped.new`` tokens a row that stand for the dropped ones."""

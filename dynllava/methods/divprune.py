@@ -7,7 +7,7 @@ float16.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -37,12 +37,16 @@ class DivPrune(Patches):
 
     def choose(self, view: ImageView) -> torch.Tensor:  # type: ignore[override]
         """Return [N] bool: the greedy picks."""
+        return self.choose_all([view])[0]
+
+    def choose_all(self, views: Sequence[ImageView]) -> Sequence[torch.Tensor]:
+        """Return [images, N] bool: a step picks one patch of every image."""
         import torch
 
-        chosen = torch.zeros(len(view.features), dtype=torch.bool, device=view.features.device)
-        picked, _ = diverse(distances(view.features), view.count())
-        chosen[picked] = True
-        return chosen
+        distance = torch.stack([distances(view.features) for view in views])
+        picked, _ = diverse(distance, views[0].count())
+        chosen = torch.zeros(distance.shape[:2], dtype=torch.bool, device=distance.device)
+        return chosen.scatter(1, picked, True)
 
 
 def distances(features: torch.Tensor) -> torch.Tensor:
@@ -56,25 +60,32 @@ def distances(features: torch.Tensor) -> torch.Tensor:
 def diverse(distance: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ``count`` rows in the order in which they are picked, and their scores.
 
+    Distances are [N, N] of one image, or [images, N, N]; what is returned has a first dimension
+    for the images then.
+
     The first is the row whose nearest other row is farthest; then the one that is farthest from
     all picked ones.  Of equal ones the first is picked, none twice.
     """
     import torch
 
-    taken = torch.zeros(len(distance), dtype=torch.bool, device=distance.device)
+    if distance.dim() == 2:
+        order, scores = diverse(distance[None], count)
+        return order[0], scores[0]
+    images, size, _ = distance.shape
+    every = torch.arange(images, device=distance.device)
+    taken = torch.zeros(images, size, dtype=torch.bool, device=distance.device)
     # The smallest entry of a column is the row itself.
-    nearest = distance.kthvalue(min(2, len(distance)), dim=0).values
-    order, scores = [], []
-    for _ in range(count):
+    nearest = distance.kthvalue(min(2, size), dim=1).values
+    picks = torch.zeros(images, count, dtype=torch.int64, device=distance.device)
+    gaps = distance.new_zeros(images, count)
+    for step in range(count):
         # argmax names the first of equal ones.
-        pick = nearest.masked_fill(taken, -torch.inf).argmax()
-        order.append(pick)
-        scores.append(nearest[pick])
-        nearest = torch.minimum(nearest, distance[pick]) if len(order) > 1 else distance[pick]
-        taken[pick] = True
-    if not order:
-        return torch.zeros(0, dtype=torch.int64, device=distance.device), distance.new_zeros(0)
-    return torch.stack(order), torch.stack(scores)
+        pick = nearest.masked_fill(taken, -torch.inf).argmax(1)
+        picks[:, step], gaps[:, step] = pick, nearest[every, pick]
+        row = distance[every, pick]
+        nearest = torch.minimum(nearest, row) if step else row
+        taken[every, pick] = True
+    return picks, gaps
 
 
 def operations(shape: Shape, dims: ModelDims, stages: tuple[Stage, ...]) -> Iterator[Operation]:

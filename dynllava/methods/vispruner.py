@@ -7,7 +7,7 @@ rounds that drop those of the even places that resemble one of the odd places mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -52,16 +52,20 @@ class VisPruner(Patches):
 
     def choose(self, view: ImageView) -> torch.Tensor:  # type: ignore[override]
         """Return [N] bool."""
+        return self.choose_all([view])[0]
+
+    def choose_all(self, views: Sequence[ImageView]) -> Sequence[torch.Tensor]:
+        """Return [images, N] bool: a round thins the patches of every image."""
         import torch
 
-        scores = view.tower[CLASS_ROW].mean(0)
-        order = torch.argsort(scores, descending=True, stable=True)
-        count = view.count()
+        scores = torch.stack([view.tower[CLASS_ROW].mean(0) for view in views])
+        order = torch.argsort(scores, dim=1, descending=True, stable=True)
+        count = views[0].count()
         important = int(count * self.important_ratio)
-        chosen = torch.zeros_like(scores, dtype=torch.bool)
-        chosen[order[:important]] = True
-        chosen[thinned(view.features, order[important:], count - important)] = True
-        return chosen
+        features = torch.stack([view.features for view in views])
+        others = thinned(features, order[:, important:], count - important)
+        kept = torch.cat([order[:, :important], others], 1)
+        return torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept, True)
 
     def _work(
         self, shape: Shape, dims: ModelDims, stages: tuple[Stage, ...]
@@ -87,14 +91,25 @@ def rounds(count: int, left: int) -> Iterator[tuple[int, int, int]]:
 
 
 def thinned(features: torch.Tensor, patches: torch.Tensor, left: int) -> torch.Tensor:
-    """Return ``left`` of the listed patches; ``features`` [N, C], of all patches."""
+    """Return ``left`` of the listed patches of each image.
+
+    Parameters
+    ----------
+    features : Tensor [images, N, C]
+        Of all patches.
+    patches : Tensor [images, M] int64
+    left : int
+    """
     import torch
 
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
-    for _, _, drop in rounds(len(patches), left):
-        even, odd = patches[::2], patches[1::2]
-        closest = (unit[even] @ unit[odd].T).amax(1)
-        order = torch.argsort(closest, descending=True, stable=True)
+    for _, _, drop in rounds(patches.shape[1], left):
+        even, odd = patches[:, ::2], patches[:, 1::2]
+        # Image by image: a product of all at once may round otherwise.
+        closest = torch.stack(
+            [(own[one] @ own[two].T).amax(1) for own, one, two in zip(unit, even, odd, strict=True)]
+        )
+        order = torch.argsort(closest, dim=1, descending=True, stable=True)
         # The next round splits this very order.
-        patches = torch.cat([even[order[drop:]], odd])
-    return patches[:left]
+        patches = torch.cat([even.gather(1, order[:, drop:]), odd], 1)
+    return patches[:, :left]

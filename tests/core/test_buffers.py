@@ -1,4 +1,4 @@
-"""K/V at fixed addresses: the same answers, batch after batch, and never two caches in one place."""
+"""K/V at fixed addresses: the same answers batch after batch, never two caches in one place."""
 
 from __future__ import annotations
 

@@ -117,10 +117,10 @@ def test_divprune_rounds_halves_to_even_and_computes_in_float32():
 
 def test_vispruner_thins_an_odd_number_of_patches_which_the_official_program_refuses():
     features = torch.randn(137, 8, generator=torch.Generator().manual_seed(0))
-    left = vispruner.thinned(features, torch.randperm(137), 23)
+    left = vispruner.thinned(features[None], torch.randperm(137)[None], 23)[0]
     assert len(set(left.tolist())) == 23
     assert [drop for _, _, drop in vispruner.rounds(137, 23)] == [8] * 14 + [2]
-    assert len(vispruner.thinned(features, torch.arange(137), 0)) == 0
+    assert vispruner.thinned(features[None], torch.arange(137)[None], 0).shape == (1, 0)
 
 
 def test_visionzip_adds_the_mean_of_members_to_a_target_and_sends_the_class_token_first():
@@ -360,3 +360,25 @@ def test_a_budget_is_met_to_the_token(name, goal):
     assert takes_budget(name)
     method = create(name, **solve(name, goal, shape, 32, **fixed))
     assert abs(processed(method, shape, 32) - goal) <= 1
+
+
+@pytest.mark.parametrize("name", ["divprune", "vispruner"])
+@pytest.mark.parametrize("keep", [1, 7, 40, 96])
+def test_images_chosen_from_together_are_those_chosen_from_alone(name, keep):
+    from dynllava.engine.rows import ImageView, decide_all, decide_rows
+
+    torch.manual_seed(keep)
+    method = create(name, keep=keep)
+    cut = method.plan(8).cuts[0]
+    views = []
+    for patches in (96, 96, 100, 96):
+        features = torch.randn(patches, 24)
+        features[1] = features[0]  # equal ones: the first is taken
+        row = torch.rand(4, patches)
+        views.append(ImageView(features, cut, torch.randn(24), {look: row for look in cut.looks}))
+    together = decide_all(method, views)
+    for view, rows in zip(views, together, strict=True):
+        alone = decide_rows(method, view)
+        assert torch.equal(rows.origin, alone.origin)
+        assert torch.equal(rows.features, alone.features)
+        assert len(rows.origin) == min(keep, len(view.features))
