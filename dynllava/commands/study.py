@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from dynllava.errors import UserError
+from dynllava.output import said
 
 HELP = "run a study of the embedded model (train, score, say what follows)"
 EXAMPLE = "dynllava study elastic --work runs --out results/elastic --seeds 0"
@@ -20,11 +22,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder of the models")
     parser.add_argument("--out", default="results/elastic", help="folder of the records")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument(
+        "--stages",
+        nargs="+",
+        choices=STAGES,
+        default=list(STAGES),
+        help="default: train score tell",
+    )
     parser.add_argument("--variant", default="rank", help="which elastic training")
     parser.add_argument("--split", default="holdout", help="of the embedded data")
     parser.add_argument("--limit", type=int, help="samples a family")
-    parser.add_argument("--quiet", action="store_true", help="no bars")
+    said.configure(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,16 +50,28 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--seeds {min(args.seeds)}: accepted are numbers from 0")
     if args.limit is not None and args.limit < 6:
         raise UserError(f"--limit {args.limit}: accepted is a number from 6")
+    silent = args.quiet or args.json
     if "train" in args.stages:
         for seed in args.seeds:
             for variant in [*models.fixed_variants(), elastic]:
                 folder = models.trained(variant, seed, args.work)
-                if not args.quiet:
+                if not silent:
                     print(f"seed {seed}: {folder}")
     if "score" in args.stages:
-        bars = not args.quiet
-        runs.score_all(elastic, args.seeds, args.work, args.out, args.split, args.limit, bars)
+        runs.score_all(elastic, args.seeds, args.work, args.out, args.split, args.limit, not silent)
     if "tell" in args.stages:
-        for table in elastic_tables(read_stores(args.out)[0]):
-            print(render(table, "markdown", heading=True))
+        tables = elastic_tables(read_stores(args.out)[0])
+        if args.json:
+            shown = [
+                {
+                    "title": table.title,
+                    "headers": table.headers,
+                    "rows": [[cell.text for cell in row] for row in table.rows],
+                }
+                for table in tables
+            ]
+            print(json.dumps({"tables": shown}, indent=2))
+        elif not args.quiet:
+            for table in tables:
+                print(render(table, "markdown", heading=True))
     return 0

@@ -170,9 +170,12 @@ def work(tmp_path_factory):
 @pytest.mark.slow
 def test_the_command_scores_once_and_tells(work, tmp_path, capsys):
     out = str(tmp_path / "records")
-    command = ["study", "elastic", "--work", str(work), "--out", out, "--limit", "6", "--quiet",
-               "--split", "val"]  # fmt: skip
-    assert cli.main(command) == 0
+    command = ["study", "elastic", "--work", str(work), "--out", out, "--limit", "6", "--split",
+               "val"]  # fmt: skip
+    assert cli.main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["tables"]
+    assert len(told[0]["rows"]) == 8
+    assert cli.main([*command, "--stages", "tell"]) == 0
     told = capsys.readouterr().out
     assert "| vision 0.1 | 0 | 36 |" in told
     assert "| output 0.3 | 0 | 6 |" in told
