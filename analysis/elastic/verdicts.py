@@ -129,7 +129,11 @@ class Study:
         rows = self.samples(record)
         if name == "family":
             return np.array([row["family"] for row in rows for _ in row["exact"]])
-        return np.array([int(item) for row in rows for item in row[name]])
+        found: list[int] = []
+        for row in rows:
+            value, count = row[name], len(row["exact"])
+            found += [value] * count if isinstance(value, int) else [int(item) for item in value]
+        return np.array(found)
 
 
 def paired(study: Study, first: RunRecord, second: RunRecord, margin: float = 0.0) -> Comparison:

@@ -222,12 +222,16 @@ class Scorer:
 
 
 def question_row(task: Task, answers: Answers) -> dict[str, Any]:
-    """Return a family's sample row: a digit a question, and its scene's objects."""
+    """Return a family's sample row: a digit a question, and its scene's objects.
+
+    ``kept`` is a list of image tokens, or one number where all pictures keep as many.
+    """
+    kept = [round(share * 144) for share in answers.image_share]
     return {
         "family": task.name,
         "exact": "".join(str(int(value)) for value in answers.values),
         "objects": "".join(str(count) for count in task.objects),
-        "kept": [round(share * 144) for share in answers.image_share],
+        "kept": kept[0] if len(set(kept)) == 1 else kept,
     }
 
 
