@@ -96,8 +96,8 @@ class PromptCall:
         What to observe, and what was observed.
     policy : Tensor [B, L] float or None
         Training's key policy (masked softmax, paper Eq. 7).
-    bounded : bool
-        Whether the policy's gradient is bounded.
+    bounded : Tensor [B, L] bool or None
+        Keys whose gradient is bounded where the policy drops them.
     """
 
     kernel: str
@@ -108,7 +108,7 @@ class PromptCall:
     mask: torch.Tensor | None = None
     probe: Probe | None = None
     policy: torch.Tensor | None = None
-    bounded: bool = False
+    bounded: torch.Tensor | None = None
     observed: Observed | None = None
 
     def received(self) -> torch.Tensor:
@@ -252,7 +252,8 @@ def _prompt(
         from .masked_softmax import policy_attention
 
         policy = call.policy.to(query.device)
-        return policy_attention(query, key, value, policy, scaling, bounded=call.bounded)
+        bounded = None if call.bounded is None else call.bounded.to(query.device)
+        return policy_attention(query, key, value, policy, scaling, bounded=bounded)
     if call.probe is not None:
         own_mask = call.mask is not None or (call.store is not None and call.store.masks_prompt)
         call.observed = observe(

@@ -53,13 +53,14 @@ class PolicyHook:
     """Training's entry: builds the key policy at the input of layer ``layer``.
 
     ``build(view) -> Tensor [B, L]`` gets the :class:`View` of that layer; all layers from
-    there on use the masked softmax with the policy, and nothing is dropped.  ``bounded`` bounds
-    the policy's gradient (:func:`~dynllava.engine.masked_softmax.policy_attention`).
+    there on use the masked softmax with the policy, and nothing is dropped.  ``bounded(view)``
+    names the keys whose gradient is bounded, None = none
+    (:func:`~dynllava.engine.masked_softmax.policy_attention`).
     """
 
     layer: int
     build: Callable[[View], torch.Tensor | None]
-    bounded: bool = False
+    bounded: Callable[[View], torch.Tensor | None] | None = None
 
 
 class Pass:
@@ -138,12 +139,14 @@ class Pass:
             self.split = split_mask(view.stream)
         group: Lengths | None = None
         policy: torch.Tensor | None = None
+        bounded: torch.Tensor | None = None
         selection: Selection | None
         for index, layer in enumerate(self.model.layers):
             selection = None
             if policy_hook is not None:
                 if index == policy_hook.layer:
                     policy = policy_hook.build(view)
+                    bounded = policy_hook.bounded(view) if policy_hook.bounded else None
             elif decisions := program.prompt[index]:
                 self._look_at_input(decisions, layer)
                 selection = program.decide(decisions, view)
@@ -165,7 +168,7 @@ class Pass:
                 self._hiding_mask(),
                 None if policy_hook is not None else program.probe(index, view),
                 policy,
-                policy_hook is not None and policy_hook.bounded,
+                bounded,
             )
             self.result.layer_tokens.append(stream.length)
             self._run_layer(index, layer, call)

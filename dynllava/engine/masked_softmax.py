@@ -39,7 +39,7 @@ def policy_attention(
     policy: torch.Tensor,
     scaling: float,
     block_size: int | None = None,
-    bounded: bool = False,
+    bounded: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Causal attention whose keys are weighted by a policy, the own key always by 1.
 
@@ -60,9 +60,9 @@ def policy_attention(
     block_size : int, optional
         Queries per block; chosen from the shape and device by default.  The result does not
         depend on it beyond rounding.
-    bounded : bool
-        Give a dropped key the gradient of what keeping it would change, instead of the slope at
-        0: ``sigmoid(s_ij - lse_i)``, the weight that it would have, in place of
+    bounded : Tensor [B, L] bool, optional
+        Keys that, where dropped, get the gradient of what keeping them would change, instead of
+        the slope at 0: ``sigmoid(s_ij - lse_i)``, the weight that they would have, in place of
         ``exp(s_ij - lse_i)``.  The slope says up to 1e6 for a key that the others need, which
         drowns all the rest; the change is at most 1.  Beyond the paper.
 
@@ -99,7 +99,7 @@ class _PolicyAttention(torch.autograd.Function):
         policy: torch.Tensor,
         scaling: float,
         block_size: int,
-        bounded: bool,
+        bounded: torch.Tensor | None,
     ) -> torch.Tensor:
         grouped = _grouped(query, key.shape[1])
         dtype = _compute_dtype(query.dtype)
@@ -140,9 +140,10 @@ class _PolicyAttention(torch.autograd.Function):
             # dP_ij - D_i, then times exp(s_ij - lse_i): the policy's gradient per score.
             centred = _scores(upstream, values[..., :stop, :], 1.0).sub_(dot)
             weight = _block_weights(weights, start, stop)
-            if ctx.bounded:
-                # For a dropped key exp(x) / (1 + exp(x)) instead of exp(x).
-                share = torch.where(weight == 0, ratio / (1 + ratio), ratio)
+            if ctx.bounded is not None:
+                # exp(x) / (1 + exp(x)) instead of exp(x).
+                chosen = (weight == 0) & ctx.bounded[:, None, None, None, :stop]
+                share = torch.where(chosen, ratio / (1 + ratio), ratio)
                 per_key = (centred * share).sum((1, 2)).tril_(start - 1).sum(1)
                 centred.mul_(ratio)
             else:

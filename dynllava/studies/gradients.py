@@ -90,7 +90,11 @@ class Probe:
         repeated = {
             name: value.expand(count, *value.shape[1:]) for name, value in self.inputs.items()
         }
-        hook = PolicyHook(self.layer, build, bounded)
+
+        def every(view: Any) -> torch.Tensor:
+            return view.stream.is_segment(Segment.IMAGE)
+
+        hook = PolicyHook(self.layer, build, every if bounded else None)
         logits = self.model(**repeated, use_cache=False, policy_hook=hook).logits[:, -1]
         return F.cross_entropy(logits.float(), self.answer.expand(count), reduction="none")
 

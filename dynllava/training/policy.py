@@ -25,7 +25,7 @@ from .losses import IGNORED, keep_rate_loss
 
 ANSWERS = ("last", "all")
 MASKINGS = ("softmax", "zero")
-GRADIENTS = ("slope", "bounded")
+GRADIENTS = ("slope", "bounded", "bounded_output")
 ANCHOR = 1e-4
 """Weight of :func:`~dynllava.training.elastic.anchor_loss`, times lambda."""
 CHOICES = {"answers": ANSWERS, "masking": MASKINGS, "gradient": GRADIENTS, "elastic": ELASTIC}
@@ -52,7 +52,8 @@ class SparsityTargets:
         and attends plainly (the ablation of the paper's table 7).
     gradient : str
         Of the masked softmax at dropped keys: ``"slope"`` (the derivative at 0, the paper's) or
-        ``"bounded"`` (what keeping the key would change).
+        ``"bounded"`` (what keeping the key would change); ``"bounded_output"`` bounds it for
+        output tokens alone.
     elastic : str
         ``"rank"`` or ``"condition"`` train for every rate of a range, see
         :mod:`dynllava.training.elastic`; ``"none"`` for the two rates above, which stay what the
@@ -93,9 +94,9 @@ class SparsityTargets:
                 f"elastic={self.elastic}: accepted are rank and condition together with a range "
                 "(vision_keep_rates, output_keep_rates), none without"
             )
-        if self.gradient == "bounded" and self.masking != "softmax":
+        if self.gradient != "slope" and self.masking != "softmax":
             raise UserError(
-                f"gradient=bounded with masking={self.masking}: accepted is masking=softmax"
+                f"gradient={self.gradient} with masking={self.masking}: accepted is masking=softmax"
             )
         for name in ("mask_loss_weight", "min_answer_length"):
             value = getattr(self, name)
@@ -193,6 +194,13 @@ class TrainingPolicy:
         hidden = stream.hidden * policy[..., None].to(stream.hidden.dtype)
         view.stream = replace(stream, hidden=hidden)
         return None
+
+    def bounded(self, view: Any) -> torch.Tensor | None:
+        """Return the keys [B, L] bool whose gradient is bounded, None = none."""
+        if self.targets.gradient == "slope":
+            return None
+        image = view.stream.is_segment(Segment.IMAGE)
+        return ~image if self.targets.gradient == "bounded_output" else torch.ones_like(image)
 
     def mask_loss(self) -> torch.Tensor | float:
         """Return the weighted sum of the keep-rate losses."""

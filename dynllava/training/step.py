@@ -64,7 +64,7 @@ def policy_step(
     sparse_layer : int
         First layer under the policy.
     """
-    hook = PolicyHook(sparse_layer, policy.build, policy.targets.gradient == "bounded")
+    hook = PolicyHook(sparse_layer, policy.build, policy.bounded)
     logits = model(**_inputs(batch), use_cache=False, policy_hook=hook).logits
     language = language_loss(_vocabulary(model, logits), batch["labels"])
     return StepResult(language + policy.mask_loss(), language, logits, policy)

@@ -112,7 +112,7 @@ def test_a_told_rate_changes_nothing_at_first_and_shifts_rows_by_themselves():
         ({"elastic": "rank", "vision_keep_rates": [0.8, 0.1]}, "0 < low < high < 1"),
         ({"elastic": "rank", "vision_keep_rates": [0.1]}, "0 < low < high < 1"),
         ({"elastic": "rank", "vision_keep_rates": ["a", "b"]}, "0 < low < high < 1"),
-        ({"gradient": "steep"}, "accepted are slope, bounded"),
+        ({"gradient": "steep"}, "accepted are slope, bounded, bounded_output"),
         ({"gradient": "bounded", "masking": "zero"}, "accepted is masking=softmax"),
     ],
 )
@@ -146,7 +146,8 @@ def test_the_bounded_gradient_is_what_keeping_a_key_changes():
     slopes = {}
     for bounded in (False, True):
         leaf = policy.clone().requires_grad_()
-        out = policy_attention(query, key, value, leaf, 0.5, bounded=bounded)
+        keys = torch.ones(1, 9, dtype=torch.bool) if bounded else None
+        out = policy_attention(query, key, value, leaf, 0.5, bounded=keys)
         (out * upstream).sum().backward()
         slopes[bounded] = leaf.grad[0]
     before = policy_attention(query, key, value, policy, 0.5)
@@ -158,6 +159,10 @@ def test_the_bounded_gradient_is_what_keeping_a_key_changes():
     assert slopes[False][3].abs() > 100 * slopes[True][3].abs()
     rest = [0, 2, 4, 5, 6, 7, 8]
     torch.testing.assert_close(slopes[True][rest], slopes[False][rest])
+    leaf, one = policy.clone().requires_grad_(), torch.arange(9)[None] == 3
+    (policy_attention(query, key, value, leaf, 0.5, bounded=one) * upstream).sum().backward()
+    assert leaf.grad[0, 3] == slopes[True][3]
+    assert leaf.grad[0, 1] == slopes[False][1]
 
 
 def test_the_shipped_configuration_is_the_recipe_but_for_its_rates():
