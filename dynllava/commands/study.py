@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out the stages asked for."""
     from dynllava.analysis.elastic.tables import elastic_tables
-    from dynllava.analysis.tables.render import render
+    from dynllava.analysis.tables.render import markdown_caption, render
     from dynllava.records.reading import read_stores
     from dynllava.studies.elastic import models, runs
 
@@ -73,5 +73,5 @@ def run(args: argparse.Namespace) -> int:
             print(json.dumps({"tables": shown}, indent=2))
         elif not args.quiet:
             for table in tables:
-                print(render(table, "markdown", heading=True))
+                print(f"## {markdown_caption(table)}\n\n{render(table, 'markdown')}")
     return 0
