@@ -73,7 +73,8 @@ def verdict_table(study: Study) -> TableData:
     note = (
         "Exact answers in % (vision rates; output rate 0.5) and METEOR in points (output rates; "
         "vision rate 0.2). Interval: 95 %, one comparison; verdict: Holm over the eight rates of a "
-        "seed, each direction by itself at 5 %. Seeds stand side by side, nothing is averaged."
+        "seed, each direction by itself at 5 %. Seeds stand side by side, nothing is averaged. "
+        "Embedded model: no evidence about LLaVA-1.5."
     )
     return table("Elastic against trained for the rate", note, header, rows)
 
