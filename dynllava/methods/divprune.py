@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from dynllava.plan import Hidden, ModelDims, Operation, Plan, Shape, Stage
 
-from .patches import Patches
+from .patches import AlikePatches
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class DivPrune(Patches):
-    """Keeps ``round(N * keep_ratio)`` tokens (halves to even); parameters: :class:`Patches`."""
+class DivPrune(AlikePatches):
+    """Keeps ``round(N * keep_ratio)`` tokens (halves to even); parameters: ``Patches``."""
 
     name: ClassVar[str] = "divprune"
     summary: ClassVar[str] = "projected image tokens that differ most from each other"
@@ -34,10 +34,6 @@ class DivPrune(Patches):
         """See :meth:`Method.plan`."""
         keep = self.keeps("half_even")
         return self.before(keep, Hidden(), stage="embedded", work=(operations,))
-
-    def choose(self, view: ImageView) -> torch.Tensor:  # type: ignore[override]
-        """Return [N] bool: the greedy picks."""
-        return self.choose_all([view])[0]
 
     def choose_all(self, views: Sequence[ImageView]) -> Sequence[torch.Tensor]:
         """Return [images, N] bool: a step picks one patch of every image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dynllava.plan import Count, Cut, Keep, Look, Plan, Share
 from dynllava.plan.plan import Work
@@ -10,6 +11,11 @@ from dynllava.plan.plan import Work
 from .base import Method, check_choice, check_fraction, check_number, instead, share
 
 POSITIONS = ("compact", "original")
+
+if TYPE_CHECKING:
+    import torch
+
+    from dynllava.engine.rows import ImageView
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,12 @@ class Patches(Method):
         check_choice("positions", self.positions, POSITIONS)
         cut = Cut(0, keep, by=looks, stage=stage, positions=self.positions, crops=crops)
         return Plan((cut,), work=work)
+
+
+@dataclass(frozen=True)
+class AlikePatches(Patches):
+    """A method that chooses from several images at once (``choose_all``), or from one."""
+
+    def choose(self, view: ImageView) -> torch.Tensor:  # type: ignore[override]
+        """Return [N] bool."""
+        return self.choose_all([view])[0]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from dynllava.plan import ModelDims, Operation, Plan, Shape, Stage, Tower
 
 from .base import check_fraction
-from .patches import Patches
+from .patches import AlikePatches
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +27,13 @@ ROUND = 8
 
 
 @dataclass(frozen=True)
-class VisPruner(Patches):
+class VisPruner(AlikePatches):
     """Keeps important patches and diverse ones, in raster order.
 
     Parameters
     ----------
     keep_ratio, keep, positions
-        See :class:`Patches`.
+        See :class:`~.patches.Patches`.
     important_ratio : float
         Share of the kept patches that class-token attention chooses, ``int(k * ratio)``.
     """
@@ -50,10 +50,6 @@ class VisPruner(Patches):
         check_fraction("important_ratio", self.important_ratio, low_open=False)
         return self.before(self.keeps(), CLASS_ROW, work=(self._work,))
 
-    def choose(self, view: ImageView) -> torch.Tensor:  # type: ignore[override]
-        """Return [N] bool."""
-        return self.choose_all([view])[0]
-
     def choose_all(self, views: Sequence[ImageView]) -> Sequence[torch.Tensor]:
         """Return [images, N] bool: a round thins the patches of every image."""
         import torch
@@ -64,8 +60,8 @@ class VisPruner(Patches):
         important = int(count * self.important_ratio)
         features = torch.stack([view.features for view in views])
         others = thinned(features, order[:, important:], count - important)
-        kept = torch.cat([order[:, :important], others], 1)
-        return torch.zeros_like(scores, dtype=torch.bool).scatter(1, kept, True)
+        chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, others, True)
+        return chosen.scatter(1, order[:, :important], True)
 
     def _work(
         self, shape: Shape, dims: ModelDims, stages: tuple[Stage, ...]
@@ -93,6 +89,9 @@ def rounds(count: int, left: int) -> Iterator[tuple[int, int, int]]:
 def thinned(features: torch.Tensor, patches: torch.Tensor, left: int) -> torch.Tensor:
     """Return ``left`` of the listed patches of each image.
 
+    Each round splits the very order that the one before it left.  Products are taken image by
+    image: one of all at once may round otherwise.
+
     Parameters
     ----------
     features : Tensor [images, N, C]
@@ -105,11 +104,8 @@ def thinned(features: torch.Tensor, patches: torch.Tensor, left: int) -> torch.T
     unit = torch.nn.functional.normalize(features.float(), dim=-1)
     for _, _, drop in rounds(patches.shape[1], left):
         even, odd = patches[:, ::2], patches[:, 1::2]
-        # Image by image: a product of all at once may round otherwise.
-        closest = torch.stack(
-            [(own[one] @ own[two].T).amax(1) for own, one, two in zip(unit, even, odd, strict=True)]
-        )
+        pairs = zip(unit, even, odd, strict=True)
+        closest = torch.stack([(own[one] @ own[two].T).amax(1) for own, one, two in pairs])
         order = torch.argsort(closest, dim=1, descending=True, stable=True)
-        # The next round splits this very order.
         patches = torch.cat([even.gather(1, order[:, drop:]), odd], 1)
     return patches[:, :left]

@@ -80,7 +80,7 @@ def test_wrong_values_get_one_clear_line(override, message, tiny_config):
 
 
 def test_unreadable_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="one of embedded, llava"):
+    with pytest.raises(UserError, match="one of embedded, embedded-elastic, llava"):
         read_config(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(UserError, match=r"bad.yaml"):
