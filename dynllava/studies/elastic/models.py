@@ -62,6 +62,16 @@ ELASTIC = {
     "rank-frozen": Variant(
         "elastic-rank-frozen", "embedded-elastic", (TWICE, "optim.train_language=false")
     ),
+    "mixed": Variant(
+        "elastic-mixed",
+        "embedded-elastic",
+        (
+            TWICE,
+            "sparsity.gradient=bounded_output",
+            "sparsity.vision_keep_rates=null",
+            "sparsity.vision_keep_rate=0.1",
+        ),
+    ),
     "condition": Variant(
         "elastic-condition",
         "embedded-elastic",
@@ -74,7 +84,8 @@ ELASTIC = {
     ),
 }
 """One checkpoint for every rate: one ranking head at drawn rates (``frozen``: predictors only), a
-predictor that is told the drawn rate, and the paper's recipe at the lowest rates."""
+predictor that is told the drawn rate, and the paper's recipe at the lowest rates; ``mixed`` trains
+the image predictor by the recipe at its lowest rate and ranks output tokens."""
 
 
 def configuration(variant: Variant, seed: int, folder: Path) -> TrainingConfig:
