@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from dynllava.records.reading import Stored
 from dynllava.uncertainty import Comparison
@@ -13,18 +13,34 @@ from .names import (
     ELASTIC,
     FULL_DENSE,
     FULL_ELASTIC,
+    FULL_TUNED,
     OFFICIAL,
     OUTPUT_RATES,
     OWN,
     SHORT,
+    VARIANT,
     VISION_RATES,
 )
-from .verdicts import Study, off_rate, per_image, realised, verdicts
+from .verdicts import (
+    Study,
+    longer,
+    off_rate,
+    paired,
+    per_image,
+    predictors_only,
+    realised,
+    verdicts,
+)
+
+FULL = (FULL_DENSE, FULL_TUNED, FULL_ELASTIC)
+Beside = list[tuple[str, float, float, float, Comparison]]
 
 
 def elastic_tables(stored: Iterable[Stored]) -> list[TableData]:
     """Return the study's tables that have rows."""
+    stored = list(stored)
     study = Study(stored)
+    others = [name for name in study.variants if name != VARIANT]
     tables = [
         verdict_table(study),
         realised_table(study),
@@ -32,6 +48,13 @@ def elastic_tables(stored: Iterable[Stored]) -> list[TableData]:
         per_image_table(study),
         *(per_image_parts(study, kind) for kind in ("family", "objects")),
         full_table(study),
+        beside_table(
+            study, "Predictors only, at equal steps", ("all tuned", "predictors"), predictors_only
+        ),
+        beside_table(
+            study, "The recipe at one rate, for twice the steps", ("300 steps", "600"), longer
+        ),
+        *(verdict_table(Study(stored, name), f" ({name})") for name in others),
     ]
     return [table for table in tables if table.rows]
 
@@ -51,7 +74,7 @@ def table(title: str, note: str, header: list[str], rows: list[list[str]]) -> Ta
     return TableData("ours", title, tuple(header), cells, (), (note,))
 
 
-def verdict_table(study: Study) -> TableData:
+def verdict_table(study: Study, suffix: str = "") -> TableData:
     """Return elastic against trained for the rate: a row a rate and seed."""
     rows = []
     for seed in study.seeds:
@@ -76,7 +99,7 @@ def verdict_table(study: Study) -> TableData:
         "seed, each direction by itself at 5 %. Seeds stand side by side, nothing is averaged. "
         "Embedded model: no evidence about LLaVA-1.5."
     )
-    return table("Elastic against trained for the rate", note, header, rows)
+    return table(f"Elastic against trained for the rate{suffix}", note, header, rows)
 
 
 def realised_table(study: Study) -> TableData:
@@ -134,6 +157,7 @@ def per_image_table(study: Study) -> TableData:
             f"{item.rate:g}",
             str(seed),
             f"{item.realised:.3f}",
+            f"{item.same:.3f}",
             f"{item.spread[0]:.2f} to {item.spread[1]:.2f}",
             f"{100 * item.fixed:.1f}",
             f"{100 * item.per_image:.1f}",
@@ -143,15 +167,19 @@ def per_image_table(study: Study) -> TableData:
         for item in per_image(study, seed)
     ]
     header = [
-        "mean rate",
+        "asked mean",
         "seed",
         "realised mean",
+        "share of the same top-k",
         "share of a picture, 10th to 90th percentile",
-        "same share of each",
+        "same top-k",
         "by threshold",
         "difference",
     ]
-    note = "Exact answers in %; elastic weights; the threshold was calibrated on other pictures."
+    note = (
+        "Exact answers in %; elastic weights; the threshold was calibrated on other pictures, and "
+        "the same top-k keeps its realised mean, to the next token, of each picture."
+    )
     return table("Image budgets by threshold against the same top-k", note, header, rows)
 
 
@@ -178,20 +206,46 @@ def full_table(study: Study) -> TableData:
     rows = []
     for seed in study.seeds:
         row = [str(seed)]
-        for task, metric, form in (
-            (SHORT, "exact_match", "{:.1f}"), (CAPTIONS, "meteor_exact_stem", "{:.1f}")
-        ):  # fmt: skip
-            for role in (FULL_DENSE, FULL_ELASTIC):
-                record = study.find(role, task, 1.0, seed)
-                value = None if record is None else 100 * record.scores[metric].value
-                row.append("-" if value is None else form.format(value))
+        for task in (SHORT, CAPTIONS):
+            found = {role: study.find(role, task, 1.0, seed) for role in FULL}
+            for record in found.values():
+                metric = "" if record is None or record.task is None else record.task.metric or ""
+                row.append("-" if record is None else f"{100 * record.scores[metric].value:.1f}")
+            tuned, elastic = found[FULL_TUNED], found[FULL_ELASTIC]
+            if tuned is None or elastic is None:
+                row.append("-")
+            else:
+                row.append(interval(paired(study, tuned, elastic)))
         rows.append(row)
+    columns = ["dense weights", "trained for 0.2", "elastic", "elastic - trained for 0.2"]
     header = [
         "seed",
-        "exact %: dense weights",
-        "elastic weights",
-        "METEOR: dense weights",
-        "elastic weights",
-    ]
-    note = "Exact answers in %, METEOR in points."
+        *(f"{what}: {columns[0]}" if not at else name for what in ("exact %", "METEOR")
+          for at, name in enumerate(columns)),
+    ]  # fmt: skip
+    note = "Exact answers in %, METEOR in points; intervals of one comparison each."
     return table("Nothing dropped", note, header, [row for row in rows if set(row[1:]) != {"-"}])
+
+
+def beside_table(
+    study: Study, title: str, columns: tuple[str, str], find: Callable[[Study, int], Beside]
+) -> TableData:
+    """Return one role beside another: a row a rate and seed."""
+    rows = [
+        [
+            f"{'vision' if task == SHORT else 'output'} {rate:g}",
+            str(seed),
+            f"{found.samples:,}",
+            f"{100 * first:.1f}",
+            f"{100 * second:.1f}",
+            interval(found),
+        ]
+        for seed in study.seeds
+        for task, rate, first, second, found in find(study, seed)
+    ]
+    header = ["keep rate", "seed", "n", *columns, "difference"]
+    note = (
+        "Exact answers in % (vision rates) and METEOR in points (output rates); intervals of one "
+        "comparison each."
+    )
+    return table(title, note, header, rows)

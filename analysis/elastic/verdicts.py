@@ -17,12 +17,17 @@ from dynllava.uncertainty.families import holm_adjusted
 from .names import (
     CAPTIONS,
     ELASTIC,
+    FROZEN,
+    LONGER,
+    OF_A_VARIANT,
     OFF_RATE,
     OUTPUT_RATES,
     OWN,
     PER_IMAGE,
+    SAME_MEAN,
     SHORT,
     SUITE,
+    VARIANT,
     VISION_RATES,
 )
 
@@ -67,9 +72,17 @@ class Study:
     ----------
     stored : iterable of Stored
         Others' records are left out.
+    variant : str
+        Elastic training that it is about; "" where records name none.
+
+    Attributes
+    ----------
+    variants : list of str
+        Elastic trainings that there are records of.
     """
 
-    def __init__(self, stored: Iterable[Stored]) -> None:
+    def __init__(self, stored: Iterable[Stored], variant: str = VARIANT) -> None:
+        self.variants: list[str] = []
         self.records: dict[tuple[str, str, float, float, int], RunRecord] = {}
         self._stores: dict[str, RecordStore] = {}
         for item in stored:
@@ -77,13 +90,17 @@ class Study:
             if record.task is None or record.task.suite != SUITE:
                 continue
             own = record.method.parameters
+            if own["role"] == ELASTIC and own["trained"] not in self.variants:
+                self.variants.append(own["trained"])
+            if own["role"] in OF_A_VARIANT and own["trained"] != variant:
+                continue
             key = (own["role"], record.task.name, own["vision"], own["output"], own["seed"])
             self.records[key] = record
             self._stores[record.record_id] = item.store
         self._samples: dict[str, list[dict[str, Any]]] = {}
 
     @classmethod
-    def read(cls, folder: str) -> Study:
+    def read(cls, folder: str, variant: str = VARIANT) -> Study:
         """Return what the records of a folder say.
 
         Raises
@@ -93,7 +110,7 @@ class Study:
         """
         store = RecordStore(folder)
         found = store.read()[0] if store.path.is_file() else []
-        study = cls(Stored(record, store) for record in found)
+        study = cls((Stored(record, store) for record in found), variant)
         if not study.records:
             raise UserError(f"{folder}: no records of this study", 1)
         return study
@@ -176,6 +193,29 @@ def verdicts(study: Study, seed: int) -> list[Verdict]:
     ]
 
 
+def beside_elastic(
+    study: Study, seed: int, role: str, base: str = ELASTIC
+) -> list[tuple[str, float, float, float, Comparison]]:
+    """Return (task, rate, mean of ``base``, mean of ``role``, its difference) where both are."""
+    found = []
+    for task, rates in ((SHORT, VISION_RATES), (CAPTIONS, OUTPUT_RATES)):
+        for rate in rates:
+            one, two = (study.find(name, task, rate, seed) for name in (base, role))
+            if one is not None and two is not None:
+                found.append((task, rate, _mean(one), _mean(two), paired(study, one, two)))
+    return found
+
+
+def predictors_only(study: Study, seed: int) -> list[tuple[str, float, float, float, Comparison]]:
+    """Return what training the predictors alone reaches beside tuning all, at equal steps."""
+    return beside_elastic(study, seed, FROZEN)
+
+
+def longer(study: Study, seed: int) -> list[tuple[str, float, float, float, Comparison]]:
+    """Return what the recipe reaches with twice the steps, beside itself."""
+    return beside_elastic(study, seed, LONGER, OWN)
+
+
 def off_rate(study: Study, seed: int) -> list[tuple[float, float, Comparison]]:
     """Return (rate, mean, difference from the one trained for it) of the checkpoint for 0.2."""
     found = []
@@ -188,14 +228,16 @@ def off_rate(study: Study, seed: int) -> list[tuple[float, float, Comparison]]:
 
 @dataclass(frozen=True)
 class PerImage:
-    """Budgets by score against the same share of every picture, at one mean rate.
+    """Budgets by score against the same share of every picture, at one mean.
 
     Attributes
     ----------
     rate : float
         Asked.
     realised : float
-        Mean share that the threshold kept; the fixed budget keeps ``int(144 rate)`` tokens.
+        Mean share that the threshold kept.
+    same : float
+        Share that the fixed budget keeps of each picture: the mean, to the next token.
     spread : tuple of float
         10th and 90th percentile of a picture's share.
     fixed, per_image : float
@@ -208,6 +250,7 @@ class PerImage:
 
     rate: float
     realised: float
+    same: float
     spread: tuple[float, float]
     fixed: float
     per_image: float
@@ -219,11 +262,11 @@ def per_image(study: Study, seed: int) -> list[PerImage]:
     """Return the comparisons of budgets of a seed."""
     found = []
     for rate in VISION_RATES:
-        one, two = (study.find(role, SHORT, rate, seed) for role in (ELASTIC, PER_IMAGE))
+        one, two = (study.find(role, SHORT, rate, seed) for role in (SAME_MEAN, PER_IMAGE))
         if one is None or two is None:
             continue
         first, second = study.values(one), study.values(two)
-        kept = study.of_questions(two, "kept") / 144
+        kept = study.of_questions(two, "kept") / (two.model.image_tokens or 1)
         parts = {}
         for name in ("family", "objects"):
             groups = study.of_questions(one, name)
@@ -235,6 +278,7 @@ def per_image(study: Study, seed: int) -> list[PerImage]:
             PerImage(
                 rate,
                 float(kept.mean()),
+                one.scores["kept_image_share"].value,
                 (float(low), float(high)),
                 _mean(one),
                 _mean(two),

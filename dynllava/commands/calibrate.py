@@ -34,29 +34,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the curves, and store them."""
-    from dynllava.models.loading import load_model
-    from dynllava.plan.names import FULL
-    from dynllava.training.calibrating import calibrate, store
-    from dynllava.training.config import DataConfig, TrainingConfig
-    from dynllava.training.prepare import picture_tokens, prepare_data
+    from dynllava.training.calibrating import calibrate_folder, store
+    from dynllava.training.config import DataConfig
 
     if not args.model.is_dir():
         raise UserError(f"{args.model}: no folder; accepted is a checkpoint's folder on disk")
-    model, processor = load_model(str(args.model), method=FULL, dtype=args.dtype)
-    if processor is None:
-        raise UserError(f"{args.model} has no tokenizer: calibration needs one")
-    data = DataConfig(args.data, args.image_folder)
-    if args.data.startswith("embedded:"):
-        data = DataConfig(args.data, template="plain", image_aspect="pad", max_length=512)
-    for name in ("template", "image_aspect"):
-        if getattr(args, name) is not None:
-            data = DataConfig(**{**data.__dict__, name: getattr(args, name)})
-    config = TrainingConfig(model=str(args.model), data=data)
-    dataset = prepare_data(config, processor, picture_tokens(model))
-    least = args.min_answer_length
-    if least is None:
-        least = model.sparsity.output_text_len_for_training
-    found = calibrate(model, dataset, args.data, least, progress=not (args.json or args.quiet))
+    found = calibrate_folder(
+        args.model,
+        DataConfig(
+            args.data,
+            args.image_folder,
+            template=args.template,
+            image_aspect=args.image_aspect,
+        ),
+        min_answer_length=args.min_answer_length,
+        dtype=args.dtype,
+        progress=not (args.json or args.quiet),
+    )
     file = store(args.model, found)
     if not (args.json or args.quiet):
         for name, curve in found.items():
@@ -64,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
             print("  asked    threshold  realised on the rest")
             for row in zip(curve.rates, curve.thresholds, curve.realised, strict=True):
                 print("  {:5.2f} {:12.4f} {:9.3f}".format(*row))
+            print(f"  largest distance of realised from asked: {curve.worst():.3f}")
     curves = {name: curve.to_dict() for name, curve in found.items()}
     said.wrote(args, [file], "calibrated", calibrations=curves)
     return 0

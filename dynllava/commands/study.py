@@ -29,7 +29,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=list(STAGES),
         help="default: train score tell",
     )
-    parser.add_argument("--variant", default="rank", help="which elastic training")
+    parser.add_argument("--variant", default="mixed", help="which elastic training")
+    parser.add_argument(
+        "--elastic-only", action="store_true", help="train the elastic checkpoint alone"
+    )
+    parser.add_argument(
+        "--ablations", action="store_true", help="also predictors alone, and twice the steps"
+    )
     parser.add_argument("--split", default="holdout", help="of the embedded data")
     parser.add_argument("--limit", type=int, help="samples a family")
     said.configure(parser)
@@ -51,14 +57,18 @@ def run(args: argparse.Namespace) -> int:
     if args.limit is not None and args.limit < 6:
         raise UserError(f"--limit {args.limit}: accepted is a number from 6")
     silent = args.quiet or args.json
+    wanted = list(runs.runs(elastic)) + (list(runs.ablations()) if args.ablations else [])
     if "train" in args.stages:
+        needed = [elastic] if args.elastic_only else list(
+            dict.fromkeys(run.variant for run in wanted if run.variant is not None)
+        )  # fmt: skip
         for seed in args.seeds:
-            for variant in [*models.fixed_variants(), elastic]:
+            for variant in needed:
                 folder = models.trained(variant, seed, args.work)
                 if not silent:
                     print(f"seed {seed}: {folder}")
     if "score" in args.stages:
-        runs.score_all(elastic, args.seeds, args.work, args.out, args.split, args.limit, not silent)
+        runs.score_all(wanted, args.seeds, args.work, args.out, args.split, args.limit, not silent)
     if "tell" in args.stages:
         tables = elastic_tables(read_stores(args.out)[0])
         if args.json:

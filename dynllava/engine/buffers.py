@@ -73,10 +73,6 @@ class Buffers:
         """Return where the buffers lie."""
         return tuple(tensor.data_ptr() for tensor in self._kept.values())
 
-    def nbytes(self) -> int:
-        """Return the bytes that are kept."""
-        return sum(tensor.nbytes for tensor in self._kept.values())
-
 
 class LayerBuffers:
     """One layer's part of them, for a cache that holds them."""

@@ -23,6 +23,7 @@ from .config import NO_PREDICTORS, SparsityConfig
 from .families import MODEL_TYPE
 from .files import WeightFiles, present
 from .layouts import ORIGINAL_TYPES, Checkpoint, Layout, download, inspect
+from .official_vocabulary import rows_kept, write_tokenizer
 from .sanity import build_config, check_finite, check_sizes
 from .tensors import Reader, stream
 from .token_packer import LEVELS, regions
@@ -31,6 +32,8 @@ from .tower import KNOWN_TOWERS
 #: Where a converted folder keeps the files of the original format that it does not use itself.
 OFFICIAL_FILES = "official_files"
 SHARD = "5GB"
+IMAGES = "image_processor"
+"""Part of ``processor_config.json``."""
 #: Parts of a TokenPacker projector, which keep their names.
 PACKER = (
     "q_proj_1.", "k_proj_1.", "v_proj_1.", "ln_q_1.", "ln_k_1.", "ln_v_1.", "clip_attn.", "mlp.",
@@ -351,7 +354,12 @@ def _write_official(checkpoint: Checkpoint, target: Path) -> None:
         )
     state = read_hf_state(checkpoint.stored)
     check_finite(state.items(), source)
-    official = config.get("official_config") or synthesised_official_config(config)
+    official = config.get("official_config")
+    inner = False  # whether words lie behind the image token
+    if not official:
+        vocab = rows_kept(config, checkpoint.tokenizer_files)
+        inner = vocab > config["image_token_index"]
+        official = synthesised_official_config(config, vocab)
     vocab = official["vocab_size"]
     for name in VOCABULARY_TENSORS:
         if name in state:
@@ -366,19 +374,30 @@ def _write_official(checkpoint: Checkpoint, target: Path) -> None:
     vision, known = config["vision_config"], KNOWN_TOWERS.get(tower, {"": None})
     as_known = all(vision.get(key, "") == value for key, value in known.items())
     if tower and not as_known and inside and not Path(tower).is_absolute():
-        _write_tower_config(config, target / tower)
+        _write_tower(config, source, target / tower)
     kept = source / OFFICIAL_FILES
-    copy_files(sorted(kept.iterdir()) if kept.is_dir() else checkpoint.tokenizer_files, target)
+    if inner:
+        write_tokenizer(checkpoint.tokenizer_files, config["image_token_index"], target)
+    else:
+        copy_files(sorted(kept.iterdir()) if kept.is_dir() else checkpoint.tokenizer_files, target)
     copy_files(checkpoint.licences, target)
 
 
-def _write_tower_config(config: dict[str, Any], folder: Path) -> None:
+def _write_tower(config: dict[str, Any], source: Path, folder: Path) -> None:
+    """Write what the official program reads beside a tower: sizes, and how images are prepared."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config["vision_config"], indent=2) + "\n")
+    write_json(folder / "config.json", config["vision_config"])
+    for name, key in (("preprocessor_config.json", None), ("processor_config.json", IMAGES)):
+        values = read_json_object(source / name) if (source / name).is_file() else {}
+        values = values.get(key, {}) if key else values
+        if values:
+            values["image_processor_type"] = "CLIPImageProcessor"
+            write_json(folder / "preprocessor_config.json", values)
+            return
 
 
-def synthesised_official_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return an official configuration for a model that never had one."""
+def synthesised_official_config(config: dict[str, Any], vocabulary: int) -> dict[str, Any]:
+    """Return an official configuration, of so many rows, for a model that never had one."""
     text = dict(config["text_config"])
     rope = text.pop("rope_parameters", None) or {}
     official = {
@@ -400,7 +419,7 @@ def synthesised_official_config(config: dict[str, Any]) -> dict[str, Any]:
     official.update(
         architectures=["DynamicLlavaLlamaForCausalLM"],
         model_type="dynamic_llava_llama",
-        vocab_size=min(text["vocab_size"], config["image_token_index"]),
+        vocab_size=vocabulary,
         rope_theta=rope.get("rope_theta", 10000.0),
         rope_scaling=None,
         mm_projector_type="mlp2x_gelu",

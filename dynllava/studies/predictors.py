@@ -14,13 +14,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from dynllava.errors import UserError
 from dynllava.methods import create, presets
 from dynllava.models.loading import load_model
 from dynllava.plan.names import FULL, LEARNED
-from dynllava.prompts import PLAIN_QUESTION
+
+from .teacher_forcing import forced, prepared
 
 CAPTION = "caption"
 
@@ -63,59 +62,19 @@ def family_rows(split: str, family: str, limit: int | None) -> list[dict[str, An
     return load_split(split, family, limit=limit)
 
 
-@torch.no_grad()
 def score(model: Any, processor: Any, rows: Sequence[dict[str, Any]], batch: int = 25) -> Scores:
-    """Score answers under the model's method, its sparsification of decoding active.
-
-    Teacher-forced: greedy decoding gives exactly the answer if and only if every token of it is
-    the most likely one, since up to the first miss both have the same past.
-    """
+    """Score answers under the model's method (:func:`.teacher_forcing.forced`)."""
     scores = Scores()
-    tokenizer = processor.tokenizer
     for start in range(0, len(rows), batch):
-        part = rows[start : start + batch]
-        inputs = processor(
-            images=[row["image"] for row in part],
-            text=[PLAIN_QUESTION.format(row["question"]) for row in part],
-            padding=True,
-            return_tensors="pt",
-        )
-        answers = tokenizer(
-            [f"{row['answer']}{tokenizer.eos_token}" for row in part],
-            add_special_tokens=False,
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-        )
-        ids, mask = answers["input_ids"], answers["attention_mask"]
-        logits = model.score(
-            inputs["input_ids"],
-            ids,
-            pixel_values=inputs["pixel_values"].to(model.dtype),
-            attention_mask=inputs["attention_mask"],
-            continuation_mask=mask,
-            sample_ids=torch.arange(start, start + len(part)),
-            return_logits=True,
-        ).float()
-        losses = -logits.log_softmax(-1).gather(2, ids[..., None])[..., 0] * mask
-        right = (logits.argmax(-1) == ids) | (mask == 0)
-        scores.exact += right.all(1).float().tolist()
-        scores.nll += losses.sum(1).tolist()
-        scores.tokens += mask.sum(1).tolist()
-        _add_kept(scores, model, mask)
+        part = prepared(rows, range(start, min(start + batch, len(rows))), processor)
+        found = {name: column.tolist() for name, column in forced(
+            model, part, part.pictures(model)).items()}  # fmt: skip
+        scores.exact += found["exact"]
+        scores.nll += found["nll"]
+        scores.tokens += found["tokens"]
+        scores.kept_images += found["image_share"]
+        scores.kept_outputs += found["output_share"]
     return scores
-
-
-def _add_kept(scores: Scores, model: Any, mask: torch.Tensor) -> None:
-    """Add the realised shares; the last answer token is never fed."""
-    lengths = model.last_report.kv_lengths
-    first, last = torch.tensor(lengths[0]), torch.tensor(lengths[-1])
-    fed = mask.sum(1) - 1
-    kept = torch.tensor(model.last_report.image_tokens)
-    images = model.config.image_seq_length
-    dropped_outputs = (first - last) - (images - kept)
-    scores.kept_images += (kept / images).tolist()
-    scores.kept_outputs += (1 - dropped_outputs / fed.clamp(min=1)).tolist()
 
 
 @dataclass(frozen=True)

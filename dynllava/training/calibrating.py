@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,16 @@ import torch
 from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.calibration import Calibration
+from dynllava.models.loading import load_model
 from dynllava.models.stored_predictors import KEY
 from dynllava.output.files import read_json_object, write_text
-from dynllava.plan.names import LEARNED
+from dynllava.plan.names import FULL, LEARNED
 
 from .batches import Collator
+from .config import DataConfig, TrainingConfig
 from .data import InstructionDataset
 from .losses import IGNORED
+from .prepare import EMBEDDED, picture_tokens, prepare_data
 from .step import NO_INPUTS
 
 RATES = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -213,6 +217,41 @@ def first_answer(item: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
     short = {name: item[name][:end] for name in ("input_ids", "labels")}
     kinds = {name: value[:end] for name, value in item["kinds"].items()}
     return {**item, **short, "kinds": kinds}, first, size
+
+
+def calibrate_folder(
+    folder: Path,
+    data: DataConfig,
+    *,
+    min_answer_length: int | None = None,
+    dtype: str = "float32",
+    progress: bool = True,
+) -> dict[str, Calibration]:
+    """Calibrate a checkpoint on disk on ``data``; nothing is written (:func:`store`).
+
+    Parameters
+    ----------
+    folder : Path
+    data : DataConfig
+        As a training run's; generated conversations need no template.
+    min_answer_length : int or None
+        As in :func:`calibrate`; None: LEN_OT of the checkpoint.
+
+    Raises
+    ------
+    UserError
+        As :func:`calibrate`, or without a tokenizer.
+    """
+    if data.path.startswith(EMBEDDED):
+        data = replace(data, template=data.template or "plain", image_aspect="pad")
+    model, processor = load_model(str(folder), method=FULL, dtype=dtype)
+    if processor is None:
+        raise UserError(f"{folder} has no tokenizer: calibration needs one")
+    config = TrainingConfig(model=str(folder), data=data)
+    dataset = prepare_data(config, processor, picture_tokens(model))
+    if min_answer_length is None:
+        min_answer_length = model.sparsity.output_text_len_for_training
+    return calibrate(model, dataset, data.path, min_answer_length, progress)
 
 
 def store(folder: Path, found: dict[str, Calibration]) -> Path:

@@ -294,7 +294,7 @@ def test_a_hub_name_resolves_in_the_cache_alone(made, tmp_path):
     arguments = "--methods full fastv --tasks embedded_attribute --limit 2 --out store --quiet"
     done = run("compare", "--pretrained", "liuhaotian/llava-v1.5-7b", *arguments.split())
     assert done.returncode == 0, done.stderr
-    assert "2 records in store" in done.stdout
+    assert "wrote 2 records to store" in done.stdout
     done = run("convert", "someone/not-here", "out2")
     assert done.returncode == 2
     assert "hf download someone/not-here" in done.stderr

@@ -145,7 +145,7 @@ def test_no_answer_dominates(family):
 
 
 def test_split_is_written_once_and_reads_back(tmp_path, monkeypatch):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     monkeypatch.setitem(data.SPLITS, "val", 5)
     folder = ensure_split("val", tmp_path)
     assert ensure_split("val", tmp_path) == folder
@@ -167,7 +167,7 @@ def test_unwritable_folder_is_one_clear_line(tmp_path):
 
 
 def test_datasets_decodes_the_images(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     monkeypatch.setitem(data.SPLITS, "val", 3)
     path = ensure_split("val", tmp_path) / "digit.parquet"
     loaded = datasets.load_dataset(

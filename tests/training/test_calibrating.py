@@ -15,9 +15,11 @@ from dynllava.embedded import dynamic_path
 from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.methods.calibration import Calibration
+from dynllava.models.checkpoints import synthesised_official_config
 from dynllava.models.loading import load_model
 from dynllava.studies.elastic.runs import caption_scores
 from dynllava.studies.elastic.scoring import Task, generated, teacher_forced
+from dynllava.studies.teacher_forcing import prepared
 from dynllava.training.calibrating import cut_off, first_answer
 from dynllava.training.losses import IGNORED
 
@@ -113,8 +115,6 @@ def test_budgets_by_score_have_the_asked_mean_and_do_not_depend_on_the_batch(cal
     assert shares.std() > 0.005
     row = task.batches[0].rows[7]
     alone = Task(task.name, [task.rows[row]], [])
-    from dynllava.studies.elastic.scoring import prepared
-
     alone.batches = [prepared(alone.rows, [0], processor)]
     one = teacher_forced(model, alone)
     assert one.image_share[0] == together.image_share[row]
@@ -140,3 +140,30 @@ def test_the_command_says_what_it_cannot_use(tmp_path, capsys, calibrated):
     assert cli.main(["calibrate", str(calibrated), "--data", "embedded:1:1", "--quiet"]) == 2
     assert "accepted are two or more" in capsys.readouterr().err
     assert (calibrated / "config.json").read_text() == before
+
+
+def test_a_checkpoint_in_the_published_format_is_calibrated_like_ours(tmp_path):
+    folder = tmp_path / "official"
+    assert cli.main(["convert", str(dynamic_path()), str(folder), "--to", "official",
+                     "--quiet"]) == 0  # fmt: skip
+    assert cli.main(["calibrate", str(folder), "--data", "embedded:1007:40", "--quiet"]) == 0
+    model, processor = load_model(str(folder))
+    task = Task.load("attribute", "val", processor, 20)
+    ours, other = load_model("embedded")
+    # The words behind <image> stayed where they were.
+    found = teacher_forced(model, task)
+    wanted = teacher_forced(ours, Task.load("attribute", "val", other, 20))
+    assert (found.values, found.image_share) == (wanted.values, wanted.image_share)
+    assert found.nll == pytest.approx(wanted.nll, abs=1e-4)
+    model.set_method("dynamic_llava", output_keep_rate=0.37)
+    assert model.output_predictor.calibration.data == "embedded:1007:40"
+    again = tmp_path / "hf"
+    assert cli.main(["convert", str(folder), str(again), "--quiet"]) == 0
+    load_model(str(again))[0].set_method("dynamic_llava", output_keep_rate=0.37)
+
+
+def test_predictors_that_are_told_the_rate_have_no_official_format():
+    config = json.loads((dynamic_path() / "config.json").read_text())
+    config["sparse_config"]["elastic"] = "condition"
+    with pytest.raises(UserError, match="have no official format"):
+        synthesised_official_config(config, 96)

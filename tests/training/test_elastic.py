@@ -169,4 +169,4 @@ def test_the_shipped_configuration_is_the_recipe_but_for_its_rates():
     elastic, fixed = read_config("embedded-elastic"), read_config("embedded")
     assert elastic.optim == fixed.optim
     assert elastic.run.max_steps == 2 * fixed.run.max_steps
-    assert (elastic.sparsity.elastic, elastic.sparsity.gradient) == ("rank", "bounded")
+    assert (elastic.sparsity.elastic, elastic.sparsity.gradient) == ("rank", "bounded_output")

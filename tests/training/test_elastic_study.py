@@ -35,7 +35,7 @@ STORE = ROOT / "results" / "elastic"
 TASKS = ("attribute", "counting")
 
 
-def put(store, role, vision, answers, seed=0, kept=None):
+def put(store, role, vision, answers, seed=0, kept=None, data="same", variant=names.VARIANT):
     """Append a record of made-up answers, as many of each task."""
     half = len(answers) // 2
     parts = [answers[:half], answers[half:]]
@@ -48,15 +48,15 @@ def put(store, role, vision, answers, seed=0, kept=None):
         }
         for family, part in zip(TASKS, parts, strict=True)
     ]
-    own = {"role": role, "seed": seed, "vision": vision, "output": 0.5}
+    own = {"role": role, "seed": seed, "vision": vision, "output": 0.5, "trained": variant}
     score = Score(float(np.mean(answers)), None, len(answers))
     record = RunRecord(
         "training",
-        ModelInfo("made"),
+        ModelInfo("made", image_tokens=144),
         MethodInfo("dynamic_llava", f"{role} {vision} {seed}", own),
-        task=TaskInfo(names.SHORT, suite=names.SUITE, dataset_hash="same", metric="exact_match",
+        task=TaskInfo(names.SHORT, suite=names.SUITE, dataset_hash=data, metric="exact_match",
                       scale=1.0),
-        scores={"exact_match": score},
+        scores={"exact_match": score, "kept_image_share": Score(vision)},
     )  # fmt: skip
     RecordStore(store).append(record, rows)
 
@@ -88,6 +88,23 @@ def test_a_planted_loss_is_worse_and_a_planted_tie_is_not(tmp_path):
     assert "not worse by more than 1 point" in shown
 
 
+def test_other_elastic_trainings_have_tables_of_their_own(tmp_path):
+    ones, zeros = np.ones(600, int), np.zeros(600, int)
+    put(tmp_path, names.OWN, 0.1, ones)
+    put(tmp_path, names.ELASTIC, 0.1, ones)
+    put(tmp_path, names.ELASTIC, 0.1, zeros, variant="elastic-rank")
+    put(tmp_path, names.FROZEN, 0.1, zeros, variant="elastic-mixed-frozen")
+    put(tmp_path, names.LONGER, 0.1, zeros, variant="vision-0.1-output-0.5-600")
+    tables = {table.title: table for table in elastic_tables(read_stores(tmp_path)[0])}
+    told = {title: table.rows[0][-1].text.split(" [")[0] for title, table in tables.items()}
+    assert told == {
+        "Elastic against trained for the rate": NOT_WORSE,
+        "Elastic against trained for the rate (elastic-rank)": WORSE,
+        "Predictors only, at equal steps": "-100.0",
+        "The recipe at one rate, for twice the steps": "-100.0",
+    }
+
+
 def test_few_samples_stay_undecided(tmp_path):
     own = np.ones(60, int)
     other = own.copy()
@@ -100,6 +117,10 @@ def test_few_samples_stay_undecided(tmp_path):
 def test_runs_on_other_samples_are_not_compared(tmp_path):
     with pytest.raises(UserError, match="no records of this study"):
         Study.read(str(tmp_path))
+    put(tmp_path, names.OWN, 0.1, np.ones(40, int))
+    put(tmp_path, names.ELASTIC, 0.1, np.ones(40, int), data="other")
+    with pytest.raises(UserError, match="answered other samples"):
+        verdicts(Study.read(str(tmp_path)), 0)
 
 
 def test_budgets_are_split_by_task_and_by_objects(tmp_path):
@@ -107,7 +128,7 @@ def test_budgets_are_split_by_task_and_by_objects(tmp_path):
     fixed = (generator.random(1200) < 0.8).astype(int)
     other = fixed.copy()
     other[600:][fixed[600:] == 0] = 1  # counting gains all that it lacked
-    put(tmp_path, names.ELASTIC, 0.1, fixed)
+    put(tmp_path, names.SAME_MEAN, 0.1, fixed)
     put(tmp_path, names.PER_IMAGE, 0.1, other, kept=[10, 20] * 300)
     found = per_image(Study.read(str(tmp_path)), 0)
     assert len(found) == 1
@@ -140,7 +161,7 @@ def test_eight_true_losses_of_a_point_are_rarely_called_none():
 
 
 def test_what_is_scored_covers_the_eight_rates_and_no_label_twice():
-    found = list(runs.runs(models.ELASTIC["rank"]))
+    found = list(runs.runs(models.ELASTIC["mixed"]))
     assert len({run.label for run in found}) == len(found)
     for role in (names.OWN, names.ELASTIC):
         short = [run.vision for run in found if (run.role, run.task) == (role, names.SHORT)]
@@ -160,7 +181,7 @@ def work(tmp_path_factory):
     shutil.copytree(dynamic_path(), source)
     assert cli.main(["calibrate", str(source), "--data", "embedded:1007:60", "--quiet"]) == 0
     (source / models.DONE).touch()
-    for variant in [*models.fixed_variants(), models.ELASTIC["rank"]]:
+    for variant in [*models.fixed_variants(), models.ELASTIC["mixed"]]:
         target = models.target(variant, 0, folder) / "final"
         target.parent.mkdir(parents=True)
         target.symlink_to(source)
@@ -180,20 +201,30 @@ def test_the_command_scores_once_and_tells(work, tmp_path, capsys):
     assert "| vision 0.1 | 0 | 36 |" in told
     assert "| output 0.3 | 0 | 6 |" in told
     lines = (Path(out) / "records.jsonl").read_text().splitlines()
-    assert len(lines) == len(list(runs.runs(models.ELASTIC["rank"])))
+    assert len(lines) == len(list(runs.runs(models.ELASTIC["mixed"])))
     assert cli.main(command) == 0
     assert (Path(out) / "records.jsonl").read_text().splitlines() == lines
-    same = {json.loads(line)["method"]["parameters"]["role"] for line in lines}
-    assert same >= {names.OWN, names.ELASTIC, names.PER_IMAGE}
+    records = [json.loads(line) for line in lines]
+    found = {}
+    for record in records:
+        own = record["method"]["parameters"]
+        found[own["role"], own["vision"]] = record["scores"]
+    assert {role for role, _ in found} >= {names.OWN, names.ELASTIC, names.PER_IMAGE}
+    for rate in runs.PER_IMAGE_RATES:
+        # To the next token, and 6 pictures of each of 6 families.
+        by_score, same = (
+            found[role, rate]["kept_image_share"]["value"]
+            for role in (names.PER_IMAGE, names.SAME_MEAN)
+        )
+        assert abs(by_score - same) <= 0.51 / 144
 
 
 def test_the_command_says_what_it_lacks(tmp_path, capsys):
     base = ["study", "elastic", "--work", str(tmp_path), "--out", str(tmp_path / "out"), "--quiet"]
     for more, message in (
-        (["--seeds", "1"], "no dense weights of seed 1; train them first"),
         (["--seeds", "-1"], "accepted are numbers from 0"),
         (["--limit", "2"], "accepted is a number from 6"),
-        (["--variant", "best"], "accepted are rank"),
+        (["--variant", "best"], "accepted are mixed"),
     ):
         assert cli.main([*base, *more]) == 2
         assert message in capsys.readouterr().err

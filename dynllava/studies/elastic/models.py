@@ -6,13 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynllava.analysis.elastic.names import OUTPUT_RATES, VISION_RATES
-from dynllava.errors import UserError
-from dynllava.models.loading import load_model
-from dynllava.plan.names import FULL
-from dynllava.training.calibrating import calibrate, store
+from dynllava.training.calibrating import calibrate_folder, store
 from dynllava.training.checkpointing import IDENTITY
-from dynllava.training.config import TrainingConfig, read_config
-from dynllava.training.prepare import picture_tokens, prepare_data
+from dynllava.training.config import DataConfig, TrainingConfig, read_config
 from dynllava.training.run import FINAL, train
 
 TRAINED_RATE = 0.2
@@ -57,25 +53,14 @@ def fixed_variants() -> list[Variant]:
 TWICE = "data.path=embedded:{data}:9600"
 """Records for twice the steps."""
 
+RANKS = ("sparsity.gradient=bounded", "sparsity.vision_keep_rates=[0.05,0.3]")
 ELASTIC = {
-    "rank": Variant("elastic-rank", "embedded-elastic", (TWICE,)),
-    "rank-frozen": Variant(
-        "elastic-rank-frozen", "embedded-elastic", (TWICE, "optim.train_language=false")
-    ),
-    "mixed": Variant(
-        "elastic-mixed",
-        "embedded-elastic",
-        (
-            TWICE,
-            "sparsity.gradient=bounded_output",
-            "sparsity.vision_keep_rates=null",
-            "sparsity.vision_keep_rate=0.1",
-        ),
-    ),
+    "mixed": Variant("elastic-mixed", "embedded-elastic", (TWICE,)),
+    "rank": Variant("elastic-rank", "embedded-elastic", (TWICE, *RANKS)),
     "condition": Variant(
         "elastic-condition",
         "embedded-elastic",
-        (TWICE, "sparsity.elastic=condition", "sparsity.gradient=slope"),
+        (TWICE, *RANKS, "sparsity.elastic=condition", "sparsity.gradient=slope"),
     ),
     "lowest": Variant(
         "elastic-lowest",
@@ -83,9 +68,17 @@ ELASTIC = {
         ("sparsity.vision_keep_rate=0.1", "sparsity.output_keep_rate=0.3"),
     ),
 }
-"""One checkpoint for every rate: one ranking head at drawn rates (``frozen``: predictors only), a
-predictor that is told the drawn rate, and the paper's recipe at the lowest rates; ``mixed`` trains
-the image predictor by the recipe at its lowest rate and ranks output tokens."""
+"""One checkpoint for every rate: images by the paper's recipe at the lowest rate and one ranking of
+output tokens at drawn rates (``mixed``, the default), both ranked at drawn rates, a predictor that
+is told the drawn rate, and the paper's recipe at the lowest rates."""
+FROZEN = Variant("elastic-mixed-frozen", "embedded-elastic", (TWICE, "optim.train_language=false"))
+"""The same with the language model frozen."""
+
+
+def longer(rate: float) -> Variant:
+    """Return the recipe at one vision rate for the steps of the elastic training."""
+    once = fixed(vision=rate)
+    return Variant(f"{once.name}-600", once.config, (*once.overrides, TWICE, "run.max_steps=600"))
 
 
 def configuration(variant: Variant, seed: int, folder: Path) -> TrainingConfig:
@@ -113,21 +106,21 @@ def target(variant: Variant, seed: int, folder: Path) -> Path:
     return folder / f"seed{seed}" / variant.name
 
 
-def trained(variant: Variant, seed: int, folder: Path, calibrated: bool = True) -> Path:
+def train_dense(seed: int, output: Path) -> None:
+    """Train the dense model of a seed from nothing, or go on from its checkpoint."""
+    from dynllava.embedded.train import main
+
+    resume = ["--resume"] if (output / "checkpoint.pt").is_file() else []
+    main([str(output), "--seed", str(seed), *resume])
+
+
+def trained(variant: Variant, seed: int, folder: Path) -> Path:
     """Return the folder of a trained model, trained and calibrated now unless it is there.
 
-    Raises
-    ------
-    UserError
-        Where the dense weights of the seed are not there: they are trained by
-        ``python -m dynllava.embedded.train``.
+    Where the dense weights of the seed are not there, they are trained first.
     """
-    weights = dense(seed, folder)
-    if seed and not Path(weights).is_dir():
-        raise UserError(
-            f"{weights}: no dense weights of seed {seed}; train them first: "
-            f"python -m dynllava.embedded.train {folder}/dense{seed} --seed {seed}"
-        )
+    if seed and not Path(dense(seed, folder)).is_dir():
+        train_dense(seed, folder / f"dense{seed}")
     config = configuration(variant, seed, folder)
     output = Path(config.run.output_dir)
     model = output / FINAL
@@ -135,17 +128,8 @@ def trained(variant: Variant, seed: int, folder: Path, calibrated: bool = True) 
         return model
     if not (model / "config.json").is_file():
         model = train(config, resume=(output / IDENTITY).is_file(), log=False)
-    if calibrated:
-        calibrate_model(model, seed)
+    # Conversations that no split and no training holds.
+    data = DataConfig(f"embedded:{1007 + seed}:400")
+    store(model, calibrate_folder(model, data, progress=False))
     (model / DONE).touch()
     return model
-
-
-def calibrate_model(folder: Path, seed: int) -> None:
-    """Calibrate a model on 400 conversations that no split and no training holds."""
-    name = f"embedded:{1007 + seed}:400"
-    model, processor = load_model(str(folder), method=FULL)
-    config = read_config("embedded", [f"model={folder}", f"data.path={name}"])
-    dataset = prepare_data(config, processor, picture_tokens(model))
-    least = config.sparsity.min_answer_length
-    store(folder, calibrate(model, dataset, name, least, progress=False))

@@ -11,17 +11,22 @@ from typing import Any
 from dynllava.analysis.elastic.names import (
     CAPTIONS,
     ELASTIC,
+    FROZEN,
     FULL_DENSE,
     FULL_ELASTIC,
+    FULL_TUNED,
+    LONGER,
     OFF_RATE,
     OFFICIAL,
     OUTPUT_RATES,
     OWN,
     PER_IMAGE,
+    SAME_MEAN,
     SHORT,
     SUITE,
     VISION_RATES,
 )
+from dynllava.errors import UserError
 from dynllava.methods import create
 from dynllava.models.loading import load_model, resolve
 from dynllava.plan.names import FULL, LEARNED
@@ -37,6 +42,7 @@ from dynllava.records import (
 from dynllava.records.environment import capture
 
 from ..predictors import CAPTION
+from . import models
 from .models import (
     OUTPUT_RATE,
     TRAINED_RATE,
@@ -48,6 +54,10 @@ from .models import (
 from .scoring import QUESTIONS, Answers, Task, generated, teacher_forced
 
 PER_IMAGE_RATES = (0.1, 0.2, 0.35)
+FROZEN_VISION, FROZEN_OUTPUT = (0.1, 0.2, 0.5), (0.3, 0.7)
+"""Rates at which predictors trained alone are scored."""
+LONGER_VISION = (0.1, 0.5)
+"""Rates of the recipe at twice the steps."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,8 @@ class Run:
     task : str
         :data:`SHORT` or :data:`CAPTIONS`.
     vision, output : float
-        Keep rates; 1 and 1 drop nothing.
+        Keep rates; 1 and 1 drop nothing.  A setting at the mean of the budgets per image names the
+        rate that was asked of these.
     per_image : bool
     logit_rule : bool
         Decide output tokens by logit0 > logit1, as the official code does.
@@ -82,10 +93,15 @@ class Run:
         """Its name within a seed."""
         return f"{self.role}: {self.task}, vision {self.vision:g}, output {self.output:g}"
 
-    def parameters(self) -> dict[str, Any]:
-        """Return the method's parameters."""
+    @property
+    def trained(self) -> str:
+        """Name of its weights."""
+        return "dense" if self.variant is None else self.variant.name
+
+    def parameters(self, vision: float | None = None) -> dict[str, Any]:
+        """Return the method's parameters, at a realised vision rate where that is given."""
         return {
-            "vision_keep_rate": self.vision,
+            "vision_keep_rate": self.vision if vision is None else vision,
             "output_keep_rate": self.output,
             "per_image": self.per_image,
             **({"output_threshold": 0.0} if self.logit_rule else {}),
@@ -106,17 +122,31 @@ def runs(elastic: Variant) -> Iterator[Run]:
             yield Run(OFF_RATE, fixed(), SHORT, rate, OUTPUT_RATE)
     for rate in PER_IMAGE_RATES:
         yield Run(PER_IMAGE, elastic, SHORT, rate, OUTPUT_RATE, per_image=True)
+        yield Run(SAME_MEAN, elastic, SHORT, rate, OUTPUT_RATE)
     for task in (SHORT, CAPTIONS):
         yield Run(FULL_ELASTIC, elastic, task)
+        yield Run(FULL_TUNED, fixed(), task)
         yield Run(FULL_DENSE, None, task)
 
 
-def known(store: RecordStore) -> set[tuple[str, int]]:
-    """Return (label, seed) of the records that are there."""
+def ablations() -> Iterator[Run]:
+    """Yield predictors trained alone, and the recipe at twice the steps."""
+    for rate in FROZEN_VISION:
+        yield Run(FROZEN, models.FROZEN, SHORT, rate, OUTPUT_RATE)
+    for rate in FROZEN_OUTPUT:
+        yield Run(FROZEN, models.FROZEN, CAPTIONS, TRAINED_RATE, rate)
+    for rate in LONGER_VISION:
+        yield Run(LONGER, models.longer(rate), SHORT, rate, OUTPUT_RATE)
+
+
+def known(store: RecordStore) -> set[tuple[str, str, int]]:
+    """Return (label, weights, seed) of the records that are there."""
     if not store.path.is_file():
         return set()
     return {
-        (record.method.label, record.method.parameters["seed"])
+        tuple(
+            [record.method.label, *(record.method.parameters[key] for key in ("trained", "seed"))]
+        )
         for record in store.read()[0]
         if record.task is not None and record.task.suite == SUITE
     }
@@ -161,7 +191,9 @@ class Scorer:
             name = str(trained(run.variant, seed, self.folder))
         model, processor = self.model(name)
         drops = run.vision < 1 or run.output < 1
-        model.set_method(create(LEARNED, **run.parameters()) if drops else create(FULL))
+        vision = self.mean_of_budgets(run, seed) if run.role == SAME_MEAN else None
+        own = run.parameters(vision)
+        model.set_method(create(LEARNED, **own) if drops else create(FULL))
         if run.task == CAPTIONS:
             task = self.task(CAPTION, processor)
             found = {CAPTION: generated(model, processor, task)}
@@ -172,7 +204,8 @@ class Scorer:
         else:
             tasks = [self.task(family, processor) for family in QUESTIONS]
             found = {task.name: teacher_forced(model, task) for task in tasks}
-            rows = [question_row(task, found[task.name]) for task in tasks]
+            images = model.config.image_seq_length
+            rows = [question_row(task, found[task.name], images) for task in tasks]
             scores = question_scores(found)
         method = model.method
         record = RunRecord(
@@ -191,7 +224,7 @@ class Scorer:
                     **method.parameters(),
                     "seed": seed,
                     "role": run.role,
-                    "trained": "dense" if run.variant is None else run.variant.name,
+                    "trained": run.trained,
                     "vision": run.vision,
                     "output": run.output,
                 },
@@ -211,6 +244,24 @@ class Scorer:
         )
         return self.store.append(record, rows)
 
+    def mean_of_budgets(self, run: Run, seed: int) -> float:
+        """Return the share that budgets per image had at this rate, to the next token.
+
+        Raises
+        ------
+        UserError
+            If they were not scored.
+        """
+        for record in self.store.read()[0]:
+            own = record.method.parameters
+            asked = (own.get("role"), own.get("trained"), own.get("seed"), own.get("vision"))
+            if asked == (PER_IMAGE, run.trained, seed, run.vision):
+                images = record.model.image_tokens or 1
+                kept = round(record.scores["kept_image_share"].value * images)
+                # A little above: the share is cut to whole tokens.
+                return min(1.0, (kept + 0.01) / images)
+        raise UserError(f"{run.label}, seed {seed}: budgets per image were not scored", 1)
+
     def _hash(self, task: str) -> str:
         from dynllava.embedded.data import content_hash
 
@@ -221,12 +272,12 @@ class Scorer:
         return self.hashes[task]
 
 
-def question_row(task: Task, answers: Answers) -> dict[str, Any]:
+def question_row(task: Task, answers: Answers, images: int) -> dict[str, Any]:
     """Return a family's sample row: a digit a question, and its scene's objects.
 
-    ``kept`` is a list of image tokens, or one number where all pictures keep as many.
+    ``kept`` is a list of image tokens (of ``images``), or one number where all keep as many.
     """
-    kept = [round(share * 144) for share in answers.image_share]
+    kept = [round(share * images) for share in answers.image_share]
     return {
         "family": task.name,
         "exact": "".join(str(int(value)) for value in answers.values),
@@ -281,7 +332,7 @@ def _share(values: list[float]) -> Score:
 
 
 def score_all(
-    elastic: Variant,
+    wanted: list[Run],
     seeds: list[int],
     folder: Path,
     out: str,
@@ -289,15 +340,15 @@ def score_all(
     limit: int | None,
     progress: bool = True,
 ) -> None:
-    """Score what the store lacks."""
+    """Score what the store lacks of the wanted settings."""
     from tqdm import tqdm
 
     store = RecordStore(out)
     scorer = Scorer(folder, store, split, limit)
-    left = [(run, seed) for seed in seeds for run in runs(elastic)]
+    left = [(run, seed) for seed in seeds for run in wanted]
     done = known(store)
-    left = [(run, seed) for run, seed in left if (run.label, seed) not in done]
+    left = [(run, seed) for run, seed in left if (run.label, run.trained, seed) not in done]
     # Models in turn: each is loaded once.
-    left.sort(key=lambda item: (item[1], "" if item[0].variant is None else item[0].variant.name))
+    left.sort(key=lambda item: (item[1], item[0].trained))
     for run, seed in tqdm(left, desc="elastic", disable=not progress):
         scorer.score(run, seed)

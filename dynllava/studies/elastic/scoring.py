@@ -1,14 +1,13 @@
 """Answers to the study's questions and captions, one score a sample.
 
-Short questions are teacher-forced: greedy decoding gives exactly the answer if and only if every
-token of it is the most likely one.  Captions are generated (METEOR) and teacher-forced (PPL).
+Short questions are teacher-forced (:mod:`dynllava.studies.teacher_forcing`), captions generated
+(METEOR) and teacher-forced (PPL).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,54 +16,14 @@ import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dynllava.embedded.questions import FAMILIES
-from dynllava.prompts import PLAIN_QUESTION
 
 from ..predictors import CAPTION, family_rows
+from ..teacher_forcing import Batch, forced, prepared
 
 QUESTIONS = tuple(family for family in FAMILIES if family != CAPTION)
 BATCH = 50
 _TOWERS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 CAPTION_TOKENS = 160
-
-
-@dataclass
-class Batch:
-    """Samples of similar length, ready for the model.
-
-    Attributes
-    ----------
-    rows : list of int
-        Their numbers in the task.
-    inputs : dict
-        ``input_ids``, ``attention_mask``, ``pixel_values``.
-    ids, mask : Tensor [B, T]
-        Answer tokens with the end token, right-padded.
-    features : dict
-        Projected pictures [B, tokens, D] by the hash of the tower that made them.
-    """
-
-    rows: list[int]
-    inputs: dict[str, torch.Tensor]
-    ids: torch.Tensor
-    mask: torch.Tensor
-    features: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def given(self, model: Any) -> dict[str, Any]:
-        """Return the prompt as ``model`` takes it; its tower sees the pictures once.
-
-        The study trains no tower: all models of a seed have the same one.
-        """
-        tower = tower_hash(model)
-        if tower not in self.features:
-            pixels = self.inputs["pixel_values"].to(model.dtype)
-            out = model.model.get_image_features(pixel_values=pixels, return_dict=True)
-            self.features = {tower: torch.stack(list(out.pooler_output))}
-        found = BaseModelOutputWithPooling(pooler_output=list(self.features[tower]))
-        return {
-            "input_ids": self.inputs["input_ids"],
-            "attention_mask": self.inputs["attention_mask"],
-            "mm_encoder_outputs": {"image": found},
-        }
 
 
 @dataclass
@@ -113,23 +72,22 @@ class Task:
         return [len(scene["objects"]) + (scene["digit"] is not None) for scene in scenes]
 
 
-def prepared(rows: Sequence[dict[str, Any]], part: list[int], processor: Any) -> Batch:
-    """Return some samples as model inputs."""
-    tokenizer = processor.tokenizer
-    inputs = processor(
-        images=[rows[index]["image"] for index in part],
-        text=[PLAIN_QUESTION.format(rows[index]["question"]) for index in part],
-        padding=True,
-        return_tensors="pt",
-    )
-    answers = tokenizer(
-        [f"{rows[index]['answer']}{tokenizer.eos_token}" for index in part],
-        add_special_tokens=False,
-        padding=True,
-        padding_side="right",
-        return_tensors="pt",
-    )
-    return Batch(part, dict(inputs), answers["input_ids"], answers["attention_mask"])
+def seen_once(batch: Batch, model: Any) -> dict[str, Any]:
+    """Return the prompt as ``model`` takes it; its tower sees the pictures once.
+
+    The study trains no tower: all models of a seed have the same one.
+    """
+    tower = tower_hash(model)
+    if tower not in batch.features:
+        pixels = batch.inputs["pixel_values"].to(model.dtype)
+        out = model.model.get_image_features(pixel_values=pixels, return_dict=True)
+        batch.features = {tower: torch.stack(list(out.pooler_output))}
+    found = BaseModelOutputWithPooling(pooler_output=list(batch.features[tower]))
+    return {
+        "input_ids": batch.inputs["input_ids"],
+        "attention_mask": batch.inputs["attention_mask"],
+        "mm_encoder_outputs": {"image": found},
+    }
 
 
 @torch.inference_mode()
@@ -137,30 +95,8 @@ def teacher_forced(model: Any, task: Task) -> Answers:
     """Return exact answers (1 or 0), likelihoods and realised shares."""
     found = _empty(task)
     for batch in task.batches:
-        logits = model.score(
-            continuation_ids=batch.ids,
-            **batch.given(model),
-            continuation_mask=batch.mask,
-            sample_ids=torch.tensor(batch.rows),
-            return_logits=True,
-        ).float()
-        losses = -logits.log_softmax(-1).gather(2, batch.ids[..., None])[..., 0] * batch.mask
-        right = ((logits.argmax(-1) == batch.ids) | (batch.mask == 0)).all(1)
-        report = model.last_report
-        first, last = torch.tensor(report.kv_lengths[0]), torch.tensor(report.kv_lengths[-1])
-        kept = torch.tensor(report.image_tokens)
-        images = model.config.image_seq_length
-        # The last answer token is never fed, so it is not judged.
-        fed = batch.mask.sum(1) - 1
-        gone = (first - last) - (images - kept)
-        columns = {
-            "values": right.float(),
-            "nll": losses.sum(1),
-            "tokens": batch.mask.sum(1),
-            "image_share": kept / images,
-            "output_share": 1 - gone / fed.clamp(min=1),
-        }
-        _put(found, batch.rows, columns)
+        columns = forced(model, batch, seen_once(batch, model))
+        _put(found, batch.rows, {"values": columns.pop("exact"), **columns})
     return found
 
 
@@ -173,7 +109,7 @@ def generated(model: Any, processor: Any, task: Task) -> Answers:
     for batch in task.batches:
         prompt = batch.inputs["input_ids"].shape[1]
         out = model.generate(
-            **batch.given(model),
+            **seen_once(batch, model),
             max_new_tokens=CAPTION_TOKENS,
             do_sample=False,
         )
