@@ -1,9 +1,10 @@
-"""Decode steps compiled with ``torch.compile``.
+"""Decode steps, and a prompt's selections, compiled with ``torch.compile``.
 
 A compiled step attends over the cache's whole capacity under a mask, so its shapes change only when
 the cache grows by a chunk: after the second growth the compiler treats that size as a variable.
-Prompts, extensions and everything the host decides stay as they are, so the outputs are
-those of the ordinary step up to rounding.
+Extensions and everything the host decides stay as they are, so the outputs are those of the
+ordinary step up to rounding.  Of a prompt only what chooses tokens is compiled, where that is asked
+for: the layers' products are the library's own either way.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from dynllava.errors import UserError
 
 from .buffers import Buffers
 from .decoder import Pass
-from .program import Program
+from .program import Decision, Program
+from .view import View
 
 
 class CompiledSteps:
@@ -31,10 +33,14 @@ class CompiledSteps:
         compiler).
     capacity : int or None
         Tokens of a row that K/V buffers with fixed addresses have room for; None = no such buffers.
+    selection : bool
+        Whether a prompt's selections are compiled too.
     """
 
-    def __init__(self, backend: str = "inductor", capacity: int | None = None) -> None:
-        self.backend = backend
+    def __init__(
+        self, backend: str = "inductor", capacity: int | None = None, selection: bool = False
+    ) -> None:
+        self.backend, self.selection = backend, selection
         self.buffers = None if capacity is None else Buffers(capacity)
         self._steps: dict[str, Callable[..., Any]] = {}
 
@@ -42,16 +48,26 @@ class CompiledSteps:
         """Return the step of a method; None where its shapes change from step to step."""
         if program.hides:
             return None
-        key = f"{program.method.name} {program.method.parameters()}"
+        return self._compiled(_name(program), Pass._walk)
+
+    def decide(self, program: Program, decisions: tuple[Decision, ...], view: View) -> Any:
+        """Return what a prompt's decisions at a layer select, as :meth:`Program.decide` does."""
+        if not self.selection:
+            return program.decide(decisions, view)
+        key = f"{_name(program)} {[decision.index for decision in decisions]}"
+        return self._compiled(key, Program.decide)(program, decisions, view)
+
+    def _compiled(self, key: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if key not in self._steps:
-            self._steps[key] = self._compiled()
+            # The compiler counts recompilations per code object: give each method one of its own.
+            code, name = function.__code__.replace(), function.__name__
+            own = FunctionType(code, function.__globals__, name)
+            self._steps[key] = compiled(own, self.backend)
         return self._steps[key]
 
-    def _compiled(self) -> Callable[..., Any]:
-        # The compiler counts recompilations per code object: give each method one of its own.
-        walk = Pass._walk
-        own = FunctionType(walk.__code__.replace(), walk.__globals__, walk.__name__)
-        return compiled(own, self.backend)
+
+def _name(program: Program) -> str:
+    return f"{program.method.name} {program.method.parameters()}"
 
 
 def compiled(function: Callable[..., Any], backend: str) -> Callable[..., Any]:

@@ -85,6 +85,8 @@ class Pass:
         rows' image tokens in order (Qwen3-VL); they follow the tokens that are left.
     first_image : Tensor [B] int64, optional
         Image tokens of all rows before each row, where some have left before layer 0.
+    decide : callable
+        :meth:`Program.decide` for a prompt, compiled or as it is.
     """
 
     def __init__(
@@ -97,7 +99,9 @@ class Pass:
         compiled: Callable[..., Any] | None = None,
         deep_features: Sequence[torch.Tensor] = (),
         first_image: torch.Tensor | None = None,
+        decide: Callable[..., Selection | None] = Program.decide,
     ) -> None:
+        self.decide = decide
         self.deep_features = deep_features
         self.first_image = first_image
         if first_image is None and len(deep_features):
@@ -149,7 +153,7 @@ class Pass:
                     bounded = policy_hook.bounded(view) if policy_hook.bounded else None
             elif decisions := program.prompt[index]:
                 self._look_at_input(decisions, layer)
-                selection = program.decide(decisions, view)
+                selection = self.decide(program, decisions, view)
                 if selection is not None:
                     self._apply_to_prompt(index, selection)
             store = None

@@ -6,11 +6,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from dynllava.errors import UserError
 from dynllava.plan import NEXT, PRODUCING, Tower
 
+from .projections import outputs_of
 from .rows import Picture
+
+PROJECTIONS = {
+    "class_row": ("q_proj", "k_proj"),
+    "keys": ("k_proj",),
+    "class_query": ("q_proj",),
+}
+"""What a look needs -> projections of the attention that it is about."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +82,26 @@ class Llava:
     def features(self, pixels: torch.Tensor, looks: tuple[Tower, ...]) -> TowerFeatures:
         """See :meth:`Family.features`.
 
-        The tower runs as always; looks are computed beside it from its hidden states.
+        The tower runs as always; looks take what its own projections give on the way.
         """
-        out = self.tower(pixels, output_hidden_states=True)
-        states, chosen = out.hidden_states, self.config.vision_feature_layer
+        chosen = self.config.vision_feature_layer
         layers = chosen if isinstance(chosen, (list, tuple)) else [chosen]
-        parts = [states[layer] for layer in layers]
-        selected = torch.cat(parts, -1)
         has_class = self.config.vision_feature_select_strategy == "default"
         if looks and not has_class:
             raise UserError(
                 "the method looks at the vision tower's class token, which this model has not or "
                 "sends as a patch (vision_feature_select_strategy=full)"
             )
-        last = layers[-1] % len(states)
-        seen = {look: self._look(look, states, last) for look in looks}
+        looked_at = {look: self._attention(look, layers[-1]) for look in looks}
+        asked = [
+            getattr(attention, name)
+            for look, attention in looked_at.items()
+            for name in PROJECTIONS[look.what]
+        ]
+        with outputs_of(asked) as made:
+            states = self.tower(pixels, output_hidden_states=True).hidden_states
+        selected = torch.cat([states[layer] for layer in layers], -1)
+        seen = {look: _seen(look, attention, made) for look, attention in looked_at.items()}
         return TowerFeatures(
             selected[:, 1:] if has_class else selected,
             selected[:, 0] if has_class else None,
@@ -98,8 +112,10 @@ class Llava:
         """See :meth:`Family.project`."""
         return self.projector(rows)
 
-    def _look(self, look: Tower, states: tuple[torch.Tensor, ...], selected: int) -> torch.Tensor:
+    def _attention(self, look: Tower, selected: int) -> Any:
+        """Return the attention that a look is about; ``selected`` numbers the hidden states."""
         layers = self.tower.encoder.layers
+        selected = selected % (len(layers) + 1)
         producing = max(selected - 1, 0)
         named: dict[str | int, int | str] = {
             PRODUCING: producing,
@@ -108,20 +124,22 @@ class Llava:
         number = named.get(look.layer, look.layer)
         if not isinstance(number, int) or not 0 <= number < len(layers):
             raise UserError(f"tower layer {look.layer!r}: accepted are 0 to {len(layers) - 1}")
-        layer = layers[number]
-        attention: Any = layer.self_attn
-        hidden = layer.layer_norm1(states[number])
-        if look.what == "class_query":
-            return attention.q_proj(hidden[:, 0])
-        keys = attention.k_proj(hidden)
-        if look.what == "keys":
-            return keys
-        query = attention.q_proj(hidden[:, :1])
-        heads = attention.num_heads
-        query, keys = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, keys))
-        scores = query.float() @ keys.float().transpose(-1, -2) * query.shape[-1] ** -0.5
-        # Softmax over all rows; the class token's own column is left out.
-        return scores.softmax(-1)[:, :, 0, 1:]
+        return layers[number].self_attn
+
+
+def _seen(look: Tower, attention: Any, made: dict[nn.Module, torch.Tensor]) -> torch.Tensor:
+    """Return what a look saw, of what the tower's projections gave."""
+    if look.what == "class_query":
+        return made[attention.q_proj][:, 0]
+    keys = made[attention.k_proj]
+    if look.what == "keys":
+        return keys
+    query = made[attention.q_proj][:, :1]
+    heads = attention.num_heads
+    query, keys = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, keys))
+    scores = query.float() @ keys.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    # Softmax over all rows; the class token's own column is left out.
+    return scores.softmax(-1)[:, :, 0, 1:]
 
 
 class LlavaNext(Llava):

@@ -9,6 +9,12 @@ from dynllava.plan.names import FULL, LEARNED
 MEASURED = (FULL, LEARNED, "fastv", "sparsevlm", "h2o")
 """Timed by ``dynllava bench``, the speed suites and the GPU campaign."""
 
+LARGE_SHAPE = (LEARNED, "fastv", "visionzip", "pyramiddrop")
+"""Held to a share of their counted saving at the large shape."""
+
+LOOKING = ("visionzip", "vispruner", "prumerge", "fastervlm", "hired", "divprune")
+"""Choose before layer 0; their looks and choices are timed beside the tower."""
+
 COMPARED = (FULL, LEARNED)
 """``dynllava compare``."""
 

@@ -300,7 +300,11 @@ class SparseGeneration(Limited, Stock):
                 )
 
     def set_compile(
-        self, enabled: bool = True, backend: str = "inductor", capacity: int | None = None
+        self,
+        enabled: bool = True,
+        backend: str = "inductor",
+        capacity: int | None = None,
+        selection: bool = False,
     ) -> None:
         """Compile decode steps with ``torch.compile``, or stop doing so.
 
@@ -317,6 +321,9 @@ class SparseGeneration(Limited, Stock):
             Tokens of a row, prompt and output, for which K and V lie in buffers that batches of
             one shape use one after the other, at fixed addresses; the memory stays taken.  A step
             is then compiled for one size.  None: each batch has room of its own, which grows.
+        selection : bool
+            Whether what a prompt's layers choose from their input is compiled too: scores, ranks
+            and masks, not the choice before layer 0.
 
         Raises
         ------
@@ -327,7 +334,7 @@ class SparseGeneration(Limited, Stock):
             refuse_compiling(self.kernel)
         if capacity is not None and (isinstance(capacity, bool) or capacity < 2):
             raise UserError(f"capacity={capacity!r}: accepted is a number of tokens from 2")
-        self.compiled_steps = CompiledSteps(backend, capacity) if enabled else None
+        self.compiled_steps = CompiledSteps(backend, capacity, selection) if enabled else None
 
     @limited
     @torch.no_grad()

@@ -144,17 +144,14 @@ class Tower:
         return self.what != "keys"
 
     def operations(self, stage: Stage, dims: ModelDims, phase: str) -> Iterator[Operation]:
-        """Return the projections that the look computes beside the tower, and the class row."""
+        """Return the class row's products; projections are the tower's own."""
         tower = dims.tower
         if tower is None or not stage.shape.image:
             return
         if self.several and all(image.crops == 1 for image in stage.shape.images):
             return
-        rows, width = tower.patches + 1, tower.hidden
-        made = {"class_row": rows + 1, "keys": rows, "class_query": 1}[self.what]
-        yield Operation(self.what, "tower_look", None, phase, made, width, width)
         if self.what == "class_row":
-            depth = width // tower.heads
+            rows, depth = tower.patches + 1, tower.hidden // tower.heads
             yield Operation("class_scores", "tower_look", None, phase, 1, depth, rows, tower.heads)
 
 

@@ -27,6 +27,7 @@ from dynllava.records.environment import capture
 from dynllava.timing.bench_report import measured_rounds
 from dynllava.timing.speed import process_name
 from dynllava.timing.stats import paired_ratios, spread
+from dynllava.timing.targets import LOADING
 
 from .common import parser
 
@@ -183,7 +184,8 @@ def as_record(
     measured = {}
     for name, unit in QUANTITIES.items():
         ours, stock = found["ours"][name], found["stock"][name]
-        process = [process_name()] * len(ours)
+        # Every load is a process of its own.
+        process = [f"{process_name()}-{number}" for number in range(len(ours))]
         measured[name] = measured_rounds(ours, process, unit, False)
         measured[f"{name}_stock"] = measured_rounds(stock, process, unit, False)
         ratio = paired_ratios(ours, stock)
@@ -191,7 +193,7 @@ def as_record(
     return RunRecord(
         kind="bench",
         model=ModelInfo(f"{gigabytes:g} GB (random weights)", None, layers, 2048, 16),
-        method=MethodInfo(FULL, label="loading"),
+        method=MethodInfo(FULL, label=LOADING),
         task=TaskInfo(task, suite="speed"),
         measured=measured,
         environment=capture("cpu", dtype, "sdpa"),

@@ -59,6 +59,7 @@ MODES = {
     targets.NOCACHE: "decode_nocache",
     targets.AT_LENGTH: "decode",
     targets.COMPILED: "decode",
+    targets.STEP_TO_FULL: "decode",
 }
 """Quantity of a target -> mode of the breakdown that explains it."""
 
@@ -84,7 +85,11 @@ is the cost of judging. Every measurement, and the time of each class of operato
 
     python -m dynllava.suites.prefill --processes 8
     python -m dynllava.suites.prefill --model large-size --processes 8 --repeats 8 \\
-      --methods full dynamic_llava fastv pyramiddrop h2o
+      --methods full dynamic_llava fastv visionzip pyramiddrop h2o
+    python -m dynllava.suites.steps --model large-size --batch 8 --output-tokens 64,1024 \\
+      --processes 8 --methods full dynamic_llava KEEPS_ALL
+    python -m dynllava.suites.steps --compile --stock static --processes 8
+    python -m dynllava.suites.looks --processes 8
     python -m dynllava.suites.decode --processes 8 --no-cache --compile
     python -m dynllava.suites.breakdown --mode prefill
     python -m dynllava.suites.evaluation
@@ -162,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     ]
     lines = "\n".join(headline(newest)) or "- Nothing is measured yet."
-    protocol = PROTOCOL.replace("LOG", link(args.out, log))
+    protocol = PROTOCOL.replace("LOG", link(args.out, log)).replace("KEEPS_ALL", targets.KEEPS_ALL)
     # A measurement without a row is left out: a table of nothing but names says nothing.
     text = as_markdown([table for table in tables if table.rows])
     write_text(args.out, f"{TITLE}{lines}\n{protocol}\n{text}")
@@ -220,7 +225,9 @@ def target_rows(target: Target, records: Sequence[RunRecord]) -> list[list[str]]
 
 def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -> str:
     """Return the class of operators that costs more than it should by most, from a breakdown."""
-    mode = MODES[target.quantity]
+    mode = MODES.get(target.quantity)
+    if mode is None:
+        return ""
     _, batch, *_, outputs = record.task_name.split("-")
     task = f"{BREAKDOWN}-{mode}-{batch}" + ("" if mode == "prefill" else f"-{outputs}")
     found: dict[str, RunRecord] = {}

@@ -18,8 +18,10 @@ import torch
 from transformers import StaticCache
 
 from dynllava.costs.ledger import Run, evicts
+from dynllava.engine.rows import Rows
 from dynllava.methods import create
 from dynllava.methods.base import Method
+from dynllava.models.calls import PromptImages, remembering
 from dynllava.plan import Predictor, Shape
 
 from .bench_model import Bench
@@ -198,13 +200,34 @@ class Subject:
         ``outputs`` is how many tokens the run generates (a static cache is allocated for them).
         """
         extra: dict[str, Any] = {}
+        images = None
         if self.method is not None:
             extra["image_mask"] = inputs.image_mask
+            images = self.chosen_before(inputs)
         elif self.name.startswith(STATIC):
             size = inputs.shape.total + outputs
             extra["past_key_values"] = StaticCache(model.config.text_config, max_cache_len=size)
-        out = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **extra)
+        with remembering(images):
+            out = model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **extra)
         return out.logits[:, -1:].argmax(-1), out.past_key_values
+
+    def chosen_before(self, inputs: Inputs) -> PromptImages | None:
+        """Return rows in the images' place, as many as a method that looks at the tower leaves.
+
+        What looking and choosing cost belongs to the tower (``python -m dynllava.suites.looks``).
+        """
+        assert self.method is not None
+        if not self.method.plan(self.bench.spec.dims.layers).needs_pictures:
+            return None
+        shape, (batch, _) = inputs.shape, inputs.image_mask.shape
+        rows = self.run_of(shape, 1, 1, None).schedule.prefill_rows[0]
+        kept = rows - (shape.total - shape.image)
+        place = torch.linspace(0, shape.image - 1, kept, device=inputs.embeds.device).long()
+        features = inputs.embeds[:, shape.text_before :][:, place]
+        left = [[Rows(features[row], place)] for row in range(batch)]
+        return PromptImages(
+            inputs.image_mask, [[(shape.image, 1)]] * batch, [[shape.image]] * batch, left
+        )
 
     def decode(
         self,

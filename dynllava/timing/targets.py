@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dynllava.methods.presets import LARGE_SHAPE, LOOKING, MEASURED
 from dynllava.plan.names import LEARNED
 from dynllava.records import Measured
 
@@ -25,6 +26,11 @@ LATE = "time_ratio_decode_late"
 TO_FULL = "time_ratio_to_full_decode"
 AT_LENGTH = "time_ratio_step"
 COMPILED = "time_ratio_to_compiled_step"
+STEP_TO_FULL = "time_ratio_to_full_step"
+LOOK = "time_ratio_look"
+LOADING_TIME, LOADING_MEMORY = "loading_cpu_time_ratio", "loading_memory_ratio"
+LOADING = "loading"
+"""Label of the records of loading."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,17 @@ def _shares(method: str) -> list[Target]:
     ]
 
 
+def _against_static(method: str) -> list[Target]:
+    start = "decode step at most 1.00x StaticCache, batch 1, at 64 tokens"
+    return [
+        Target(start, "step-b1-*-o64", method, AT_LENGTH, 1.0, False, MID, 0.03),
+        Target(
+            f"{start}, both compiled", "step-b1-*-o64", f"{method}, compiled", COMPILED, 1.0,
+            False, MID, 0.03,
+        ),
+    ]  # fmt: skip
+
+
 DYNAMIC = LEARNED
 TARGETS = (
     *_shares(DYNAMIC),
@@ -197,7 +214,7 @@ TARGETS = (
     Target(
         "share of calls without a cache, at a length", "nocache-b", DYNAMIC, NOCACHE, 0.80, True
     ),
-    *(target for method in (DYNAMIC, "fastv", "pyramiddrop") for target in _large_shares(method)),
+    *(target for method in LARGE_SHAPE for target in _large_shares(method)),
     Target(
         "prefill at most 1.06x dense, large shape",
         "speed-b*-o1",
@@ -210,10 +227,10 @@ TARGETS = (
     ),
     *(
         Target(
-            f"decode step at most {bound:.2f}x dense, large shape, batch 8, {length:,} tokens",
-            f"speed-b8-*-o{length}",
+            f"decode step at most {bound:.2f}x dense, large shape, batch 8, at {length:,} tokens",
+            f"step-b8-*-o{length}",
             DYNAMIC,
-            STEP,
+            AT_LENGTH,
             bound,
             False,
             LARGE,
@@ -223,12 +240,40 @@ TARGETS = (
     ),
     Target(
         "judging and bookkeeping at most 2 % of a step, large shape",
-        "speed-b8",
+        "step-b8",
         KEEPS_ALL,
-        TO_FULL,
+        STEP_TO_FULL,
         1.02,
         False,
         LARGE,
         0.03,
+    ),
+    *(target for method in MEASURED for target in _against_static(method)),
+    *(
+        Target(
+            "tower with look and choice at most 1.02x the tower",
+            "look-b1",
+            method,
+            LOOK,
+            1.02,
+            False,
+            ("CLIP-L/14-336 tower",),
+            0.03,
+        )
+        for method in LOOKING
+    ),
+    *(
+        Target(
+            f"loading 1 GB at most 1.05x stock, {what}: {kind}, {label}",
+            f"loading-{kind}-{dtype}",
+            LOADING,
+            quantity,
+            1.05,
+            False,
+            ("1 GB",),
+        )
+        for kind in ("safetensors", "bin")
+        for label, dtype in (("same dtype", "bfloat16"), ("other dtype", "float32"))
+        for what, quantity in (("CPU time", LOADING_TIME), ("memory", LOADING_MEMORY))
     ),
 )

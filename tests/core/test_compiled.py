@@ -44,10 +44,10 @@ def generate(model, new_tokens=NEW_TOKENS):
     return out.sequences, torch.stack(out.logits), report.kv_lengths, report.output_kept
 
 
-def assert_same(model, backend):
+def assert_same(model, backend, **options):
     model.set_compile(False)
     tokens, logits, lengths, kept = generate(model)
-    model.set_compile(True, backend)
+    model.set_compile(True, backend, **options)
     compiled_tokens, compiled_logits, compiled_lengths, compiled_kept = generate(model)
     assert torch.equal(compiled_tokens, tokens)
     torch.testing.assert_close(compiled_logits, logits, atol=2e-5, rtol=0)
@@ -61,6 +61,52 @@ COMPILED = [case for case in CASES if case.id != "fastv-reprune"]
 def test_compiled_steps_equal_ordinary_ones(model, whole_graphs, case):
     model.set_method(case.name, **case.parameters)
     assert_same(model, TRACING)
+
+
+QUICK = ("dynamic_llava-I|T", "fastv", "sparsevlm", "pyramiddrop")
+"""Methods whose selections are compiled in the quick tests too."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.id, marks=[] if case.id in QUICK else pytest.mark.slow)
+        for case in COMPILED
+    ],
+)
+def test_compiled_selections_equal_ordinary_ones(model, case):
+    model.set_method(case.name, **case.parameters)
+    assert_same(model, TRACING, selection=True)
+
+
+@pytest.mark.parametrize("name", ["dynamic_llava", "fastv"])
+def test_a_selection_is_compiled_once_for_prompts_of_one_shape(model, name):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model.set_method(name)
+    given = batch(prompts(), pixels())
+    ordinary = model(**given, use_cache=False).logits
+    model.set_compile(True, backend, selection=True)
+    first = model(**given, use_cache=False).logits
+    once = len(graphs)
+    again = model(**given, use_cache=False).logits
+    model.set_compile(False)
+    assert once == len(graphs) > 0
+    assert torch.equal(first, ordinary)
+    assert torch.equal(again, ordinary)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dynamic_llava", "fastv", "sparsevlm"])
+def test_generated_kernels_select_the_same_tokens(model, name):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler (g++)")
+    model.set_method(name)
+    assert_same(model, "inductor", selection=True)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from dynllava.costs import ledger
 from dynllava.costs.counters import flop_counter
 from dynllava.costs.realised import Realised
 from dynllava.costs.spec import PRESETS, spec_from_config
+from dynllava.engine.family import Llava
+from dynllava.engine.projections import outputs_of
 from dynllava.engine.rows import ImageView, Picture
 from dynllava.errors import UserError
 from dynllava.methods import create, divprune, hired, prumerge, visionzip, vispruner
 from dynllava.methods.budget import processed, solve, takes_budget
 from dynllava.models.config import model_dims
-from dynllava.plan import PromptShape, TowerDims
+from dynllava.plan import PromptShape, Tower, TowerDims
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "vision_side"
 CASES = {f"{case['method']}-{case['name']}": case for case in json.loads(
@@ -347,8 +350,43 @@ def test_the_towers_sizes_are_known_to_closed_forms():
     assert model_dims(model.config).tower == TowerDims(2, 32, 4, 16)
     assert spec_from_config(model.config.to_dict(), "tiny").dims.tower == TowerDims(2, 32, 4, 16)
     looked = create("fastervlm").overhead(PromptShape(35, 576, 40), PRESETS["llava-1.5-7b"].dims)
-    # Projections of 577 keys and a query of 1024 channels, then 16 heads of 64.
-    assert sum(operation.macs for operation in looked) == 578 * 1024**2 + 1024 * 577
+    # Keys and query are the tower's own: one row of 577 scores, 16 heads of 64 channels.
+    assert sum(operation.macs for operation in looked) == 1024 * 577
+
+
+def test_a_look_takes_what_the_tower_makes_and_computes_no_projection_again():
+    model = tiny_model()
+    family = Llava(model.model, model.config)
+    images, calls = batch(prompts(), pixels())["pixel_values"], []
+    layer = model.model.vision_tower.encoder.layers[0].self_attn
+    handles = [
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
+        for name, part in (("q", layer.q_proj), ("k", layer.k_proj))
+    ]
+    looks = tuple(Tower(what) for what in ("class_row", "keys", "class_query"))
+    with torch.no_grad():
+        seen = family.features(images, looks).seen
+        states = model.model.vision_tower(images, output_hidden_states=True).hidden_states
+    for handle in handles:
+        handle.remove()
+    assert sorted(calls) == ["k", "k", "q", "q"]  # once in each of the two runs
+    assert not layer.k_proj._forward_hooks
+    normal = model.model.vision_tower.encoder.layers[0].layer_norm1(states[0])
+    assert torch.equal(seen[looks[1]], layer.k_proj(normal))
+    assert torch.equal(seen[looks[2]], layer.q_proj(normal)[:, 0])
+
+
+def test_what_another_thread_sends_through_a_tower_is_not_seen():
+    part = torch.nn.Linear(4, 4)
+    mine, other = torch.ones(1, 4), torch.zeros(1, 4)
+    with outputs_of([part]) as made:
+        expected = part(mine)
+        thread = threading.Thread(target=part, args=(other,))
+        thread.start()
+        thread.join()
+    assert torch.equal(made[part], expected)
+    part(other)
+    assert torch.equal(made[part], expected)
 
 
 @pytest.mark.parametrize("goal", [64, 128, 192])
