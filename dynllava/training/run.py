@@ -92,6 +92,8 @@ def train(config: TrainingConfig, resume: bool = False, log: bool = True) -> Pat
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
         trainer.check_weights()
         final = output / FINAL
+        # Training runs without a cache; what it gives generates with one.
+        model.config.use_cache = True
         trainer.save_model(str(final))
         if arguments.should_save:
             # A pickle that nobody needs to load the model.
