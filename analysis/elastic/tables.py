@@ -185,15 +185,16 @@ def per_image_table(study: Study) -> TableData:
 
 def per_image_parts(study: Study, kind: str) -> TableData:
     """Return the difference of budgets by task or by number of objects, a column a rate."""
+    found = {seed: {item.rate: item for item in per_image(study, seed)} for seed in study.seeds}
+    rates = sorted({rate for items in found.values() for rate in items})
     rows = []
-    rates: list[float] = []
-    for seed in study.seeds:
-        items = per_image(study, seed)
-        rates = [item.rate for item in items] or rates
-        values = sorted({value for item in items for name, value in item.parts if name == kind})
+    for seed, items in found.items():
+        parts = {rate: item.parts for rate, item in items.items()}
+        values = sorted({value for own in parts.values() for name, value in own if name == kind})
         for value in values:
-            cells = [interval(item.parts[kind, value]) for item in items]
-            count = str(items[0].parts[kind, value].samples)
+            shown = {rate: own[kind, value] for rate, own in parts.items() if (kind, value) in own}
+            cells = [interval(shown[rate]) if rate in shown else "-" for rate in rates]
+            count = str(max(item.samples for item in shown.values()))
             rows.append([str(value).replace("_", " "), str(seed), count, *cells])
     what = {"family": "task", "objects": "objects in the picture"}[kind]
     header = [what, "seed", "n", *(f"rate {rate:g}" for rate in rates)]

@@ -136,6 +136,12 @@ def test_budgets_are_split_by_task_and_by_objects(tmp_path):
     assert found[0].spread == pytest.approx((10 / 144, 20 / 144))
     assert found[0].parts["family", "attribute"].difference == 0
     assert found[0].parts["family", "counting"].difference > 0.15
+    put(tmp_path, names.SAME_MEAN, 0.2, fixed, seed=1)
+    put(tmp_path, names.PER_IMAGE, 0.2, other, seed=1, kept=[10, 20] * 300)
+    tables = {table.title: table for table in elastic_tables(read_stores(tmp_path)[0])}
+    by_task = [cell.text for cell in tables["By threshold minus same top-k, by task"].rows[0]]
+    assert by_task[:3] == ["attribute", "0", "600"]
+    assert by_task[4] == "-"  # seed 0 has no rate 0.2
     objects = [found[0].parts["objects", number] for number in (1, 2, 3)]
     assert sum(item.samples for item in objects) == 1200
 
