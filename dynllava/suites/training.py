@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dtype = "bfloat16" if cuda else "float32"
     steps = compare_steps(shape, args.device, dtype, args.repeats or (30 if cuda else 5), False)
     report(steps, "policy", "plain", shape)
+    report(steps, "predictors", "policy", shape)
     store = RecordStore(args.store)
     for record in training_records(steps, args.shape, capture(args.device, dtype, "sdpa")):
         store.append(record)

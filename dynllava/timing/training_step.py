@@ -1,7 +1,7 @@
 """Time and memory of a training step, against plain fine-tuning of the same model and batch.
 
 ``python -m dynllava.timing.training_step`` builds a LLaVA of random weights (its vision tower is
-tiny, so that ratios err on the high side), runs both steps in turns and prints medians and ratios;
+tiny, so that ratios err on the high side), runs the steps in turns and prints medians and ratios;
 then the attention alone against a masked softmax that holds the N x N matrix.
 """
 
@@ -62,7 +62,7 @@ class Comparison:
     Attributes
     ----------
     seconds : dict of str to list of float
-        Wall time of each repeat.
+        Time of each repeat: of the process's CPU, on an accelerator by the wall clock.
     peak_bytes : dict of str to (int or None)
         See :func:`allocated_peak`.
     """
@@ -140,12 +140,24 @@ def random_batch(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict
 def step_functions(
     model: DynamicLlavaForConditionalGeneration, batch: dict[str, torch.Tensor], sparse_layer: int
 ) -> dict[str, Callable[[], None]]:
-    """Return ``plain`` and ``policy``: forward and backward of one step, gradients cleared."""
+    """Return ``plain``, ``policy`` and ``predictors``: forward and backward of one step.
+
+    ``plain`` fine-tunes the language model, ``policy`` trains predictors along with it,
+    ``predictors`` these alone.  Gradients are cleared at the end.
+    """
+    language = [model.model.language_model, model.lm_head]
 
     def plain() -> None:
         model.set_method(FULL)
         method_step(model, batch).loss.backward()
         model.zero_grad(set_to_none=True)
+
+    def predictors() -> None:
+        for part in language:
+            part.requires_grad_(False)
+        policy()
+        for part in language:
+            part.requires_grad_(True)
 
     def policy() -> None:
         noise = SampleNoise(0, 0, range(len(batch["input_ids"])))
@@ -154,7 +166,14 @@ def step_functions(
         model.last_report = None
         model.zero_grad(set_to_none=True)
 
-    return {"plain": plain, "policy": policy}
+    return {"plain": plain, "policy": policy, "predictors": predictors}
+
+
+def optimizer_bytes(model: DynamicLlavaForConditionalGeneration, *, predictors: bool) -> int:
+    """Return the bytes that AdamW keeps (two moments in float32), counted from the parameters."""
+    parts = [model.image_predictor, model.output_predictor]
+    parts += [] if predictors else [model.model.language_model, model.lm_head]
+    return sum(8 * item.numel() for part in parts for item in part.parameters())
 
 
 def attention_functions(
@@ -196,13 +215,15 @@ def compare(
         function()  # buffers that stay are not counted as this function's peak
         peaks[name] = allocated_peak(device, function)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
+    # Other work on a shared machine disturbs process CPU time less.
+    now = time.process_time if device.type == "cpu" else time.perf_counter
     for _ in range(repeats):
         for name, function in functions.items():
             _synchronize(device)
-            start = time.perf_counter()
+            start = now()
             function()
             _synchronize(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
     return Comparison(seconds, peaks)
 
 
@@ -255,6 +276,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     steps = compare_steps(shape, args.device, args.dtype, args.repeats, args.gradient_checkpointing)
     print(f"{shape}, {args.dtype}, {args.device}, {args.repeats} repeats in turns")
     report(steps, "policy", "plain", shape)
+    report(steps, "predictors", "policy", shape)
+    with torch.device("meta"):
+        model = random_model(shape, torch.device("meta"), torch.float32)
+    sizes = [optimizer_bytes(model, predictors=alone) / 2**20 for alone in (False, True)]
+    print(f"AdamW's moments, counted: {sizes[0]:.1f} MiB; of predictors alone {sizes[1]:.1f} MiB")
     functions = attention_functions(shape, place, getattr(torch, args.dtype))
     report(compare(functions, place, args.repeats), "blockwise", "square", shape)
     return 0

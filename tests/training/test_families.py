@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import family_folders
@@ -27,7 +28,8 @@ from dynllava.models.family_processors import load_family_processor
 from dynllava.models.layout import image_map
 from dynllava.models.loading import load_model
 from dynllava.training.batches import Collator
-from dynllava.training.config import TrainingConfig, build
+from dynllava.training.calibrating import calibrate_folder, store
+from dynllava.training.config import DataConfig, TrainingConfig, build
 from dynllava.training.data import InstructionDataset
 from dynllava.training.gumbel import SampleNoise
 from dynllava.training.parameters import part_of
@@ -123,6 +125,18 @@ def trained(folders, data, tmp_path_factory):
 
 def records_of(data):
     return json.loads(Path(data).read_text())
+
+
+def test_a_trained_family_is_calibrated_like_llava(trained, data, tmp_path):
+    final = tmp_path / "final"
+    shutil.copytree(trained[0], final)
+    given = DataConfig(str(data), str(data.parent))
+    found = calibrate_folder(final, given, min_answer_length=1, progress=False)
+    store(final, found)
+    assert set(found) == {"image", "output"}
+    model, _ = load_model(str(final))
+    for rate in (0.2, 0.9):
+        model.set_method("dynamic_llava", vision_keep_rate=0.5, output_keep_rate=rate)
 
 
 # ------------------------------------------------------------------- data

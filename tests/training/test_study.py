@@ -75,6 +75,16 @@ def test_both_steps_are_measured_in_turns(monkeypatch):
     shape = measure.Shape(32, 3, 2, 64, length=660, batch=1, sparse_layer=1)
     found = measure.compare_steps(shape, "cpu", "float32", repeats=1, checkpoint=True)
     assert found.time_ratio("policy", "plain") > 0
+    assert found.time_ratio("predictors", "policy") > 0
+    # Without gradients of the language model's weights less is held.
+    assert found.peak_ratio("predictors", "policy") < 1
+    model = measure.random_model(shape, torch.device("cpu"), torch.float32)
+    trained = [item for item in model.parameters() if item.requires_grad]
+    assert measure.optimizer_bytes(model, predictors=False) == 8 * sum(p.numel() for p in trained)
+    functions = measure.step_functions(model, measure.random_batch(
+        shape, torch.device("cpu"), torch.float32), 1)  # fmt: skip
+    functions["predictors"]()
+    assert [item for item in model.parameters() if item.requires_grad] == trained
     attention = measure.attention_functions(shape, torch.device("cpu"), torch.float32)
     assert set(measure.compare(attention, torch.device("cpu"), 1).seconds) == {
         "square",

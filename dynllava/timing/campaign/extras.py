@@ -164,7 +164,7 @@ def training_records(steps: Any, name: str, environment: Any) -> list[RunRecord]
     from ..training_step import IMAGE_TOKENS, SHAPES
 
     shape, records = SHAPES[name], []
-    for label, method in (("plain", FULL), ("policy", LEARNED)):
+    for label, method in (("plain", FULL), ("policy", LEARNED), ("predictors", LEARNED)):
         seconds = steps.seconds[label]
         process = [process_name()] * len(seconds)
         ratios = paired_ratios(seconds, steps.seconds["plain"])
