@@ -24,7 +24,8 @@ START = re.compile(r"^(?:- run: |run: |srun bash -c \")?(dynllava|python -m) ")
 CHECKED = ("dynllava.embedded.train", "dynllava.embedded.evaluate", "dynllava.tasks.build",
            "dynllava.suites.prefill", "dynllava.suites.decode", "dynllava.suites.breakdown",
            "dynllava.suites.training", "dynllava.suites.families", "dynllava.suites.evaluation",
-           "dynllava.suites.page", "dynllava.suites.loading",
+           "dynllava.suites.page", "dynllava.suites.loading", "dynllava.suites.steps",
+           "dynllava.suites.looks",
            "dynllava.suites.pictures")  # fmt: skip
 
 
