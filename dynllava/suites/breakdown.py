@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--batch", type=int, default=1)
     options.add_argument("--fed", type=int, default=64, help="output tokens fed before")
     options.add_argument("--methods", nargs="+", default=list(MEASURED))
+    options.add_argument("--compile", action="store_true", help="also compiled decode steps")
     args = options.parse_args(argv)
     bench.set_threads(args.threads)
     cuda = args.device.startswith("cuda")
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lambda: build_bench(name, spec, args.device, dtype, "sdpa"),
         args.methods,
         spec,
+        args.compile and args.mode == "decode",
         stock=(STOCK, STATIC) if args.mode == "decode" else (STOCK,),
     )
     shape, outputs = spec.prompt(PROMPT_TOKENS[cuda]), args.fed + STEPS

@@ -20,7 +20,7 @@ from dynllava.timing.words import method_in_words, task_in_words
 
 from .breakdown import TASK as BREAKDOWN
 from .breakdown import names as classes
-from .headline import headline, value_of
+from .headline import COMPILED, headline, value_of
 
 QUANTITIES = (
     "ttft",
@@ -92,6 +92,7 @@ is the cost of judging. Every measurement, and the time of each class of operato
     python -m dynllava.suites.looks --processes 8
     python -m dynllava.suites.decode --processes 8 --no-cache --compile
     python -m dynllava.suites.breakdown --mode prefill
+    python -m dynllava.suites.breakdown --mode decode --compile
     python -m dynllava.suites.evaluation
     python -m dynllava.suites.pictures
     python -m dynllava.suites.loading --threads 1
@@ -235,7 +236,12 @@ def time_lost(target: Target, record: RunRecord, records: Sequence[RunRecord]) -
         same = other.environment.device == record.environment.device
         if same and other.task_name == task:
             found[other.method.shown] = other
-    dense = [found[name] for name in found if name.startswith("dense")]
+    compiled = target.method.endswith(COMPILED)
+    dense = [
+        found[name]
+        for name in found
+        if name.startswith("dense") and name.endswith(COMPILED) == compiled
+    ]
     if not dense or target.method not in found:
         return "no breakdown"
     base = min(dense, key=lambda one: sum(one.measured[name].median for name in classes()))
