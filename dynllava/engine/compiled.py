@@ -55,7 +55,7 @@ class CompiledSteps:
         if not self.selection:
             return program.decide(decisions, view)
         key = f"{_name(program)} {[decision.index for decision in decisions]}"
-        return self._compiled(key, Program.decide)(program, decisions, view)
+        return self._compiled(key, type(program).decide)(program, decisions, view)
 
     def _compiled(self, key: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if key not in self._steps:

@@ -85,8 +85,8 @@ class Pass:
         rows' image tokens in order (Qwen3-VL); they follow the tokens that are left.
     first_image : Tensor [B] int64, optional
         Image tokens of all rows before each row, where some have left before layer 0.
-    decide : callable
-        :meth:`Program.decide` for a prompt, compiled or as it is.
+    decide : callable, optional
+        Decides for a prompt in place of the program's own :meth:`~.program.Program.decide`.
     """
 
     def __init__(
@@ -99,9 +99,9 @@ class Pass:
         compiled: Callable[..., Any] | None = None,
         deep_features: Sequence[torch.Tensor] = (),
         first_image: torch.Tensor | None = None,
-        decide: Callable[..., Selection | None] = Program.decide,
+        decide: Callable[..., Selection | None] | None = None,
     ) -> None:
-        self.decide = decide
+        self.decide = decide or type(program).decide
         self.deep_features = deep_features
         self.first_image = first_image
         if first_image is None and len(deep_features):

@@ -11,7 +11,6 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from dynllava.engine.cache import SparseCache
 from dynllava.engine.decoder import DecoderResult, Pass, first_images, make_view
 from dynllava.engine.early import cut_early
-from dynllava.engine.program import Program
 from dynllava.engine.report import CallReport, detached
 from dynllava.engine.stream import Segment, TokenStream, restore_columns
 from dynllava.errors import UserError
@@ -89,7 +88,7 @@ class SparseTextModel(Stock):
         model = call.model
         steps = model.compiled_steps
         compiled = steps.of(model.program) if steps else None
-        decide = steps.decide if steps else Program.decide
+        decide = steps.decide if steps else None
         deep = deepstack_visual_embeds or ()
         first = first_images(whole) if deep else None
         run = Pass(self, model.program, view, cache, model.kernel, compiled, deep, first, decide)

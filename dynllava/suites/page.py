@@ -87,7 +87,7 @@ is the cost of judging. Every measurement, and the time of each class of operato
     python -m dynllava.suites.prefill --model large-size --processes 8 --repeats 8 \\
       --methods full dynamic_llava fastv visionzip pyramiddrop h2o
     python -m dynllava.suites.steps --model large-size --batch 8 --output-tokens 64,1024 \\
-      --processes 8 --methods full dynamic_llava KEEPS_ALL
+      --processes 8
     python -m dynllava.suites.steps --compile --stock static --processes 8
     python -m dynllava.suites.looks --processes 8
     python -m dynllava.suites.decode --processes 8 --no-cache --compile
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     ]
     lines = "\n".join(headline(newest)) or "- Nothing is measured yet."
-    protocol = PROTOCOL.replace("LOG", link(args.out, log)).replace("KEEPS_ALL", targets.KEEPS_ALL)
+    protocol = PROTOCOL.replace("LOG", link(args.out, log))
     # A measurement without a row is left out: a table of nothing but names says nothing.
     text = as_markdown([table for table in tables if table.rows])
     write_text(args.out, f"{TITLE}{lines}\n{protocol}\n{text}")

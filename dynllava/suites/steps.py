@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dynllava.costs.spec import LARGE_SIZE
 from dynllava.errors import UserError
 from dynllava.methods.presets import MEASURED
+from dynllava.timing.targets import KEEPS_ALL
 
 from .common import LARGE_PROMPT, MODEL_ON, PROMPT_TOKENS, parser
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser("steps", __doc__)
     options.add_argument("--model", help="preset that is timed (default: mid-size, 7B on cuda)")
     options.add_argument("--batch", type=int, default=1, help="rows")
-    options.add_argument("--methods", nargs="+", default=list(MEASURED))
+    options.add_argument("--methods", nargs="+", default=[*MEASURED, KEEPS_ALL])
     options.add_argument("--output-tokens", default="64", help="lengths, e.g. 64,1024")
     options.add_argument("--window", type=int, default=16, help="steps that a round times")
     options.add_argument("--compile", action="store_true", help="also compiled decode steps")
