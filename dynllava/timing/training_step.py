@@ -173,7 +173,8 @@ def optimizer_bytes(model: DynamicLlavaForConditionalGeneration, *, predictors: 
     """Return the bytes that AdamW keeps (two moments in float32), counted from the parameters."""
     parts = [model.image_predictor, model.output_predictor]
     parts += [] if predictors else [model.model.language_model, model.lm_head]
-    return sum(8 * item.numel() for part in parts for item in part.parameters())
+    found = [part for part in parts if part is not None]
+    return sum(8 * item.numel() for part in found for item in part.parameters())
 
 
 def attention_functions(
